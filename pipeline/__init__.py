@@ -1,0 +1,1 @@
+"""The engine: graph, keys, planning, execution, storage, command line. Knows Ray; knows nothing of diffusion."""

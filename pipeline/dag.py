@@ -1,0 +1,36 @@
+"""The whole graph on one screen. A new stage is one file in stages/ and two lines here.
+
+The declaration is read twice: with plain nodes to plan (no Ray needed), with Ray's remote functions to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.stage import Stage
+from schemas.config import PipelineConfig
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("prompts", version=1, sections=("prompts", "teacher")),
+        Stage("synthesize", version=1, sections=("synthesize", "teacher")),
+        Stage("encode", version=1, sections=("encode", "teacher")),
+        Stage("distill", version=1, sections=("distill", "teacher")),
+    )
+}
+
+
+def declare(stage: Callable[[str], Any], config: PipelineConfig) -> dict[str, Any]:
+    """Bind the stages to each other; `stage(name)` gives something with Ray's `.bind()`."""
+    prompts = stage("prompts").bind()
+    if config.encode.external is None:
+        pictures = stage("synthesize").bind(prompts)
+        latents = stage("encode").bind(pictures)
+    else:
+        pictures = None
+        latents = stage("encode").bind()
+    student = stage("distill").bind(prompts, latents)
+    nodes = {"prompts": prompts, "synthesize": pictures, "encode": latents, "distill": student}
+    return {name: node for name, node in nodes.items() if node is not None}

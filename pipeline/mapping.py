@@ -1,0 +1,99 @@
+"""One pool of Ray Data actors over the shards that are missing: the only way in which stages map over shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from schemas.errors import LaddError, StageFailed
+from pipeline.shards import finished_shards
+from pipeline.stage import StageContext
+from schemas.config import WorkerPool
+from schemas.records import ShardStats
+
+
+class ShardWorker(Protocol):
+    """Lives in an actor; built once there (models are loaded in `__init__`), called once per shard."""
+
+    def __call__(self, shard: str) -> ShardStats: ...
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What Ray Data calls with a batch of one row."""
+
+    build: Callable[[], ShardWorker]
+
+    def actor_type(self) -> type:
+        build = self.build
+
+        class ShardActor:
+            def __init__(self) -> None:
+                self._worker = build()
+
+            def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+                shard = str(batch["shard"][0])
+                try:
+                    return {"stats": [self._worker(shard).model_dump_json()], "error": [""]}
+                except LaddError as error:
+                    return {"stats": [""], "error": [str(error)]}
+
+        return ShardActor
+
+
+def map_shards(
+    context: StageContext, shards: list[str], build: Callable[[], ShardWorker], pool: WorkerPool, unit: str = "shards"
+) -> dict[str, ShardStats]:
+    """Make the shards that have no marker yet; returns the statistics of all, by shard name.
+
+    `build` runs in each actor. A LaddError of a worker (damaged input, say) fails the stage with its own sentence,
+    after the shards under way are safe. Other failures are tried again `pool.retries` times by Ray.
+    """
+    done = {name: stats for name, stats in finished_shards(context.store, context.folder).items() if name in set(shards)}
+    missing = [name for name in shards if name not in done]
+    context.report(unit, len(done), len(shards))
+    if not missing:
+        return done
+    import ray
+
+    cpus, gpus = _demand(pool)
+    size = pool.workers or _pool_size(cpus, gpus)
+    data = ray.data.from_items([{"shard": name} for name in missing], override_num_blocks=len(missing))
+    mapped = data.map_batches(
+        _Adapter(build).actor_type(),
+        batch_size=1,
+        num_cpus=0 if gpus else cpus,
+        num_gpus=gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(size, len(missing)))),
+        max_restarts=pool.retries,
+        max_task_retries=pool.retries,
+    )
+    for row in mapped.iter_rows():
+        if row["error"]:
+            raise StageFailed(row["error"])
+        stats = ShardStats.model_validate_json(row["stats"])
+        done[stats.shard] = stats
+        context.report(unit, len(done), len(shards))
+    return done
+
+
+def worker_devices(pool: WorkerPool) -> float:
+    """GPUs, or CPU cores where there are none, that one worker holds: for device-hours."""
+    cpus, gpus = _demand(pool)
+    return gpus or cpus
+
+
+def _demand(pool: WorkerPool) -> tuple[float, float]:
+    import ray
+
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    gpus = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(has_gpus)
+    return pool.cpus_per_worker, gpus
+
+
+def _pool_size(cpus: float, gpus: float) -> int:
+    import ray
+
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU", 0) // gpus if gpus else resources.get("CPU", 1) // cpus))

@@ -1,0 +1,103 @@
+"""What a person sees while stages run: bars on a terminal, else a line a stage every 30 s, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_EVERY_S = 30.0
+
+
+@dataclass
+class _Seen:
+    started: float
+    first: int
+    said: float = 0.0
+    said_done: int = -1
+
+
+@dataclass
+class Observer:
+    """Takes progress and events; `log_format` is text or json. Keeps every event for `events.jsonl`."""
+
+    log_format: str = "text"
+    clock: Callable[[], float] = time.monotonic
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[tuple[str, str], Any] = {}
+        if self.log_format == "text" and self._console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), console=self._console,
+            )  # fmt: skip
+
+    def __enter__(self) -> Observer:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """A fact worth keeping: a stage started, done, failed; a warning."""
+        row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields}
+        self.events.append(row)
+        if self.log_format == "json":
+            print(json.dumps(row), file=sys.stderr, flush=True)
+        else:
+            text = "  ".join(str(value) for value in fields.values())
+            (self._bars.console if self._bars else self._console).print(f"{kind}  {text}", markup=False, soft_wrap=True)
+
+    def progress(self, stage: str, unit: str, done: int, total: int) -> None:
+        """How far a stage is; a unit that starts with `warning` is an event instead."""
+        if unit.startswith("warning"):
+            self.event("warning", stage=stage, text=unit.removeprefix("warning: "))
+            return
+        now, key = self.clock(), (stage, unit)
+        seen = self._seen.setdefault(key, _Seen(now, done))
+        if self._bars:
+            if key not in self._tasks:
+                self._tasks[key] = self._bars.add_task(f"{stage} {unit}", total=total or None)
+            self._bars.update(self._tasks[key], completed=done, total=total or None)
+            return
+        finished = total > 0 and done >= total
+        if done == seen.said_done or (now - seen.said < LINE_EVERY_S and seen.said and not finished):
+            return
+        seen.said, seen.said_done = now, done
+        rate = (done - seen.first) / max(now - seen.started, 1e-9)
+        left = (total - done) / rate if rate > 0 and total else None
+        if self.log_format == "json":
+            row = {"event": "progress", "stage": stage, "unit": unit, "done": done, "total": total}
+            print(json.dumps(row | {"per_second": round(rate, 3), "seconds_left": left and round(left)}), file=sys.stderr, flush=True)
+        else:
+            tail = f"  {rate:.2f}/s" if rate > 0 else ""
+            tail += f"  {_clock(left)} left" if left and not finished else ""
+            self._console.print(f"{stage}  {done}/{total or '?'} {unit}{tail}", markup=False)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A table on standard output."""
+        table = Table(title=title or None, title_justify="left")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        Console(highlight=False).print(table)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,159 @@
+"""What would run, and why: keys, states and changed fields, without Ray and without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.dag import STAGES, declare
+from pipeline.store import ArtifactStore
+from schemas.config import PipelineConfig
+from schemas.errors import ArtifactError, ConfigError
+from schemas.manifest import Manifest
+from schemas.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages a command is about."""
+
+    until: str | None = None
+    start: str | None = None
+    """`--from`."""
+    only: str | None = None
+    force: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a plan. `action` is done, run or skip."""
+
+    name: str
+    key: str
+    inputs: tuple[str, ...]
+    action: str
+    why: str
+    estimate: str
+    manifest: Manifest | None = field(default=None, repr=False)
+
+
+class _PlanNode:
+    """Stands in for a Ray node while planning."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.upstream = name, ()
+
+    def bind(self, *upstream: _PlanNode) -> _PlanNode:
+        self.upstream = upstream
+        return self
+
+
+def make_plan(config: PipelineConfig, store: ArtifactStore, selection: Selection) -> list[PlannedStage]:
+    """Every stage of the graph in order. Raises ConfigError for an unknown stage, ArtifactError for a missing input."""
+    nodes = declare(_PlanNode, config)
+    for wanted in (selection.until, selection.start, selection.only, *selection.force):
+        if wanted is not None and wanted not in nodes:
+            raise ConfigError(f"unknown stage {wanted!r}{did_you_mean(wanted, nodes)}")
+    keys: dict[str, str] = {}
+    for name, node in nodes.items():
+        keys[name] = STAGES[name].key(config, [keys[above.name] for above in node.upstream])
+    found = {name: store.find(name, keys[name]) for name in nodes}
+    running = _running(nodes, found, selection)
+    _require_inputs(nodes, found, running, selection)
+    planned = []
+    for name, node in nodes.items():
+        inputs = tuple(above.name for above in node.upstream)
+        if name in running:
+            rerun = [above for above in inputs if above in running]
+            action, why = "run", "forced" if name in selection.force else _why(store, config, name, rerun)
+        else:
+            action, why = ("done", "artifact is there") if found[name] else ("skip", "not needed")
+        manifest = found[name].manifest if found[name] else None
+        planned.append(PlannedStage(name, keys[name], inputs, action, why, estimate(name, config, manifest), manifest))
+    return planned
+
+
+def _running(nodes: dict[str, _PlanNode], found: dict[str, Any], selection: Selection) -> set[str]:
+    """What must run: the wanted stages that are missing or forced, and whatever those need and miss."""
+    fed = {above.name for node in nodes.values() for above in node.upstream}
+    wanted = {selection.only or selection.until} if selection.only or selection.until else set(nodes) - fed
+    running: set[str] = set()
+    for name in reversed(nodes):
+        if name in selection.force or (name in wanted and not found[name]):
+            running.add(name)
+            wanted |= {above.name for above in nodes[name].upstream}
+    return running
+
+
+def _require_inputs(
+    nodes: dict[str, _PlanNode], found: dict[str, Any], running: set[str], selection: Selection
+) -> None:
+    """Raises ArtifactError when a missing stage lies before `--from` or beside `--only`."""
+    first = selection.only or selection.start
+    if first is None:
+        return
+    allowed = {first} if selection.only else {n for n in nodes if n == first or first in _upstream(nodes[n])}
+    for missing in (name for name in nodes if name in running - allowed and not found[name]):
+        raise ArtifactError(
+            f"{first} needs the artifact of {missing}, which is missing; `ladd-pipeline run --until {missing}` makes it"
+        )
+
+
+def _upstream(node: _PlanNode) -> set[str]:
+    direct = {above.name for above in node.upstream}
+    return direct.union(*(_upstream(above) for above in node.upstream))
+
+
+def _why(store: ArtifactStore, config: PipelineConfig, name: str, rerun: list[str]) -> str:
+    """The identity fields that differ from the nearest artifact of this stage, or that there is none."""
+    nearest: list[str] | None = None
+    for manifest in committed(store, name):
+        changes = changed_fields(manifest.identity, STAGES[name].identity(config))
+        if manifest.version != STAGES[name].version:
+            changes.append(f"stage version changed from {manifest.version} to {STAGES[name].version}")
+        if nearest is None or len(changes) < len(nearest):
+            nearest = changes
+    if nearest is None:
+        return "no artifact yet" + (f", needs {', '.join(rerun)}" if rerun else "")
+    return "; ".join(nearest) or ("input changed: " + ", ".join(rerun) if rerun else "input changed")
+
+
+def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
+    """Manifests of all artifacts of a stage, newest first."""
+    names = [n for n in store.list(f"artifacts/{stage}") if n.count("/") == 1 and n.endswith("/manifest.json")]
+    found = [store.find(stage, n.split("/")[0]) for n in names]
+    return sorted((a.manifest for a in found if a), key=lambda m: m.started, reverse=True)
+
+
+def changed_fields(old: Any, new: Any, where: str = "") -> list[str]:
+    """Sentences `a.b changed from x to y` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        changes = []
+        for key in sorted({*old, *new}):
+            changes += changed_fields(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        return changes
+    return [] if old == new else [f"{where} changed from {_show(old)} to {_show(new)}"]
+
+
+def _show(value: Any) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> str:
+    """What a stage makes: measured when it is there, expected otherwise."""
+    if manifest is not None:
+        size = sum(f.size for f in manifest.files)
+        return f"{size / 1e6:.1f} MB, took {manifest.seconds:.0f} s, {manifest.device_hours:.2f} device-hours"
+    prompts = config.prompts.count
+    pictures = None if prompts is None else round(prompts * (1 - config.prompts.held_out_fraction)) * config.prompts.images_per_prompt
+    many = "all" if pictures is None else f"up to {pictures:,}"
+    distill = config.distill
+    evaluations = config.synthesize.steps * (2 if config.synthesize.guidance_scale > 1 else 1)
+    return {
+        "prompts": "all prompts" if prompts is None else f"{prompts:,} prompts",
+        "synthesize": f"{many} pictures, {evaluations} teacher passes each",
+        "encode": f"{many} pictures",
+        "distill": f"{distill.steps:,} updates of {distill.global_batch}, 6 passes a sample",
+    }[name]

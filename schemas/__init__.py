@@ -1,0 +1,1 @@
+"""Pydantic models of configurations, records and manifests. Imports neither torch nor ray."""

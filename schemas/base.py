@@ -1,0 +1,42 @@
+"""The base of every model, and the difference between identity and runtime fields.
+
+An identity field changes the result and enters the artifact's key; a runtime field does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """An immutable model that refuses unknown fields and documents each field by the string below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def runtime(default: Any = ..., **constraints: Any) -> Any:
+    """A field that does not change the result: workers, retries, logging, placement."""
+    return Field(default, json_schema_extra={"runtime": True}, **constraints)
+
+
+def identity_of(model: BaseModel) -> dict[str, Any]:
+    """The identity fields of a config, nested, as JSON values: what enters an artifact's key."""
+    fields = type(model).model_fields
+    return {name: _identity_value(getattr(model, name)) for name in fields if not is_runtime(model, name)}
+
+
+def is_runtime(model: BaseModel, name: str) -> bool:
+    extra = type(model).model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("runtime"))
+
+
+def _identity_value(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity_of(value)
+    if isinstance(value, (list, tuple)):
+        return [_identity_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _identity_value(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,271 @@
+"""The configuration of a pipeline: one section a stage, each field either identity or runtime (see `base.py`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.base import Frozen, runtime
+from schemas.bucket import Bucket, BucketName
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class TeacherConfig(Frozen):
+    """Which model teaches."""
+
+    family: str = "sd3"
+    """A file in stages/teachers: sd3 (SD3, SD3.5) or shapes (the embedded default)."""
+    model: str | None = None
+    """A diffusers folder or a hub id; empty for the embedded teacher."""
+    revision: str | None = None
+    """Hub revision (a commit hash is best), or any mark of yours for a local folder: change it when the weights do."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Precision of the frozen teacher."""
+    use_t5: bool = True
+    """Whether the third text encoder (T5) is loaded. Without it zeros stand in, as in diffusers."""
+    max_sequence_length: int = Field(256, ge=1, le=512)
+    """Tokens of the T5 part of the text sequence."""
+
+
+class GrammarSource(Frozen):
+    """Prompts from the grammar of the shapes world."""
+
+    kind: Literal["grammar"]
+    weight: float = Field(1.0, gt=0)
+    """Share of this source in the mix."""
+
+
+class FileSource(Frozen):
+    """Prompts from a file: txt (one a line), jsonl, csv or parquet."""
+
+    kind: Literal["file"]
+    url: str
+    """Any path or fsspec URL."""
+    column: str = "prompt"
+    """Which field of a jsonl, csv or parquet row is the prompt."""
+    weight: float = Field(1.0, gt=0)
+    """Share of this source in the mix."""
+
+
+Source = Annotated[GrammarSource | FileSource, Field(discriminator="kind")]
+
+
+class PromptsConfig(Frozen):
+    """Which prompts, in which buckets, and which of them are held out."""
+
+    sources: list[Source] = Field(min_length=1)
+    """Mixed by weight; a source that runs dry leaves the mix."""
+    count: int | None = Field(None, gt=0)
+    """Prompts to draw before cleaning; empty takes all (a grammar never ends and needs a count)."""
+    seed: int = 0
+    """Base of every sample's seed."""
+    buckets: dict[BucketName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Picture sizes and their weights."""
+    images_per_prompt: int = Field(1, ge=1)
+    """Pictures made of each training prompt, each with its own seed."""
+    held_out_fraction: Probability = 0.02
+    """Share of prompts kept for evaluation, chosen by hash: adding prompts moves none."""
+    min_tokens: int = Field(1, ge=0)
+    """Shorter prompts are dropped; counted in the teacher's own tokens, marks left out."""
+    max_tokens: int | None = Field(None, gt=0)
+    """Longer prompts are dropped; empty means what the teacher's first tokenizer takes."""
+    block: list[str] = Field(default_factory=list)
+    """Regular expressions (case-insensitive); a prompt in which one is found is dropped."""
+    near_duplicates: float | None = Field(0.9, gt=0, le=1)
+    """Jaccard similarity of five-letter shingles from which a later prompt is dropped; empty keeps all but equals."""
+    samples_per_shard: int = Field(1024, ge=1)
+    """Pictures in one shard, the unit of work and of resume."""
+    tokenizer_workers: int = runtime(0, ge=0)
+    """Threads that count tokens; 0 lets the library choose."""
+
+    @field_validator("block")
+    @classmethod
+    def _compiles(cls, patterns: list[str]) -> list[str]:
+        import re
+
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return patterns
+
+    @model_validator(mode="after")
+    def _grammar_needs_count(self) -> PromptsConfig:
+        if self.count is None and any(source.kind == "grammar" for source in self.sources):
+            raise ValueError("count is needed with a grammar source, which never ends")
+        return self
+
+    def bucket_list(self) -> list[Bucket]:
+        return [Bucket.parse(name) for name in self.buckets]
+
+
+class WorkerPool(Frozen):
+    """Where the work of a stage runs. Nothing here changes the result."""
+
+    workers: int = runtime(0, ge=0)
+    """Actors; 0 takes one per GPU, or per `cpus_per_worker` CPUs where there is no GPU."""
+    cpus_per_worker: float = runtime(1, gt=0)
+    """CPUs (and threads) of each actor."""
+    gpus_per_worker: float | None = runtime(None, ge=0)
+    """GPUs of each actor; empty takes 1 where the cluster has GPUs, else 0."""
+    retries: int = runtime(2, ge=0)
+    """How often a failed shard is tried again."""
+
+
+class SynthesizeConfig(Frozen):
+    """How the teacher makes its pictures."""
+
+    steps: int = Field(28, ge=1)
+    """Sampling steps."""
+    guidance_scale: float = Field(5.0, ge=1)
+    """Classifier-free guidance. LADD learns the guided distribution: 1 would leave guidance out."""
+    micro_batch: int = Field(8, ge=1)
+    """Pictures sampled together. An identity field: low-precision sums may round differently by batch size."""
+    image_format: Literal["png", "webp", "jpg"] = "png"
+    quality: int = Field(95, ge=1, le=100)
+    """Of webp and jpg."""
+    latents: Literal["none", "beside", "only"] = "none"
+    """Whether the teacher's own final latents are kept beside, or instead of, the pictures."""
+    flat_below: float = Field(2.0, ge=0)
+    """Pictures whose values (0 to 255) deviate less than this are filtered as flat."""
+    pool: WorkerPool = runtime(WorkerPool())
+
+
+class EncodeConfig(Frozen):
+    """How pictures become latents."""
+
+    external: list[str] | None = None
+    """Read these WebDataset shards (paths, URLs, globs; img2dataset's layout) instead of the synthesized ones."""
+    use_teacher_latents: bool = True
+    """Take the teacher's own latents where a shard holds them; otherwise the VAE encodes the picture."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored latents and embeddings."""
+    embeddings: Literal["stored", "online"] = "stored"
+    """Prompt embeddings once per prompt on storage, or computed while training."""
+    micro_batch: int = Field(32, ge=1)
+    """Pictures encoded together."""
+    pool: WorkerPool = runtime(WorkerPool())
+
+
+class RenoiseConfig(Frozen):
+    """The discriminator's noise level: t = sigmoid(N(mean, std)) (LADD, section 3.2)."""
+
+    mean: float = 1.0
+    """Above 0 biases to high noise: structure. Low noise gives texture."""
+    std: float = Field(1.0, gt=0)
+
+
+class StudentTimeConfig(Frozen):
+    """At which noise levels the student is trained (LADD, section 4)."""
+
+    grid: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)
+    """The sampling grid of the student, from pure noise down; saved with it."""
+    probabilities: list[Probability] = [0.7, 0.1, 0.1, 0.1]
+    warmup_probabilities: list[Probability] = [0.0, 0.0, 0.5, 0.5]
+    warmup_steps: int = Field(500, ge=0)
+    """Updates with the warm-up probabilities."""
+
+    @model_validator(mode="after")
+    def _one_probability_each(self) -> StudentTimeConfig:
+        if sorted(self.grid, reverse=True) != self.grid or self.grid[0] != 1.0 or len(set(self.grid)) != len(self.grid):
+            raise ValueError("grid must fall from 1.0, each level once")
+        for name in ("probabilities", "warmup_probabilities"):
+            values = getattr(self, name)
+            if len(values) != len(self.grid) or abs(sum(values) - 1) > 1e-6:
+                raise ValueError(f"{name} must have one value for each of the {len(self.grid)} grid levels and sum to 1")
+        return self
+
+
+class DiscriminatorConfig(Frozen):
+    """The heads behind the frozen teacher's attention blocks."""
+
+    channels: int = Field(64, ge=1)
+    """Width of each head's convolutions."""
+    learning_rate: float = Field(1e-4, gt=0)
+    head_start_steps: int = Field(0, ge=0)
+    """Updates in which the heads alone learn, before the student's first."""
+
+
+class DistillConfig(Frozen):
+    """LADD (Sauer et al. 2024)."""
+
+    steps: int = Field(10_000, ge=1)
+    """Updates of the student; the heads' head start comes on top."""
+    global_batch: int = Field(64, ge=1)
+    """Samples of an update over all workers and accumulation rounds."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Samples in one forward pass; empty takes the whole share of a worker."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Of the student."""
+    warmup_updates: int = Field(0, ge=0)
+    """Linear warm-up of the student's learning rate."""
+    decay_share: float = Field(0.0, ge=0, le=1)
+    """Share of the updates, at the end, over which both learning rates fall linearly to 2 %."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.99)
+    """Of AdamW, for student and heads."""
+    weight_decay: float = Field(0.0, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """Of the weights that are saved as the student."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients of student and heads are scaled down, each on its own."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the forward passes; master weights stay float32."""
+    seed: int = 0
+    student_time: StudentTimeConfig = StudentTimeConfig()
+    renoise: RenoiseConfig = RenoiseConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    checkpoint_blocks: bool = runtime(False)
+    """Activation checkpointing: less memory, about a third more time."""
+    workers: int = runtime(1, ge=1)
+    """Ray Train workers."""
+    cpus_per_worker: float | None = runtime(None, gt=0)
+    """CPUs of each; empty shares the cluster's CPUs between them."""
+    use_gpu: bool | None = runtime(None)
+    """Empty takes GPUs where the cluster has them."""
+    checkpoint_every: int = runtime(500, ge=1)
+    """Updates between checkpoints."""
+    checkpoints_kept: int = runtime(2, ge=1)
+    sample_every: int = runtime(500, ge=1)
+    """Updates between sample grids."""
+    sample_prompts: int = runtime(8, ge=0)
+    """Held-out prompts in a sample grid; 0 draws none."""
+    log_every: int = runtime(10, ge=1)
+    """Updates between lines on TensorBoard and in the progress."""
+    retries: int = runtime(3, ge=0)
+    """How often Ray Train starts again after a worker's death."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> DistillConfig:
+        if self.global_batch % self.workers:
+            raise ValueError(f"global_batch {self.global_batch} does not divide by workers {self.workers}")
+        share = self.global_batch // self.workers
+        if self.micro_batch is not None and share % self.micro_batch:
+            raise ValueError(f"a worker's share of {share} samples does not divide by micro_batch {self.micro_batch}")
+        return self
+
+
+class RayConfig(Frozen):
+    """The cluster. Nothing here changes a result."""
+
+    address: str | None = runtime(None)
+    """Empty starts Ray on this machine; auto or ray://host:10001 joins a cluster."""
+    num_cpus: int | None = runtime(None, ge=1)
+    """CPUs of a local Ray; empty takes all."""
+
+
+class PipelineConfig(Frozen):
+    """Everything that `ladd-pipeline` reads."""
+
+    name: str = runtime("ladd")
+    """Appears in the name of each run."""
+    store: str = runtime("./ladd-store")
+    """A folder or fsspec URL (s3://bucket/prefix, gs://..., memory://) that keeps every artifact."""
+    ray: RayConfig = runtime(RayConfig())
+    teacher: TeacherConfig
+    prompts: PromptsConfig
+    synthesize: SynthesizeConfig = SynthesizeConfig()
+    encode: EncodeConfig = EncodeConfig()
+    distill: DistillConfig = DistillConfig()

@@ -1,0 +1,94 @@
+"""The manifest of an artifact: its existence is the commit, its content is the whole story of how it was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from schemas.base import Frozen
+
+SCHEMA_VERSION = 1
+
+
+class FileEntry(Frozen):
+    """One file of an artifact."""
+
+    path: str
+    """Relative to the artifact's folder."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class InputRef(Frozen):
+    """The artifact that a stage read."""
+
+    stage: str
+    key: str
+    digest: str
+    """sha256 of the input's manifest."""
+
+
+class Environment(Frozen):
+    """What made the artifact. Recorded, never part of the key."""
+
+    python: str
+    packages: dict[str, str]
+    git_commit: str | None = None
+    platform: str = ""
+
+
+class Manifest(Frozen):
+    """Written last. `details` holds what the stage's readers need (a bucket's rows, a grid), by stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    schema_version: int = SCHEMA_VERSION
+    stage: str
+    key: str
+    version: int
+    """The stage's version."""
+    inputs: list[InputRef]
+    identity: dict[str, Any]
+    """The identity configuration that entered the key."""
+    config: dict[str, Any]
+    """The stage's whole resolved configuration, runtime fields too."""
+    environment: Environment
+    counts: dict[str, int] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    details: dict[str, Any] = Field(default_factory=dict)
+    files: list[FileEntry]
+    started: str
+    """UTC, ISO 8601."""
+    seconds: float
+    device_hours: float = 0.0
+    """Hours times devices (GPUs where there are any, else CPU cores) that the stage held."""
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message says why and what to do."""
+
+
+def read_manifest(text: str | bytes, where: str) -> Manifest:
+    """Parse a manifest. Raises ManifestError naming the file and the field, or a newer schema version."""
+    import json
+
+    from pydantic import ValidationError
+
+    try:
+        raw = json.loads(text)
+        version = int(raw["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"manifest {where} is not valid: it has no readable schema_version ({error})") from error
+    if version > SCHEMA_VERSION:
+        raise ManifestError(
+            f"manifest {where} has schema version {version}, this ladd-pipeline reads up to {SCHEMA_VERSION}: "
+            "upgrade ladd-pipeline"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ManifestError(f"manifest {where} is not valid: field {field}: {first['msg']}") from error

@@ -1,0 +1,261 @@
+"""Stage `encode`: pictures to latents by bucket, in files made for training, and prompts to embeddings, once each.
+
+Reads our shards or any WebDataset with image and text members (img2dataset's layout). Latent files are plain
+`.npy`, one bucket a file, to be memory-mapped; the manifest's `details` is their index.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.mapping import map_shards, worker_devices
+from pipeline.shards import Sample, ShardWriter, read_tar, table_bytes
+from pipeline.stage import StageContext, StageResult
+from pipeline.store import Artifact, ArtifactStore
+from schemas.bucket import Bucket, nearest_bucket
+from schemas.config import PipelineConfig
+from schemas.errors import ArtifactError, ConfigError, StageFailed
+from schemas.records import ShardStats
+from stages.devices import worker_device
+from stages.prompts import clean, prompt_id
+from stages.teachers import open_teacher
+
+IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
+PROMPTS_PER_SHARD = 4096
+ROW_SCHEMA = pa.schema({"key": pa.string(), "prompt_id": pa.string()})
+PROMPT_SCHEMA = pa.schema({"prompt_id": pa.string(), "prompt": pa.string()})
+SIDECAR_SCHEMA = pa.schema({"key": pa.string(), "bucket": pa.string(), "status": pa.string(), "reason": pa.string()})
+
+
+def check(config: PipelineConfig) -> None:
+    """Raises ConfigError when external shards are named but none is there."""
+    if config.encode.external is not None:
+        expand(config.encode.external)
+
+
+def run(context: StageContext) -> StageResult:
+    config = context.config.encode
+    sources = _sources(context)
+    build = partial(Encoder, context.config, context.store, context.folder, sources)
+    done = map_shards(context, sorted(sources), build, config.pool)
+    counts: Counter[str] = Counter()
+    for stats in done.values():
+        counts.update(stats.counts)
+    if not counts["ok"]:
+        raise StageFailed(f"encode: no picture could be encoded ({dict(counts)}); look at the sidecars in {context.folder}")
+    shards = _write_prompt_lists(context, done)
+    if config.embeddings == "stored":
+        build = partial(PromptEncoder, context.config, context.store, context.folder)
+        done |= map_shards(context, shards, build, config.pool, unit="prompt shards")
+    counts["prompts"] = sum(stats.details.get("prompts", 0) for stats in done.values())
+    files = {f: (s.sizes[f], digest) for s in done.values() for f, digest in s.files.items()}
+    listing = context.store.list(context.folder)
+    for name in (f"{shard}.prompts.parquet" for shard in shards):
+        with context.store.local(f"{context.folder}/{name}") as path:
+            files[name] = (listing[name], hashlib.sha256(path.read_bytes()).hexdigest())
+    seconds = sum(stats.seconds for stats in done.values())
+    return StageResult(
+        files=files, counts=dict(counts), details=_layout(done, shards), device_hours=seconds / 3600 * worker_devices(config.pool)
+    )
+
+
+def expand(patterns: list[str]) -> list[str]:
+    """Files behind paths, URLs and globs, sorted. Raises ConfigError for a pattern that matches nothing."""
+    found: set[str] = set()
+    for pattern in patterns:
+        filesystem, path = fsspec.core.url_to_fs(pattern)
+        matches = filesystem.glob(path) if glob.has_magic(path) else [path] if filesystem.exists(path) else []
+        if not matches:
+            raise ConfigError(f"encode.external: nothing matches {pattern}")
+        found |= {filesystem.unstrip_protocol(match) for match in matches}
+    return sorted(found)
+
+
+def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
+    """Our shard name to where its tar lies; for synthesized shards also what its bytes must be."""
+    external = context.config.encode.external
+    if external is not None:
+        return {f"shards/external/{i:06d}": {"url": url} for i, url in enumerate(expand(external))}
+    made = context.inputs["synthesize"]
+    tars = {entry.path.removesuffix(".tar"): entry for entry in made.files("shards/", ".tar")}
+    return {shard: {"artifact": made, "entry": entry} for shard, entry in tars.items()}
+
+
+def _write_prompt_lists(context: StageContext, done: dict[str, ShardStats]) -> list[str]:
+    """Each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second pass."""
+    prompts: dict[str, str] = {}
+    for stats in done.values():
+        with context.store.local(f"{context.folder}/{stats.details['prompts_file']}") as path:
+            table = pq.read_table(path)
+        prompts.update(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+    ordered = sorted(prompts.items())
+    shards = []
+    for at in range(0, len(ordered), PROMPTS_PER_SHARD):
+        shard = f"shards/prompts/{at // PROMPTS_PER_SHARD:06d}"
+        rows = [{"prompt_id": i, "prompt": p} for i, p in ordered[at : at + PROMPTS_PER_SHARD]]
+        context.store.write(f"{context.folder}/{shard}.prompts.parquet", table_bytes(rows, PROMPT_SCHEMA))
+        shards.append(shard)
+    return shards
+
+
+def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, Any]:
+    """The index that `latent_data.LatentData` reads: files and rows of each bucket, and the prompt files in order."""
+    buckets: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for _, stats in sorted(done.items()):
+        for part in stats.details.get("latents", []):
+            buckets[part["bucket"]].append({name: part[name] for name in ("file", "index", "rows")})
+    first = next((done[shard].details for shard in prompt_shards if shard in done), {})
+    return {
+        "buckets": dict(sorted(buckets.items())),
+        "prompts": [f"{shard}.prompts.parquet" for shard in prompt_shards],
+        "embeddings": [{part: f"{shard}.{part}.npy" for part in ("tokens", "pooled")} for shard in prompt_shards if shard in done],
+        "null_tokens": first.get("null_tokens", 0),
+    }
+
+
+class Encoder:
+    """Encodes whole shards; lives in a worker with the VAE loaded."""
+
+    def __init__(
+        self, config: PipelineConfig, store: ArtifactStore, folder: str, sources: dict[str, dict[str, Any]]
+    ) -> None:
+        self.config, self.store, self.folder, self.sources = config.encode, store, folder, sources
+        self.buckets = config.prompts.bucket_list()
+        self.teacher = open_teacher(config.teacher)
+        self.teacher.place(worker_device(self.config.pool.cpus_per_worker))
+        for bucket in self.buckets:
+            self.teacher.check_bucket(bucket)
+
+    def __call__(self, shard: str) -> ShardStats:
+        counts: Counter[str] = Counter(ok=0, failed=0)
+        sidecar: list[dict[str, Any]] = []
+        ready: dict[Bucket, list[tuple[str, str, Any]]] = defaultdict(list)
+        for key, members in self._samples(self.sources[shard]):
+            try:
+                bucket, content, prompt = self._read(members)
+            except ValueError as error:
+                counts["failed"] += 1
+                sidecar.append({"key": key, "bucket": None, "status": "failed", "reason": str(error)})
+                continue
+            counts["ok"] += 1
+            sidecar.append({"key": key, "bucket": str(bucket), "status": "ok", "reason": None})
+            ready[bucket].append((key, prompt, content))
+        writer = ShardWriter(self.store, self.folder, shard)
+        prompts, parts = {}, []
+        name = shard.removeprefix("shards/").replace("/", "-")
+        for bucket, rows in sorted(ready.items()):
+            base = f"latents/{bucket}/{name}"
+            with writer.file("", name=f"{base}.npy").open("wb") as file:
+                np.save(file, self._latents(rows), allow_pickle=False)
+            ids = [prompt_id(prompt) for _, prompt, _ in rows]
+            prompts.update(zip(ids, (prompt for _, prompt, _ in rows), strict=True))
+            index = [{"key": key, "prompt_id": i} for (key, _, _), i in zip(rows, ids, strict=True)]
+            writer.file("", table_bytes(index, ROW_SCHEMA), name=f"{base}.parquet")
+            parts.append({"bucket": str(bucket), "file": f"{base}.npy", "index": f"{base}.parquet", "rows": len(rows)})
+        writer.file(".parquet", table_bytes(sidecar, SIDECAR_SCHEMA))
+        texts = [{"prompt_id": i, "prompt": p} for i, p in sorted(prompts.items())]
+        writer.file(".texts.parquet", table_bytes(texts, PROMPT_SCHEMA))
+        return writer.commit(dict(counts), {"latents": parts, "prompts_file": f"{shard}.texts.parquet"})
+
+    def _samples(self, source: dict[str, Any]) -> Iterator[Sample]:
+        if "url" in source:
+            with tempfile.TemporaryDirectory() as scratch:
+                filesystem, path = fsspec.core.url_to_fs(source["url"])
+                copy = Path(scratch) / "shard.tar"
+                try:
+                    filesystem.get_file(path, str(copy))
+                except OSError as error:
+                    raise ArtifactError(f"shard {source['url']} cannot be read: {error}") from error
+                yield from read_tar(copy, source["url"])
+            return
+        artifact: Artifact = source["artifact"]
+        with artifact.checked(source["entry"]) as path:
+            yield from read_tar(path, f"{artifact.url}/{source['entry'].path}")
+
+    def _read(self, members: dict[str, bytes]) -> tuple[Bucket, Any, str]:
+        """Bucket, latents or picture, and prompt of a sample. Raises ValueError saying what is wrong with it."""
+        prompt = clean(_text(members))
+        if "latent.npy" in members and self.config.use_teacher_latents:
+            latents = np.load(io.BytesIO(members["latent.npy"]), allow_pickle=False)
+            factor = self.teacher.vae_factor
+            return Bucket(latents.shape[2] * factor, latents.shape[1] * factor), latents, prompt
+        ending = next((e for e in IMAGE_ENDINGS if e in members), None)
+        if ending is None:
+            raise ValueError(f"no picture among its members ({', '.join(sorted(members))})")
+        try:
+            picture = Image.open(io.BytesIO(members[ending])).convert("RGB")
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"its {ending} cannot be read: {error}") from error
+        bucket = nearest_bucket(*picture.size, self.buckets)
+        return bucket, np.asarray(fit(picture, bucket)), prompt
+
+    def _latents(self, rows: list[tuple[str, str, Any]]) -> np.ndarray:
+        """(n, C, H, W) of one bucket, in the order of `rows`."""
+        dtype = np.dtype(self.config.dtype)
+        out: list[np.ndarray] = [content for _, _, content in rows]
+        pictures = [i for i, content in enumerate(out) if content.dtype == np.uint8]
+        for at in range(0, len(pictures), self.config.micro_batch):
+            part = pictures[at : at + self.config.micro_batch]
+            for i, latents in zip(part, self.teacher.encode_pictures(np.stack([out[i] for i in part])), strict=True):
+                out[i] = latents.cpu().numpy()
+        return np.stack(out).astype(dtype)
+
+
+class PromptEncoder:
+    """Embeds lists of prompts; lives in a worker with the text encoders loaded."""
+
+    def __init__(self, config: PipelineConfig, store: ArtifactStore, folder: str) -> None:
+        self.config, self.store, self.folder = config.encode, store, folder
+        self.teacher = open_teacher(config.teacher)
+        self.teacher.place(worker_device(self.config.pool.cpus_per_worker))
+
+    def __call__(self, shard: str) -> ShardStats:
+        with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
+            prompts = pq.read_table(path)["prompt"].to_pylist()
+        size = self.config.micro_batch
+        parts = [self.teacher.encode_prompts(prompts[at : at + size]) for at in range(0, len(prompts), size)]
+        writer = ShardWriter(self.store, self.folder, shard)
+        dtype = getattr(torch, self.config.dtype)
+        for name, tensors in (("tokens", [p.tokens_BLD for p in parts]), ("pooled", [p.pooled_BP for p in parts])):
+            with writer.file(f".{name}.npy").open("wb") as file:
+                np.save(file, torch.cat(tensors).to(dtype).cpu().numpy(), allow_pickle=False)
+        return writer.commit({}, {"null_tokens": parts[0].null_tokens, "prompts": len(prompts)})
+
+
+def fit(picture: Image.Image, bucket: Bucket) -> Image.Image:
+    """Scale to cover the bucket, then cut the middle out; the same picture when it fits already."""
+    if picture.size == bucket:
+        return picture
+    scale = max(bucket.width / picture.width, bucket.height / picture.height)
+    size = (max(bucket.width, round(picture.width * scale)), max(bucket.height, round(picture.height * scale)))
+    scaled = picture.resize(size, Image.Resampling.LANCZOS)
+    left, top = (size[0] - bucket.width) // 2, (size[1] - bucket.height) // 2
+    return scaled.crop((left, top, left + bucket.width, top + bucket.height))
+
+
+def _text(members: dict[str, bytes]) -> str:
+    try:
+        if "txt" in members:
+            return members["txt"].decode()
+        if "json" in members:
+            record = json.loads(members["json"])
+            return str(record.get("caption") or record["prompt"])
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"its caption cannot be read: {error!r}") from error
+    raise ValueError("no txt and no json among its members")

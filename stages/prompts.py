@@ -1,0 +1,241 @@
+"""Stage `prompts`: sources to cleaned, de-duplicated, split prompts, and the plan of every image shard.
+
+Works in two passes over a spool on the local disk, so that ten million prompts need a few hundred megabytes: the
+first cleans and measures, the second writes what survived. What becomes of a prompt (split, bucket, seeds) depends
+on its text alone: adding prompts moves none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.stage import StageContext, StageResult
+from schemas.bucket import Bucket
+from schemas.config import FileSource, PipelineConfig, PromptsConfig
+from schemas.errors import StageFailed
+from stages.duplicates import first_of_equals, first_of_similar, signatures
+from stages.prompt_sources import check_file, mixed
+
+CHUNK = 4096
+ROWS_PER_FILE = 100_000
+
+PROMPT_SCHEMA = pa.schema(
+    {"prompt_id": pa.string(), "prompt": pa.string(), "source": pa.string(), "bucket": pa.string(),
+     "split": pa.string(), "tokens": pa.int32()}
+)  # fmt: skip
+SAMPLE_SCHEMA = pa.schema(
+    {"key": pa.string(), "prompt_id": pa.string(), "prompt": pa.string(), "seed": pa.int64(),
+     "width": pa.int32(), "height": pa.int32()}
+)  # fmt: skip
+
+
+def check(config: PipelineConfig) -> None:
+    """Raises ConfigError for a prompt file that is not there."""
+    for source in config.prompts.sources:
+        if isinstance(source, FileSource):
+            check_file(source)
+
+
+def run(context: StageContext) -> StageResult:
+    from stages.teachers import open_teacher
+
+    config = context.config.prompts
+    teacher = open_teacher(context.config.teacher)
+    for bucket in config.bucket_list():
+        teacher.check_bucket(bucket)
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        spool = Path(scratch)
+        total = _clean_into(spool, config, teacher, counts, context)
+        keep = _survivors(spool, total, config, counts)
+        if not keep.any():
+            raise StageFailed(f"prompts: no prompt survived cleaning ({_spell(counts)}); look at prompts.* in the configuration")
+        writer = _Writer(context, config, spool)
+        for chunk in _spooled(spool, keep):
+            for row in chunk:
+                writer.add(row)
+        files = writer.close()
+    counts.update(writer.counts)
+    context.report("prompts", counts["kept"], counts["kept"])
+    return StageResult(files=files, counts=dict(counts), details={"shards": sorted(writer.shards)})
+
+
+def clean(text: str) -> str:
+    """Unicode NFC, control characters out, white space folded to single spaces."""
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    return " ".join(text.split())
+
+
+def prompt_id(prompt: str) -> str:
+    """16 hex digits of the prompt's sha256."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+def share_of(text: str, purpose: str) -> float:
+    """A number in [0, 1) that depends on text and purpose alone: splits and buckets are drawn with it."""
+    digest = hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_of(prompt: str, held_out_fraction: float) -> str:
+    return "held_out" if share_of(prompt, "split") < held_out_fraction else "train"
+
+
+def bucket_of(prompt: str, buckets: dict[str, float]) -> str:
+    """A bucket drawn by weight."""
+    place = share_of(prompt, "bucket") * sum(buckets.values())
+    for name, weight in buckets.items():
+        place -= weight
+        if place < 0:
+            return name
+    return name
+
+
+def seed_of(base: int, prompt: str, image: int) -> int:
+    """A sample's seed, 63 bits: from the base seed and the sample's identity."""
+    digest = hashlib.sha256(f"seed\0{base}\0{image}\0{prompt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _clean_into(spool: Path, config: PromptsConfig, teacher: Any, counts: Counter, context: StageContext) -> int:
+    """First pass: draw, clean, filter; survivors to a spool with their hashes and MinHash signatures."""
+    block = [re.compile(pattern, re.IGNORECASE) for pattern in config.block]
+    longest = config.max_tokens or teacher.max_tokens
+    drawn = mixed(config.sources, config.seed)
+    if config.count is not None:
+        drawn = islice(drawn, config.count)
+    total = 0
+    schema = pa.schema({"prompt": pa.string(), "source": pa.string(), "tokens": pa.int32()})
+    with (
+        pq.ParquetWriter(spool / "prompts.parquet", schema) as rows,
+        open(spool / "equal.bin", "wb") as equal,
+        open(spool / "similar.bin", "wb") as similar,
+    ):
+        while batch := list(islice(drawn, CHUNK)):
+            counts["drawn"] += len(batch)
+            texts = [(clean(text), source) for text, source in batch]
+            tokens = teacher.count_tokens([text for text, _ in texts])
+            kept = []
+            for (text, source), length in zip(texts, tokens, strict=True):
+                reason = _reason(text, length, config.min_tokens, longest, block)
+                if reason:
+                    counts[f"dropped_{reason}"] += 1
+                else:
+                    kept.append({"prompt": text, "source": source, "tokens": length})
+            rows.write_table(pa.Table.from_pylist(kept, schema))
+            prompts = [row["prompt"] for row in kept]
+            equal.write(b"".join(hashlib.blake2b(p.casefold().encode(), digest_size=16).digest() for p in prompts))
+            if config.near_duplicates is not None:
+                similar.write(signatures(prompts).tobytes())
+            total += len(kept)
+            context.report("prompts", counts["drawn"], config.count or 0)
+    return total
+
+
+def _reason(text: str, tokens: int, shortest: int, longest: int, block: list[re.Pattern[str]]) -> str | None:
+    if not text:
+        return "empty"
+    if any(pattern.search(text) for pattern in block):
+        return "blocked"
+    if tokens < shortest:
+        return "short"
+    return "long" if tokens > longest else None
+
+
+def _survivors(spool: Path, total: int, config: PromptsConfig, counts: Counter) -> np.ndarray:
+    """A mask over the spool's rows."""
+    keep = first_of_equals(spool / "equal.bin", total)
+    counts["dropped_duplicate"] = int(total - keep.sum())
+    if config.near_duplicates is not None and total:
+        unlike = first_of_similar(spool / "similar.bin", keep, config.near_duplicates)
+        counts["dropped_near_duplicate"] = int(keep.sum() - unlike.sum())
+        keep = unlike
+    return keep
+
+
+def _spooled(spool: Path, keep: np.ndarray) -> Iterator[list[dict[str, Any]]]:
+    at = 0
+    for batch in pq.ParquetFile(spool / "prompts.parquet").iter_batches(CHUNK):
+        mask = pa.array(keep[at : at + len(batch)])
+        at += len(batch)
+        yield batch.filter(mask).to_pylist()
+
+
+def _spell(counts: Counter) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+class _Writer:
+    """Second pass: prompt files of 100,000 rows and one sample list for each shard-to-be."""
+
+    def __init__(self, context: StageContext, config: PromptsConfig, scratch: Path) -> None:
+        self._context, self._config, self._scratch = context, config, scratch
+        self._prompts: list[dict[str, Any]] = []
+        self._samples: dict[str, list[dict[str, Any]]] = {name: [] for name in config.buckets}
+        self._held_out: list[dict[str, Any]] = []
+        self._numbers: Counter[str] = Counter()
+        self.files: dict[str, tuple[int, str]] = {}
+        self.shards: list[str] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(self, row: dict[str, Any]) -> None:
+        config, prompt = self._config, row["prompt"]
+        identity, bucket = prompt_id(prompt), bucket_of(prompt, config.buckets)
+        split = split_of(prompt, config.held_out_fraction)
+        self.counts["kept"] += 1
+        self.counts[split] += 1
+        self.counts[f"bucket_{bucket}"] += 1
+        self._prompts.append({"prompt_id": identity, "bucket": bucket, "split": split, **row})
+        if len(self._prompts) == ROWS_PER_FILE:
+            self._flush_prompts()
+        samples = self._held_out if split == "held_out" else self._samples[bucket]
+        width, height = Bucket.parse(bucket)
+        for image in range(1 if split == "held_out" else config.images_per_prompt):
+            samples.append(
+                {"key": f"{identity}-{image:03d}", "prompt_id": identity, "prompt": prompt,
+                 "seed": seed_of(config.seed, prompt, image), "width": width, "height": height}
+            )  # fmt: skip
+            if split == "train":
+                self.counts["samples"] += 1
+                if len(samples) == config.samples_per_shard:
+                    self._flush_shard(bucket)
+
+    def close(self) -> dict[str, tuple[int, str]]:
+        self._flush_prompts()
+        for bucket in self._samples:
+            self._flush_shard(bucket)
+        self._put("held_out.parquet", self._held_out, SAMPLE_SCHEMA)
+        return self.files
+
+    def _flush_prompts(self) -> None:
+        if self._prompts:
+            self._put(f"prompts/{self._numbers['prompts']:06d}.parquet", self._prompts, PROMPT_SCHEMA)
+            self._numbers["prompts"] += 1
+            self._prompts.clear()
+
+    def _flush_shard(self, bucket: str) -> None:
+        samples = self._samples[bucket]
+        if samples:
+            shard = f"shards/{bucket}/{self._numbers[bucket]:06d}"
+            self._put(f"{shard}.parquet", samples, SAMPLE_SCHEMA)
+            self._numbers[bucket] += 1
+            self.shards.append(shard)
+            samples.clear()
+
+    def _put(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+        local = self._scratch / "out.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema), local, compression="zstd")
+        self.files[name] = self._context.store.put(local, f"{self._context.folder}/{name}")

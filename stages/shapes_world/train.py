@@ -1,0 +1,99 @@
+"""Makes the embedded teacher from nothing: every part in turn, each resumable, then a whole diffusers folder.
+
+Two CPU cores need about two and a half hours; the log that shipped is docs/teacher-training.jsonl.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from stages.scores.shapes_judge import ShapesJudge
+from stages.shapes_world.train_judge import train_judge
+from stages.shapes_world.train_text import train_text
+from stages.shapes_world.train_transformer import (
+    EncodedScenes,
+    TextConditioner,
+    encode_scenes,
+    scene_of,
+    train_transformer,
+)
+from stages.shapes_world.train_vae import train_vae
+
+STEPS = {"vae": 1400, "text": 300, "judge": 1500, "transformer": 5200}
+SCENES = 60_000
+
+
+def train_all(work: Path, out: Path, share: float = 1.0, report: Callable[[str], None] = print) -> None:
+    """Train what is missing in `work` and write the pipeline to `out`. `share` scales every number of steps."""
+    steps = {name: max(2, round(count * share)) for name, count in STEPS.items()}
+    scenes = max(500, round(SCENES * share))
+    vae = train_vae(work, steps=steps["vae"])
+    tokenizer, towers = train_text(work, steps=steps["text"])
+    judge = train_judge(work, vae, steps=steps["judge"])
+    data = _cached_scenes(work / f"latents-{scenes}.safetensors", vae, scenes, report)
+    conditioner = TextConditioner(tokenizer, towers)
+    transformer = train_transformer(work, data, conditioner, steps=steps["transformer"])
+    assemble(out, transformer, vae, tokenizer, towers, judge)
+    report(f"the embedded teacher is in {out}")
+
+
+def _cached_scenes(
+    path: Path, vae: AutoencoderKL, count: int, report: Callable[[str], None], seed: int = 0
+) -> list[EncodedScenes]:
+    if not path.exists():
+        data = encode_scenes(vae, count, seed, report)
+        save_file({str(i): group.latents for i, group in enumerate(data)}, path)
+        return data
+    latents = load_file(path)
+    buckets = len(latents)
+    return [
+        EncodedScenes([scene_of(i, seed) for i in range(bucket, count, buckets)], latents[str(bucket)])
+        for bucket in range(buckets)
+    ]
+
+
+def assemble(
+    out: Path,
+    transformer: SD3Transformer2DModel,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    towers: list[CLIPTextModelWithProjection],
+    judge: ShapesJudge,
+) -> None:
+    """Write a complete `StableDiffusion3Pipeline` folder in bfloat16, the judge beside it, and their revision."""
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer.to(torch.bfloat16),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=vae.to(torch.bfloat16),
+        text_encoder=towers[0].to(torch.bfloat16),
+        tokenizer=tokenizer,
+        text_encoder_2=towers[1].to(torch.bfloat16),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    shutil.rmtree(out, ignore_errors=True)
+    pipeline.save_pretrained(out, safe_serialization=True)
+    save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
+    (out / "REVISION").write_text(revision_of(out) + "\n")
+
+
+def revision_of(folder: Path) -> str:
+    """12 hex digits over every weight file: what keys of artifacts know the embedded teacher by."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]

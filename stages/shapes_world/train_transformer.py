@@ -1,0 +1,202 @@
+"""Trains the SD3 transformer of the embedded teacher by rectified flow on encoded scenes.
+
+Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest, a constant rate and then a linear decay;
+logit-normal noise levels as in SD3 (Esser et al. 2024, section 3.1). Every visit of a scene gets a new caption.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from stages.ladd.backbone import Conditioning
+from stages.ladd.ema import ExponentialAverage
+from stages.shapes_world.captions import COLORS, SHAPES, SIZES, phrase, sample_spec
+from stages.shapes_world.scenes import Scene, describe, render, sample_scene
+from stages.shapes_world.train_text import TOWER_WIDTHS
+from stages.shapes_world.training_loop import run_training, step_rng
+from stages.teachers.sd3_backbone import SD3Backbone
+
+BUCKETS = ((64, 64), (80, 48), (48, 80), (96, 40), (40, 96))
+NULL_TOKENS = 256
+CAPTION_DROP = 0.1
+"""Share of samples trained without a caption, for classifier-free guidance."""
+
+
+def build_transformer() -> SD3Transformer2DModel:
+    """An untrained MMDiT: 6 blocks, 192 wide, 7.8 M parameters, 60 to 64 image tokens a picture."""
+    width = sum(TOWER_WIDTHS)
+    return SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=width // 32,
+        joint_attention_dim=width,
+        caption_projection_dim=width,
+        pooled_projection_dim=width,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+    )
+
+
+@dataclass(frozen=True)
+class EncodedScenes:
+    """Scenes of one bucket with their latents (n, 16, H, W), float16, already shifted and scaled."""
+
+    scenes: list[Scene]
+    latents: Tensor
+
+
+def scene_of(index: int, seed: int) -> Scene:
+    """The `index`-th scene of the training set; its bucket is `index` modulo the number of buckets."""
+    rng = random.Random(f"scene/{seed}/{index}")
+    return sample_scene(sample_spec(rng), *BUCKETS[index % len(BUCKETS)], rng)
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderKL, count: int, seed: int, report: Callable[[str], None] = print) -> list[EncodedScenes]:
+    """Draw and encode `count` scenes, grouped by bucket."""
+    groups = []
+    for bucket in range(len(BUCKETS)):
+        scenes = [scene_of(i, seed) for i in range(bucket, count, len(BUCKETS))]
+        latents = []
+        for at in range(0, len(scenes), 64):
+            picture = torch.from_numpy(render(scenes[at : at + 64])).permute(0, 3, 1, 2)
+            picture = (picture.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                mean = vae.encode(picture).latent_dist.mean.float()
+            latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor).half().contiguous())
+        groups.append(EncodedScenes(scenes, torch.cat(latents)))
+        report(f"encoded {len(scenes)} scenes of {BUCKETS[bucket][0]}x{BUCKETS[bucket][1]}")
+    return groups
+
+
+class TextConditioner:
+    """Captions to conditioning exactly as diffusers' SD3 pipeline without T5 does it."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, towers: list[CLIPTextModelWithProjection]) -> None:
+        self.tokenizer = tokenizer
+        self.towers = towers
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str]) -> Conditioning:
+        ids_BL = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        outputs = [tower(input_ids=ids_BL, output_hidden_states=True) for tower in self.towers]
+        return Conditioning(
+            torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
+            torch.cat([output.text_embeds for output in outputs], dim=-1),
+            NULL_TOKENS,
+        )
+
+
+class LayoutReader(nn.Module):
+    """Reads off an inner block which object will cover each image token: colour, shape and size, or none.
+
+    An auxiliary loss in the spirit of REPA (Yu et al. 2024): a block that has to know the layout learns to plan it,
+    and shapes are learnt several times sooner. Thrown away after training.
+    """
+
+    block = 3
+    weight = 0.1
+    sizes = (len(COLORS) + 1, len(SHAPES) + 1, len(SIZES) + 1)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.logits = nn.Linear(width, sum(self.sizes))
+
+    def loss(self, tokens_BND: Tensor, labels_BN3: Tensor) -> Tensor:
+        parts = self.logits(self.norm(tokens_BND)).flatten(0, 1).split(self.sizes, dim=1)
+        return sum(F.cross_entropy(part, labels_BN3[..., i].flatten()) for i, part in enumerate(parts))
+
+
+def layout_of(scene: Scene, token: int = 8) -> Tensor:
+    """Labels (N, 3) int64 of each token's colour, shape and size, counted from 1; 0 where no object's disc lies."""
+    y, x = np.meshgrid(
+        np.arange(scene.height // token) * token + token / 2,
+        np.arange(scene.width // token) * token + token / 2,
+        indexing="ij",
+    )
+    labels = np.zeros((*y.shape, 3), np.int64)
+    for thing in scene.objects:
+        covered = np.hypot(x - thing.x, y - thing.y) < thing.radius + token / 4
+        labels[covered] = (
+            1 + COLORS.index(thing.color), 1 + SHAPES.index(thing.shape), 1 + SIZES.index(thing.size)
+        )  # fmt: skip
+    return torch.from_numpy(labels).flatten(0, 1)
+
+
+def train_transformer(
+    folder: Path,
+    data: list[EncodedScenes],
+    conditioner: TextConditioner,
+    *,
+    steps: int,
+    batch_size: int = 64,
+    muon_rate: float = 0.02,
+    adam_rate: float = 2e-3,
+    decay_from: float = 0.6,
+    seed: int = 0,
+) -> SD3Transformer2DModel:
+    """Train and return the averaged weights. One bucket a step, each bucket as often as the others."""
+    torch.manual_seed(seed)
+    transformer = build_transformer()
+    backbone = SD3Backbone(transformer)
+    average = ExponentialAverage(transformer, 0.998)
+    matrices = [
+        p for n, p in transformer.transformer_blocks.named_parameters() if p.ndim == 2 and "norm1" not in n
+    ]
+    chosen = {id(p) for p in matrices}
+    reader = LayoutReader(transformer.inner_dim)
+    others = [p for p in (*transformer.parameters(), *reader.parameters()) if id(p) not in chosen]
+    inner: dict[str, Tensor] = {}
+    transformer.transformer_blocks[reader.block].register_forward_hook(
+        lambda _module, _args, output: inner.update(tokens=output[1])
+    )
+    muon = torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01)
+    adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def update(step: int) -> dict[str, float]:
+        rng, generator = step_rng(seed, step)
+        group = data[step % len(data)]
+        rows = [rng.randrange(len(group.scenes)) for _ in range(batch_size)]
+        latents = group.latents[rows].float()
+        texts = [
+            "" if rng.random() < CAPTION_DROP else phrase(describe(group.scenes[i], rng), rng) for i in rows
+        ]
+        scale = min(1.0, (step + 1) / 100, max(0.02, (1 - step / steps) / (1 - decay_from)))
+        for optimizer, rate in ((muon, muon_rate), (adam, adam_rate)):
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = rate * scale
+        sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) * 1.1 + 0.2)
+        noise = torch.randn(latents.shape, generator=generator)
+        level = sigma.view(-1, 1, 1, 1)
+        conditioning = conditioner(texts)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            velocity = backbone.velocity((1 - level) * latents + level * noise, sigma, conditioning).float()
+            layout = reader.loss(inner.pop("tokens"), torch.stack([layout_of(group.scenes[i]) for i in rows]))
+        loss = (velocity - (noise - latents)).square().mean()
+        (loss + reader.weight * layout.float()).backward()
+        norm = torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
+        for optimizer in (muon, adam):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        average.update(transformer, step)
+        return {"loss": loss.item(), "layout": layout.item(), "grad_norm": norm.item()}
+
+    parts = {"transformer": transformer, "average": average, "reader": reader, "muon": muon, "adam": adam}
+    run_training("transformer", folder, parts, steps, update)
+    average.copy_to(transformer)
+    return transformer.eval()

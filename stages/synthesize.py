@@ -1,0 +1,146 @@
+"""Stage `synthesize`: the teacher, with guidance, makes the pictures that the student will learn from.
+
+One planned sample list becomes one WebDataset shard with its Parquet sidecar; a picture that is not finite or flat
+is recorded there, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from pipeline.mapping import map_shards, worker_devices
+from pipeline.shards import Sample, ShardWriter, table_bytes, write_tar
+from pipeline.stage import StageContext, StageResult
+from pipeline.store import Artifact
+from schemas.bucket import Bucket
+from schemas.config import PipelineConfig, SynthesizeConfig
+from schemas.errors import StageFailed
+from schemas.records import ShardStats
+from stages.devices import worker_device
+from stages.ladd.sampling import initial_noise, sample_euler
+from stages.prompts import SAMPLE_SCHEMA
+from stages.teachers import open_teacher
+
+SIDECAR_SCHEMA = pa.schema(
+    [*SAMPLE_SCHEMA, pa.field("bucket", pa.string()), pa.field("status", pa.string()), pa.field("reason", pa.string()),
+     pa.field("sha256", pa.string())]
+)  # fmt: skip
+
+
+def run(context: StageContext) -> StageResult:
+    planned = context.inputs["prompts"]
+    shards = planned.manifest.details["shards"]
+    pool = context.config.synthesize.pool
+    build = partial(Synthesizer, context.config, planned, context.folder)
+    done = map_shards(context, shards, build, pool)
+    counts: Counter[str] = Counter()
+    files: dict[str, tuple[int, str]] = {}
+    for name in shards:
+        counts.update(done[name].counts)
+        files |= {file: (done[name].sizes[file], digest) for file, digest in done[name].files.items()}
+    if not counts["ok"]:
+        raise StageFailed(f"synthesize: no picture was usable ({dict(counts)}); look at the sidecars in {context.folder}/shards")
+    seconds = sum(stats.seconds for stats in done.values())
+    return StageResult(
+        files=files,
+        counts=dict(counts),
+        metrics={"pictures_per_worker_second": sum(counts.values()) / seconds},
+        details={"shards": shards, "bucket_ok": _ok_by_bucket(done)},
+        device_hours=seconds / 3600 * worker_devices(pool),
+    )
+
+
+def _ok_by_bucket(done: dict[str, ShardStats]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for name, stats in done.items():
+        counts[name.split("/")[1]] += stats.counts["ok"]
+    return dict(counts)
+
+
+class Synthesizer:
+    """Makes whole shards; lives in a worker with the teacher loaded."""
+
+    def __init__(self, config: PipelineConfig, planned: Artifact, folder: str) -> None:
+        self.config: SynthesizeConfig = config.synthesize
+        self.planned, self.folder = planned, folder
+        self.device = worker_device(self.config.pool.cpus_per_worker)
+        self.teacher = open_teacher(config.teacher)
+        self.teacher.place(self.device)
+        self.backbone = self.teacher.backbone()
+        self.unconditional = self.teacher.encode_prompts([""])
+
+    def __call__(self, shard: str) -> ShardStats:
+        entry = next(f for f in self.planned.manifest.files if f.path == f"{shard}.parquet")
+        with self.planned.checked(entry) as path:
+            samples = pq.read_table(path).to_pylist()
+        writer = ShardWriter(self.planned.store, self.folder, shard)
+        members: list[Sample] = []
+        rows, counts = [], Counter(ok=0, filtered=0, failed=0)
+        size = self.config.micro_batch
+        for part in (samples[at : at + size] for at in range(0, len(samples), size)):
+            for sample, made in zip(part, self._make(part), strict=True):
+                status, reason, contents = made
+                counts[status] += 1
+                digest = None
+                if status == "ok":
+                    members.append((sample["key"], contents))
+                    digest = hashlib.sha256(b"".join(contents[name] for name in sorted(contents))).hexdigest()
+                bucket = str(Bucket(sample["width"], sample["height"]))
+                rows.append({**sample, "bucket": bucket, "status": status, "reason": reason, "sha256": digest})
+        write_tar(writer.file(".tar"), members)
+        writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
+        return writer.commit(dict(counts))
+
+    def _make(self, samples: list[dict[str, Any]]) -> list[tuple[str, str | None, dict[str, bytes]]]:
+        """Status, reason and tar members of each sample; all are of one bucket."""
+        config = self.config
+        bucket = Bucket(samples[0]["width"], samples[0]["height"])
+        noise, _ = initial_noise([s["seed"] for s in samples], self.teacher.latent_shape(bucket))
+        conditioning = self.teacher.encode_prompts([s["prompt"] for s in samples])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.backbone.dtype == torch.bfloat16):
+            latents = sample_euler(
+                self.backbone, noise.to(self.device), conditioning, self.teacher.sigmas(config.steps, bucket),
+                guidance_scale=config.guidance_scale, unconditional=self.unconditional,
+            )  # fmt: skip
+        pictures = self.teacher.decode_latents(latents)
+        finite = latents.isfinite().flatten(1).all(1).tolist()
+        results = []
+        for i, sample in enumerate(samples):
+            if not finite[i]:
+                results.append(("failed", "not finite", {}))
+            elif pictures[i].std() < config.flat_below:
+                results.append(("filtered", "flat", {}))
+            else:
+                results.append(("ok", None, self._members(sample, pictures[i], latents[i])))
+        return results
+
+    def _members(self, sample: dict[str, Any], picture: np.ndarray, latents: torch.Tensor) -> dict[str, bytes]:
+        config = self.config
+        record = {**sample, "steps": config.steps, "guidance_scale": config.guidance_scale}
+        members = {"txt": sample["prompt"].encode(), "json": json.dumps(record, sort_keys=True).encode()}
+        if config.latents != "only":
+            members[config.image_format] = encode_image(picture, config.image_format, config.quality)
+        if config.latents != "none":
+            buffer = io.BytesIO()
+            np.save(buffer, latents.half().cpu().numpy(), allow_pickle=False)
+            members["latent.npy"] = buffer.getvalue()
+        return members
+
+
+def encode_image(picture_HW3: np.ndarray, image_format: str, quality: int) -> bytes:
+    """uint8 picture to the bytes of a file."""
+    buffer = io.BytesIO()
+    options = {"png": {}, "webp": {"quality": quality}, "jpg": {"quality": quality}}[image_format]
+    Image.fromarray(picture_HW3).save(buffer, "JPEG" if image_format == "jpg" else image_format.upper(), **options)
+    return buffer.getvalue()

@@ -1,0 +1,227 @@
+"""Stable Diffusion 3 and 3.5 from a diffusers folder or the hub, through diffusers' own classes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift, retrieve_timesteps
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
+
+from schemas.bucket import Bucket
+from schemas.config import TeacherConfig
+from schemas.errors import ConfigError
+from stages.ladd.backbone import Conditioning
+from stages.teachers.sd3_backbone import SD3Backbone
+
+_PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+
+
+class SD3Teacher:
+    """A `Teacher` of the SD3 family. Parts are loaded when first used and stay on the placed device."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        self.config = config
+        self.device = torch.device("cpu")
+        self.dtype = getattr(torch, config.dtype)
+        self.folder = self._find()
+        transformer, vae = self._json("transformer/config.json"), self._json("vae/config.json")
+        self.vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        self.unit = self.vae_factor * transformer["patch_size"]
+        self.patch_size = transformer["patch_size"]
+        self.latent_channels = transformer["in_channels"]
+        self.table_size = transformer["pos_embed_max_size"]
+        self.has_t5 = config.use_t5 and (self.folder / "text_encoder_3").is_dir()
+
+    def place(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def max_tokens(self) -> int:
+        return self._tokenizers[0].model_max_length - 2
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        rows = self._tokenizers[0](list(prompts), add_special_tokens=False, truncation=False, verbose=False)
+        return [len(row) for row in rows["input_ids"]]
+
+    def check_bucket(self, bucket: Bucket) -> None:
+        """Raises ConfigError unless the transformer can work on pictures of this size."""
+        try:
+            bucket.require_divisible(self.unit)
+        except ValueError as error:
+            raise ConfigError(f"prompts.buckets: {error}") from error
+        limit = self.table_size * self.unit
+        if max(bucket) > limit:
+            raise ConfigError(f"prompts.buckets: {bucket} is larger than the teacher's position table: {limit} pixels a side")
+
+    def backbone(self, *, dtype: torch.dtype | None = None, checkpoint_blocks: bool = False) -> nn.Module:
+        transformer = self._load(SD3Transformer2DModel, "transformer", dtype or self.dtype)
+        return SD3Backbone(transformer.to(self.device), checkpoint_blocks=checkpoint_blocks)
+
+    def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
+        return self.latent_channels, bucket.height // self.vae_factor, bucket.width // self.vae_factor
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        length = self.config.max_sequence_length
+        tokens, _, pooled, _ = self._text_pipeline.encode_prompt(
+            list(prompts), None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+        null_tokens = 0 if self.has_t5 else length
+        kept = tokens.shape[1] - null_tokens
+        return Conditioning(tokens[:, :kept].float(), pooled.float(), null_tokens)
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(pictures_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with self._vae_autocast():
+            mean = self._vae.encode(pixels).latent_dist.mean.float()
+        return (mean - self._vae.config.shift_factor) * self._vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> np.ndarray:
+        unscaled = latents_BCHW.float() / self._vae.config.scaling_factor + self._vae.config.shift_factor
+        with self._vae_autocast():
+            pixels = self._vae.decode(unscaled.to(self._vae.dtype)).sample.float()
+        pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).nan_to_num(0)
+        return pixels.byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._json("scheduler/scheduler_config.json"))
+        shift = {}
+        if scheduler.config.use_dynamic_shifting:
+            _, height, width = self.latent_shape(bucket)
+            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+            tokens = height * width // self.patch_size**2
+            shift["mu"] = calculate_shift(tokens, *(scheduler.config[name] for name in names))
+        retrieve_timesteps(scheduler, steps, "cpu", **shift)
+        return scheduler.sigmas.tolist()
+
+    def save_student(self, folder: Path, load_weights: Callable[[nn.Module], None], grid: Sequence[float]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in sorted(self.folder.iterdir()):
+            if source.is_dir() and source.name not in ("transformer", "scheduler"):
+                if source.name.endswith("_3") and not self.has_t5:
+                    continue
+                shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
+        backbone = self.backbone(dtype=torch.float32)
+        load_weights(backbone)
+        backbone.transformer.to(self.dtype).save_pretrained(folder / "transformer", safe_serialization=True)
+        student_scheduler(grid).save_pretrained(folder / "scheduler")
+        student_scheduler([1.0]).save_pretrained(folder / "scheduler_one_step")
+        index = self._json("model_index.json")
+        if not self.has_t5:
+            index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    def _find(self) -> Path:
+        if self.config.model is None:
+            raise ConfigError("teacher.model is empty: name a diffusers folder or a hub id")
+        folder = Path(self.config.model)
+        if not folder.is_dir():
+            folder = _from_hub(self.config)
+        for part in _PARTS:
+            if not (folder / part).is_dir():
+                raise ConfigError(
+                    f"teacher.model: {folder} has no folder {part!r}; it must be a whole Stable Diffusion 3 pipeline "
+                    "as `save_pretrained` writes it"
+                )
+        return folder
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"teacher.model: {path} cannot be read: {error}") from error
+
+    def _load(self, kind: type, part: str, dtype: torch.dtype) -> Any:
+        try:
+            return kind.from_pretrained(self.folder / part, torch_dtype=dtype, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            brief = " ".join(str(error).split())[:200]
+            raise ConfigError(f"teacher.model: {self.folder / part} cannot be loaded: {brief}") from error
+
+    @cached_property
+    def _tokenizers(self) -> list[PreTrainedTokenizerBase]:
+        return [AutoTokenizer.from_pretrained(self.folder / name) for name in ("tokenizer", "tokenizer_2")]
+
+    @cached_property
+    def _vae(self) -> AutoencoderKL:
+        vae = self._load(AutoencoderKL, "vae", torch.float32).eval().requires_grad_(False)
+        return vae.to(self.device, memory_format=torch.channels_last)
+
+    def _vae_autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cpu")
+
+    @cached_property
+    def _text_pipeline(self) -> StableDiffusion3Pipeline:
+        """Diffusers' pipeline with the text encoders alone: its `encode_prompt` is the reference."""
+        encoders: list[Any] = [
+            self._load(CLIPTextModelWithProjection, name, torch.float32).eval().requires_grad_(False).to(self.device)
+            for name in ("text_encoder", "text_encoder_2")
+        ]
+        third = third_tokenizer = None
+        if self.has_t5:
+            third = self._load(T5EncoderModel, "text_encoder_3", self.dtype).eval().requires_grad_(False).to(self.device)
+            third_tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer_3")
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        with torch.device("meta"):  # encode_prompt asks it for a width
+            transformer = SD3Transformer2DModel.from_config(self._json("transformer/config.json") | {"num_layers": 1})
+        return StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=scheduler,
+            vae=None,
+            text_encoder=encoders[0],
+            tokenizer=self._tokenizers[0],
+            text_encoder_2=encoders[1],
+            tokenizer_2=self._tokenizers[1],
+            text_encoder_3=third,
+            tokenizer_3=third_tokenizer,
+        )
+
+
+def student_scheduler(grid: Sequence[float]) -> FlowMatchEulerDiscreteScheduler:
+    """A stock scheduler that samples an evenly spaced `grid` exactly: `len(grid)` steps, or 2 for its two ends.
+
+    diffusers applies `shift` to any sigmas and divides by zero on one step with a terminal level, hence the shift of
+    1 and the terminal level for grids alone. Raises ValueError for an uneven grid, which no setting reproduces.
+    """
+    steps = len(grid)
+    even = [1 - (1 - grid[-1]) * i / max(steps - 1, 1) for i in range(steps)]
+    if any(abs(a - b) > 1e-6 for a, b in zip(grid, even, strict=True)):
+        raise ValueError(f"student_time.grid {list(grid)} must be evenly spaced from 1, or stock diffusers cannot sample on it")
+    terminal = {"shift_terminal": grid[-1]} if steps > 1 else {}
+    return FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=True, **terminal)
+
+
+def _from_hub(config: TeacherConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    name = f"teacher.model: {config.model!r}"
+    try:
+        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]))
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{name} is gated: accept its licence on its hub page and set HF_TOKEN to a token that may read it"
+        ) from error
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"{name} is neither a folder here nor a model that the hub gives us (revision {config.revision or 'main'}); "
+            "check the name, the network and HF_TOKEN"
+        ) from error

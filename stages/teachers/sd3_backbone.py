@@ -1,0 +1,121 @@
+"""SD3's transformer as LADD sees it: velocity and block features, with the empty T5 rows folded into one token.
+
+Without T5, SD3 appends 256 rows of zeros to the text sequence. SD3 gives text no positions, so equal rows stay
+equal through every block, and m of them act exactly as one whose attention logit is raised by log(m). Folding
+them is exact and, for short sequences, several times cheaper. Holds for SD3 and SD3.5 (dual attention, QK norm).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers import SD3Transformer2DModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from stages.ladd.backbone import Conditioning
+
+
+class SD3Backbone(nn.Module):
+    """A `Backbone` around an `SD3Transformer2DModel`; shares its parameters, changes none of its numbers."""
+
+    def __init__(self, transformer: SD3Transformer2DModel, *, checkpoint_blocks: bool = False) -> None:
+        super().__init__()
+        transformer.set_attn_processor(FoldedJointAttention())
+        self.transformer = transformer
+        self.checkpoint_blocks = checkpoint_blocks
+        self.tap_widths = [transformer.inner_dim] * len(transformer.transformer_blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        return self(latents_BCHW, sigma_B, conditioning, want_features=False)
+
+    def features(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> list[Tensor]:
+        return self(latents_BCHW, sigma_B, conditioning, want_features=True)
+
+    def forward(
+        self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning, *, want_features: bool
+    ) -> Tensor | list[Tensor]:
+        """One pass through the blocks; both public calls come through here so that wrappers (DDP, FSDP) see it."""
+        net = self.transformer
+        patch = net.config.patch_size
+        rows, columns = (side // patch for side in latents_BCHW.shape[-2:])
+        image_BND = net.pos_embed(latents_BCHW).contiguous()
+        temb_BD = net.time_text_embed(1000 * sigma_B, conditioning.pooled_BP)
+        text_BLD, kwargs = self._text(conditioning, image_BND)
+        maps = []
+        for block in net.transformer_blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                text_BLD, image_BND = checkpoint(block, image_BND, text_BLD, temb_BD, kwargs, use_reentrant=False)
+            else:
+                text_BLD, image_BND = block(image_BND, text_BLD, temb_BD, kwargs)
+            if want_features:
+                # Contiguous: a transposed view into GroupNorm crashes torch 2.13's CPU backward.
+                maps.append(image_BND.transpose(1, 2).unflatten(2, (rows, columns)).contiguous())
+        if want_features:
+            return maps
+        tokens = net.proj_out(net.norm_out(image_BND, temb_BD))
+        tokens = tokens.view(-1, rows, columns, patch, patch, net.out_channels)
+        return tokens.permute(0, 5, 1, 3, 2, 4).reshape(-1, net.out_channels, rows * patch, columns * patch)
+
+    def _text(self, conditioning: Conditioning, image_BND: Tensor) -> tuple[Tensor, dict]:
+        tokens = conditioning.tokens_BLD
+        if conditioning.null_tokens == 0:
+            return self.transformer.context_embedder(tokens), {}
+        tokens = F.pad(tokens, (0, 0, 0, 1))
+        bias = image_BND.new_zeros(1, 1, 1, image_BND.shape[1] + tokens.shape[1])
+        bias[..., -1] = math.log(conditioning.null_tokens)
+        return self.transformer.context_embedder(tokens), {"attention_mask": bias}
+
+
+class FoldedJointAttention:
+    """Joint attention of SD3 (Esser et al. 2024, section 4) that honours an additive bias over its keys.
+
+    Equals diffusers' `JointAttnProcessor2_0` when no bias is given.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        def split(x_BND: Tensor, norm: nn.Module | None) -> Tensor:
+            x_BHND = x_BND.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            return x_BHND if norm is None else norm(x_BHND)
+
+        query = split(attn.to_q(hidden_states), attn.norm_q)
+        key = split(attn.to_k(hidden_states), attn.norm_k)
+        value = split(attn.to_v(hidden_states), None)
+        if encoder_hidden_states is None:
+            attention_mask = None  # SD3.5's second attention sees the image alone
+        else:
+            text_query = split(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)
+            text_key = split(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)
+            text_value = split(attn.add_v_proj(encoder_hidden_states), None)
+            query = torch.cat([query, text_query], dim=2)
+            key = torch.cat([key, text_key], dim=2)
+            value = torch.cat([value, text_value], dim=2)
+        mixed = _attend(query, key, value, attention_mask)
+        mixed_BND = mixed.transpose(1, 2).flatten(2).to(query.dtype)
+        if encoder_hidden_states is None:
+            return attn.to_out[0](mixed_BND)
+        image_BND, text_BLD = mixed_BND.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1)
+        return attn.to_out[0](image_BND), text_BLD if attn.context_pre_only else attn.to_add_out(text_BLD)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention over (B, heads, N, D). On CPU the fused kernel's backward takes four times as long as this."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=None if bias is None else bias.to(query.dtype))
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    return scores.softmax(-1) @ value

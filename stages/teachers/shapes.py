@@ -1,0 +1,18 @@
+"""The embedded default: a small SD3 pipeline that ships with the project; `sd3.py` does all the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from schemas.config import TeacherConfig
+from stages.teachers.sd3 import SD3Teacher
+
+WEIGHTS = Path(__file__).parents[1] / "shapes_world" / "weights"
+"""A complete `StableDiffusion3Pipeline` folder, and the judge beside it."""
+
+
+class ShapesTeacher(SD3Teacher):
+    """The embedded teacher; `model` may name another folder that `ladd-pipeline teacher train shapes` made."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        super().__init__(config if config.model else config.model_copy(update={"model": str(WEIGHTS)}))
