@@ -164,7 +164,7 @@ def score(
 ) -> None:  # fmt: skip
     """Judge teacher and student of the shapes world on held-out prompts: all attributes right, Fréchet distance."""
     loaded, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
-    from stages.scores.shapes_table import score_table
+    from stages.shapes_table import score_table
 
     with _student_folder(student, store, stages, wanted=not teacher_only) as folder:
         rows = score_table(loaded, folder, prompts, lambda text: print(text, file=sys.stderr, flush=True))

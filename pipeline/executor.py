@@ -129,7 +129,7 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     import ray
 
     board = ray.remote(num_cpus=0)(_ProgressBoard).remote()
-    stage_task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(run_stage)
+    stage_task = ray.remote(num_cpus=0, max_retries=0)(run_stage)
     nodes = declare(lambda name: _Bound(stage_task.options(name=name), name, job, board), job.config)
     references: dict[str, Any] = {}
     for name, node in nodes.items():

@@ -8,6 +8,7 @@ import json
 import os
 import posixpath
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,7 +103,7 @@ class ArtifactStore:
         with self.explained("write", name):
             if self.is_local:
                 os.makedirs(posixpath.dirname(path), exist_ok=True)
-                partial = f"{path}.{os.getpid()}.partial"
+                partial = _partial(path)
                 self.filesystem.put_file(str(local), partial)
                 os.replace(partial, path)
             else:
@@ -158,13 +159,15 @@ class ArtifactStore:
         """Turn what storage raises into one sentence that names the store and the mend."""
         try:
             yield
-        except (FileExistsError, FileNotFoundError, NotADirectoryError):
+        except FileExistsError:
             raise
         except PermissionError as error:
             raise ArtifactError(
                 f"store {self.url}: no permission to {verb} {name}; check the folder's rights or the credentials"
             ) from error
         except OSError as error:
+            if verb in ("read", "list") and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                raise
             raise ArtifactError(f"store {self.url}: cannot {verb} {name}: {_brief(error)}") from error
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "s3fs", "gcsfs", "google"):
@@ -246,7 +249,7 @@ def file_digest(path: Path) -> str:
 
 def _create_local(path: str, content: bytes) -> bool:
     """Write beside, then link: the name appears with its whole content, and only once."""
-    partial = f"{path}.{os.getpid()}.partial"
+    partial = _partial(path)
     with open(partial, "wb") as file:
         file.write(content)
         file.flush()
@@ -258,6 +261,10 @@ def _create_local(path: str, content: bytes) -> bool:
     finally:
         os.unlink(partial)
     return True
+
+
+def _partial(path: str) -> str:
+    return f"{path}.{uuid.uuid4().hex[:12]}.partial"
 
 
 def _brief(error: Exception) -> str:

@@ -33,6 +33,7 @@ class GrammarSource(Frozen):
     """Prompts from the grammar of the shapes world."""
 
     kind: Literal["grammar"]
+    """Marks this source."""
     weight: float = Field(1.0, gt=0)
     """Share of this source in the mix."""
 
@@ -41,6 +42,7 @@ class FileSource(Frozen):
     """Prompts from a file: txt (one a line), jsonl, csv or parquet."""
 
     kind: Literal["file"]
+    """Marks this source."""
     url: str
     """Any path or fsspec URL."""
     column: str = "prompt"
@@ -125,6 +127,7 @@ class SynthesizeConfig(Frozen):
     micro_batch: int = Field(8, ge=1)
     """Pictures sampled together. An identity field: low-precision sums may round differently by batch size."""
     image_format: Literal["png", "webp", "jpg"] = "png"
+    """Of the pictures in the shards."""
     quality: int = Field(95, ge=1, le=100)
     """Of webp and jpg."""
     latents: Literal["none", "beside", "only"] = "none"
@@ -156,6 +159,7 @@ class RenoiseConfig(Frozen):
     mean: float = 1.0
     """Above 0 biases to high noise: structure. Low noise gives texture."""
     std: float = Field(1.0, gt=0)
+    """Spread; large values reach all noise levels."""
 
 
 class StudentTimeConfig(Frozen):
@@ -164,7 +168,9 @@ class StudentTimeConfig(Frozen):
     grid: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)
     """The sampling grid of the student, from pure noise down; saved with it."""
     probabilities: list[Probability] = [0.7, 0.1, 0.1, 0.1]
+    """Of the grid's levels."""
     warmup_probabilities: list[Probability] = [0.0, 0.0, 0.5, 0.5]
+    """The same during warm-up: low noise first."""
     warmup_steps: int = Field(500, ge=0)
     """Updates with the warm-up probabilities."""
 
@@ -185,6 +191,7 @@ class DiscriminatorConfig(Frozen):
     channels: int = Field(64, ge=1)
     """Width of each head's convolutions."""
     learning_rate: float = Field(1e-4, gt=0)
+    """Of the heads."""
     head_start_steps: int = Field(0, ge=0)
     """Updates in which the heads alone learn, before the student's first."""
 
@@ -207,6 +214,7 @@ class DistillConfig(Frozen):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.99)
     """Of AdamW, for student and heads."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW, for student and heads."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Of the weights that are saved as the student."""
     clip_norm: float = Field(1.0, gt=0)
@@ -214,6 +222,7 @@ class DistillConfig(Frozen):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the forward passes; master weights stay float32."""
     seed: int = 0
+    """Of batches, noise and the heads' first weights."""
     student_time: StudentTimeConfig = StudentTimeConfig()
     renoise: RenoiseConfig = RenoiseConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -228,6 +237,7 @@ class DistillConfig(Frozen):
     checkpoint_every: int = runtime(500, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
+    """Older ones are deleted."""
     sample_every: int = runtime(500, ge=1)
     """Updates between sample grids."""
     sample_prompts: int = runtime(8, ge=0)

@@ -40,6 +40,8 @@ BACKGROUND_RGB = {
 }
 RADIUS = {"small": (7.0, 8.5), "big": (11.0, 14.0)}
 """Radius in pixels, in every bucket."""
+TILT = 0.26
+"""Objects stand upright up to this angle, in radians."""
 
 _GAP = 2.0
 _RELATION_MARGIN = 7.0
@@ -77,10 +79,15 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
 
-def sample_scene(spec: SceneSpec, width: int, height: int, rng: random.Random) -> Scene:
-    """Draw a scene of `width` x `height` pixels that shows all that `spec` states."""
+def sample_scene(
+    spec: SceneSpec, width: int, height: int, rng: random.Random, *, tilt: float = TILT
+) -> Scene:
+    """Draw a scene of `width` x `height` pixels that shows all that `spec` states.
+
+    `tilt` bounds the rotation of objects, in radians; pi turns them freely.
+    """
     while True:
-        things = [_sample_object(thing, rng) for thing in spec.objects]
+        things = [_sample_object(thing, rng, tilt) for thing in spec.objects]
         places = _sample_places(spec, [t["radius"] for t in things], width, height, rng)
         if places is not None:
             break
@@ -97,14 +104,14 @@ def sample_scene(spec: SceneSpec, width: int, height: int, rng: random.Random) -
     )
 
 
-def _sample_object(spec: ObjectSpec, rng: random.Random) -> dict:
+def _sample_object(spec: ObjectSpec, rng: random.Random, tilt: float) -> dict:
     size = spec.size or rng.choice(SIZES)
     return {
         "color": spec.color or rng.choice(COLORS),
         "shape": spec.shape or rng.choice(SHAPES),
         "size": size,
         "radius": rng.uniform(*RADIUS[size]),
-        "rotation": rng.uniform(0, 2 * np.pi),
+        "rotation": rng.uniform(-1, 1) * tilt,
         "stretch": rng.uniform(-0.1, 0.1),
         "shade": _shade(rng),
         "light_angle": rng.uniform(0, 2 * np.pi),

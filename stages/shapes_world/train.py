@@ -6,6 +6,7 @@ Two CPU cores need about two and a half hours; the log that shipped is docs/teac
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from stages.scores.shapes_judge import ShapesJudge
+from stages.shapes_world.scenes import TILT
 from stages.shapes_world.train_judge import train_judge
 from stages.shapes_world.train_text import train_text
 from stages.shapes_world.train_transformer import (
@@ -32,8 +34,10 @@ from stages.shapes_world.train_transformer import (
 )
 from stages.shapes_world.train_vae import train_vae
 
-STEPS = {"vae": 1400, "text": 300, "judge": 1500, "transformer": 5200}
+STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 5200}
 SCENES = 60_000
+CURRICULUM = ((0.0, math.pi), (0.35, TILT))
+"""From which share of the transformer's steps scenes with objects turned by how much: first freely, then upright."""
 
 
 def train_all(work: Path, out: Path, share: float = 1.0, report: Callable[[str], None] = print) -> None:
@@ -43,24 +47,33 @@ def train_all(work: Path, out: Path, share: float = 1.0, report: Callable[[str],
     vae = train_vae(work, steps=steps["vae"])
     tokenizer, towers = train_text(work, steps=steps["text"])
     judge = train_judge(work, vae, steps=steps["judge"])
-    data = _cached_scenes(work / f"latents-{scenes}.safetensors", vae, scenes, report)
+    stages = [
+        (round(begin * steps["transformer"]), _cached_scenes(work, vae, scenes, tilt, report))
+        for begin, tilt in CURRICULUM
+    ]
     conditioner = TextConditioner(tokenizer, towers)
-    transformer = train_transformer(work, data, conditioner, steps=steps["transformer"])
+    transformer = train_transformer(work, stages, conditioner, steps=steps["transformer"])
     assemble(out, transformer, vae, tokenizer, towers, judge)
     report(f"the embedded teacher is in {out}")
 
 
 def _cached_scenes(
-    path: Path, vae: AutoencoderKL, count: int, report: Callable[[str], None], seed: int = 0
+    work: Path,
+    vae: AutoencoderKL,
+    count: int,
+    tilt: float,
+    report: Callable[[str], None],
+    seed: int = 0,
 ) -> list[EncodedScenes]:
+    path = work / f"latents-{count}-{tilt:.2f}.safetensors"
     if not path.exists():
-        data = encode_scenes(vae, count, seed, report)
+        data = encode_scenes(vae, count, seed, tilt, report)
         save_file({str(i): group.latents for i, group in enumerate(data)}, path)
         return data
     latents = load_file(path)
     buckets = len(latents)
     return [
-        EncodedScenes([scene_of(i, seed) for i in range(bucket, count, buckets)], latents[str(bucket)])
+        EncodedScenes([scene_of(i, seed, tilt) for i in range(bucket, count, buckets)], latents[str(bucket)])
         for bucket in range(buckets)
     ]
 

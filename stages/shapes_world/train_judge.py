@@ -33,7 +33,7 @@ def train_judge(folder: Path, vae: AutoencoderKL, *, steps: int, batch_size: int
     def update(step: int) -> dict[str, float]:
         rng, generator = step_rng(seed + 1, step)
         width, height = BUCKETS[step // 2 % len(BUCKETS)]
-        scenes = [sample_scene(sample_spec(rng), width, height, rng) for _ in range(batch_size)]
+        scenes = [sample_scene(sample_spec(rng), width, height, rng, tilt=math.pi) for _ in range(batch_size)]
         picture = pictures_of(scenes).contiguous(memory_format=torch.channels_last)
         if step % 2:
             picture = _through_latents(vae, picture, rng, generator)

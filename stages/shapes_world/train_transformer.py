@@ -59,18 +59,20 @@ class EncodedScenes:
     latents: Tensor
 
 
-def scene_of(index: int, seed: int) -> Scene:
-    """The `index`-th scene of the training set; its bucket is `index` modulo the number of buckets."""
+def scene_of(index: int, seed: int, tilt: float) -> Scene:
+    """The `index`-th scene of a training set; its bucket is `index` modulo the number of buckets."""
     rng = random.Random(f"scene/{seed}/{index}")
-    return sample_scene(sample_spec(rng), *BUCKETS[index % len(BUCKETS)], rng)
+    return sample_scene(sample_spec(rng), *BUCKETS[index % len(BUCKETS)], rng, tilt=tilt)
 
 
 @torch.no_grad()
-def encode_scenes(vae: AutoencoderKL, count: int, seed: int, report: Callable[[str], None] = print) -> list[EncodedScenes]:
+def encode_scenes(
+    vae: AutoencoderKL, count: int, seed: int, tilt: float, report: Callable[[str], None] = print
+) -> list[EncodedScenes]:
     """Draw and encode `count` scenes, grouped by bucket."""
     groups = []
     for bucket in range(len(BUCKETS)):
-        scenes = [scene_of(i, seed) for i in range(bucket, count, len(BUCKETS))]
+        scenes = [scene_of(i, seed, tilt) for i in range(bucket, count, len(BUCKETS))]
         latents = []
         for at in range(0, len(scenes), 64):
             picture = torch.from_numpy(render(scenes[at : at + 64])).permute(0, 3, 1, 2)
@@ -140,7 +142,7 @@ def layout_of(scene: Scene, token: int = 8) -> Tensor:
 
 def train_transformer(
     folder: Path,
-    data: list[EncodedScenes],
+    stages: list[tuple[int, list[EncodedScenes]]],
     conditioner: TextConditioner,
     *,
     steps: int,
@@ -150,7 +152,10 @@ def train_transformer(
     decay_from: float = 0.6,
     seed: int = 0,
 ) -> SD3Transformer2DModel:
-    """Train and return the averaged weights. One bucket a step, each bucket as often as the others."""
+    """Train and return the averaged weights. One bucket a step, each bucket as often as the others.
+
+    `stages` is a curriculum: each set of scenes serves from its step on.
+    """
     torch.manual_seed(seed)
     transformer = build_transformer()
     backbone = SD3Backbone(transformer)
@@ -170,6 +175,7 @@ def train_transformer(
 
     def update(step: int) -> dict[str, float]:
         rng, generator = step_rng(seed, step)
+        data = [scenes for first, scenes in stages if first <= step][-1]
         group = data[step % len(data)]
         rows = [rng.randrange(len(group.scenes)) for _ in range(batch_size)]
         latents = group.latents[rows].float()

@@ -6,6 +6,7 @@ the group statistics are those of use.
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def pictures_of(scenes: list[Scene]) -> Tensor:
 
 
 def _any_scene(width: int, height: int, rng: random.Random) -> Scene:
-    return sample_scene(sample_spec(rng), width, height, rng)
+    return sample_scene(sample_spec(rng), width, height, rng, tilt=math.pi)
 
 
 def _crops(count: int, rng: random.Random) -> Tensor:

@@ -19,14 +19,21 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift, retrieve_timesteps
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
+from transformers.utils import logging as transformers_logging
 
 from schemas.bucket import Bucket
 from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
 from stages.ladd.backbone import Conditioning
 from stages.teachers.sd3_backbone import SD3Backbone
+
+diffusers_logging.disable_progress_bar()
+diffusers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
 
 _PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
@@ -123,6 +130,7 @@ class SD3Teacher:
         backbone.transformer.to(self.dtype).save_pretrained(folder / "transformer", safe_serialization=True)
         student_scheduler(grid).save_pretrained(folder / "scheduler")
         student_scheduler([1.0]).save_pretrained(folder / "scheduler_one_step")
+        (folder / "student.json").write_text(json.dumps({"grid": list(grid)}) + "\n")
         index = self._json("model_index.json")
         if not self.has_t5:
             index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
