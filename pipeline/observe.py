@@ -20,7 +20,7 @@ LINE_EVERY_S = 30.0
 class _Seen:
     started: float
     first: int
-    said: float = 0.0
+    said: float | None = None
     said_done: int = -1
 
 
@@ -75,7 +75,8 @@ class Observer:
             self._bars.update(self._tasks[key], completed=done, total=total or None)
             return
         finished = total > 0 and done >= total
-        if done == seen.said_done or (now - seen.said < LINE_EVERY_S and seen.said and not finished):
+        soon = seen.said is not None and now - seen.said < LINE_EVERY_S
+        if done == seen.said_done or (soon and not finished):
             return
         seen.said, seen.said_done = now, done
         rate = (done - seen.first) / max(now - seen.started, 1e-9)
