@@ -1,13 +1,15 @@
-"""The command line. Parses first, imports what is heavy afterwards: `--help` and `plan` need neither torch nor ray."""
+"""The command line. Parses first, imports what is heavy afterwards: `--help` and `plan` need
+neither torch nor ray.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,22 +18,43 @@ import typer
 from schemas.errors import ArtifactError, ConfigError, LaddError
 
 app = typer.Typer(
-    help="From prompts to a few-step student: Latent Adversarial Diffusion Distillation for Stable Diffusion 3.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-)  # fmt: skip
-artifacts_app = typer.Typer(help="Look at what is in the store.", no_args_is_help=True, rich_markup_mode=None)
-config_app = typer.Typer(help="About the configuration.", no_args_is_help=True, rich_markup_mode=None)
-teacher_app = typer.Typer(help="About the embedded teacher.", no_args_is_help=True, rich_markup_mode=None)
+    help="From prompts to a few-step student: Latent Adversarial Diffusion Distillation for SD3.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+artifacts_app = typer.Typer(
+    help="Look at what is in the store.", no_args_is_help=True, rich_markup_mode=None
+)
+config_app = typer.Typer(
+    help="About the configuration.", no_args_is_help=True, rich_markup_mode=None
+)
+teacher_app = typer.Typer(
+    help="About the embedded teacher.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(artifacts_app, name="artifacts")
 app.add_typer(config_app, name="config")
 app.add_typer(teacher_app, name="teacher")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration.")]
-Preset = Annotated[str | None, typer.Option(help="A preset: shapes, shapes-smoke, sd3-medium, sd35-medium, sd35-large.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="section.field=value; may be given again.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="A preset: shapes, shapes-smoke, sd3-medium, sd35-medium, sd35-large."),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="section.field=value; may be given again.")
+]
 Until = Annotated[str | None, typer.Option(help="Run up to this stage and what it needs.")]
-From = Annotated[str | None, typer.Option("--from", help="Run this stage and those behind it; the ones before must be there.")]
-Only = Annotated[str | None, typer.Option(help="Run this stage alone; those before it must be there.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from", help="Run this stage and those behind it; the ones before must be there."
+    ),
+]
+Only = Annotated[
+    str | None, typer.Option(help="Run this stage alone; those before it must be there.")
+]
 Force = Annotated[list[str] | None, typer.Option(help="Make this stage's artifact again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LogFormat = Annotated[str, typer.Option(help="text or json.")]
@@ -39,17 +62,36 @@ LogFormat = Annotated[str, typer.Option(help="text or json.")]
 
 @app.command()
 def run(
-    config: ConfigFile = None, preset: Preset = None, set_: Settings = None, until: Until = None, from_: From = None,
-    only: Only = None, force: Force = None,
-    dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False, log_format: LogFormat = "text",
-) -> None:  # fmt: skip
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+    until: Until = None,
+    from_: From = None,
+    only: Only = None,
+    force: Force = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    log_format: LogFormat = "text",
+) -> None:
     """Run the pipeline; what is there already is not made again."""
     _run(config, preset, set_, _selection(until, from_, only, force), dry_run, log_format)
 
 
 def _stage_command(name: str) -> Callable[..., None]:
-    def command(config: ConfigFile = None, preset: Preset = None, set_: Settings = None, force: bool = False, log_format: LogFormat = "text") -> None:
-        _run(config, preset, set_, _selection(None, None, name, [name] if force else None), False, log_format)
+    def command(
+        config: ConfigFile = None,
+        preset: Preset = None,
+        set_: Settings = None,
+        force: bool = False,
+        log_format: LogFormat = "text",
+    ) -> None:
+        _run(
+            config,
+            preset,
+            set_,
+            _selection(None, None, name, [name] if force else None),
+            False,
+            log_format,
+        )
 
     command.__doc__ = f"Run stage {name} alone; same as `run --only {name}`."
     return command
@@ -61,14 +103,31 @@ for _name in ("prompts", "synthesize", "encode", "distill"):
 
 @app.command()
 def plan(
-    config: ConfigFile = None, preset: Preset = None, set_: Settings = None, until: Until = None, from_: From = None,
-    only: Only = None, force: Force = None, as_json: AsJson = False,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 when there is work to do.")] = False,
-) -> None:  # fmt: skip
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+    until: Until = None,
+    from_: From = None,
+    only: Only = None,
+    force: Force = None,
+    as_json: AsJson = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 3 when there is work to do.")
+    ] = False,
+) -> None:
     """Show what would run, and why."""
     _, _, stages = _plan(config, preset, set_, _selection(until, from_, only, force))
     if as_json:
-        rows = [{"stage": s.name, "key": s.key, "action": s.action, "why": s.why, "estimate": s.estimate} for s in stages]
+        rows = [
+            {
+                "stage": s.name,
+                "key": s.key,
+                "action": s.action,
+                "why": s.why,
+                "estimate": s.estimate,
+            }
+            for s in stages
+        ]
         print(json.dumps(rows, indent=2))
     else:
         _show_plan(stages)
@@ -77,7 +136,9 @@ def plan(
 
 
 @app.command()
-def status(config: ConfigFile = None, preset: Preset = None, set_: Settings = None, as_json: AsJson = False) -> None:
+def status(
+    config: ConfigFile = None, preset: Preset = None, set_: Settings = None, as_json: AsJson = False
+) -> None:
     """What there is of this configuration, finished or under way."""
     _, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
     rows = []
@@ -86,22 +147,37 @@ def status(config: ConfigFile = None, preset: Preset = None, set_: Settings = No
         if stage.manifest is not None:
             row["counts"] = stage.manifest.counts
         else:
-            markers = [n for n in store.list(store.folder(stage.name, stage.key)) if n.startswith("shards/") and n.endswith(".json")]
-            checkpoints = {n.split("/")[0] for n in store.list(f"training/{stage.name}/{stage.key}") if n.startswith("checkpoint_")}
+            markers = [
+                n
+                for n in store.list(store.folder(stage.name, stage.key))
+                if n.startswith("shards/") and n.endswith(".json")
+            ]
+            checkpoints = {
+                n.split("/")[0]
+                for n in store.list(f"training/{stage.name}/{stage.key}")
+                if n.startswith("checkpoint_")
+            }
             row["state"] = "under way" if markers or checkpoints else "missing"
-            row["counts"] = {k: v for k, v in (("shards", len(markers)), ("checkpoints", len(checkpoints))) if v}
+            row["counts"] = {
+                k: v for k, v in (("shards", len(markers)), ("checkpoints", len(checkpoints))) if v
+            }
         rows.append(row)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    _table(["stage", "state", "artifact", "counts"], [[r["stage"], r["state"], r["key"], _counts(r["counts"])] for r in rows])
+    _table(
+        ["stage", "state", "artifact", "counts"],
+        [[r["stage"], r["state"], r["key"], _counts(r["counts"])] for r in rows],
+    )
 
 
 @app.command()
 def graph(
-    config: ConfigFile = None, preset: Preset = None, set_: Settings = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
     format_: Annotated[str, typer.Option("--format", help="text or mermaid.")] = "text",
-) -> None:  # fmt: skip
+) -> None:
     """Draw the graph of stages."""
     if format_ not in ("text", "mermaid"):
         raise ConfigError(f"--format {format_!r} is neither text nor mermaid")
@@ -114,7 +190,10 @@ def graph(
             for upstream in stage.inputs:
                 print(f"  {upstream} --> {stage.name}")
         else:
-            print(f"{stage.name}  {stage.key}" + (f"  <- {', '.join(stage.inputs)}" if stage.inputs else ""))
+            print(
+                f"{stage.name}  {stage.key}"
+                + (f"  <- {', '.join(stage.inputs)}" if stage.inputs else "")
+            )
 
 
 @app.command()
@@ -138,36 +217,55 @@ def init(
 @app.command()
 def sample(
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
-    student: Annotated[Path | None, typer.Option(help="A student's diffusers folder; by default this configuration's.")] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(help="A student's diffusers folder; by default this configuration's."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="1, 2 or 4.")] = 4,
-    bucket: Annotated[str, typer.Option(help="WIDTHxHEIGHT; by default the configuration's first.")] = "",
+    bucket: Annotated[
+        str, typer.Option(help="WIDTHxHEIGHT; by default the configuration's first.")
+    ] = "",
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
-    config: ConfigFile = None, preset: Preset = None, set_: Settings = None,
-) -> None:  # fmt: skip
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+) -> None:
     """Draw pictures with a student."""
     loaded, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
     from stages.student import draw_prompts
 
     with _student_folder(student, store, stages) as folder:
-        for path in draw_prompts(folder, loaded, prompts, steps, bucket or next(iter(loaded.prompts.buckets)), seed, out):
+        for path in draw_prompts(
+            folder, loaded, prompts, steps, bucket or next(iter(loaded.prompts.buckets)), seed, out
+        ):
             print(path)
 
 
 @app.command()
 def score(
-    student: Annotated[Path | None, typer.Option(help="A student's diffusers folder; by default this configuration's.")] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(help="A student's diffusers folder; by default this configuration's."),
+    ] = None,
     prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Also write the table as JSON.")] = None,
     teacher_only: Annotated[bool, typer.Option(help="Leave the student out.")] = False,
-    config: ConfigFile = None, preset: Preset = None, set_: Settings = None,
-) -> None:  # fmt: skip
-    """Judge teacher and student of the shapes world on held-out prompts: all attributes right, Fréchet distance."""
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+) -> None:
+    """Judge teacher and student of the shapes world on held-out prompts: all attributes right,
+    Fréchet distance.
+    """
     loaded, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
     from stages.shapes_table import score_table
 
-    with _student_folder(student, store, stages, wanted=not teacher_only) as folder:
-        rows = score_table(loaded, folder, prompts, lambda text: print(text, file=sys.stderr, flush=True))
+    no_student = contextlib.nullcontext()
+    with no_student if teacher_only else _student_folder(student, store, stages) as folder:
+        rows = score_table(
+            loaded, folder, prompts, lambda text: print(text, file=sys.stderr, flush=True)
+        )
     _table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
     if out is not None:
         out.write_text(json.dumps(rows, indent=2) + "\n")
@@ -181,21 +279,32 @@ def artifacts_ls(config: ConfigFile = None, preset: Preset = None, set_: Setting
 
     _, store = _open(config, preset, set_)
     rows = [
-        [m.stage, m.key, m.started[:19], f"{sum(f.size for f in m.files) / 1e6:.1f} MB", _counts(m.counts)]
-        for stage in STAGES for m in committed(store, stage)
-    ]  # fmt: skip
+        [
+            m.stage,
+            m.key,
+            m.started[:19],
+            f"{sum(f.size for f in m.files) / 1e6:.1f} MB",
+            _counts(m.counts),
+        ]
+        for stage in STAGES
+        for m in committed(store, stage)
+    ]
     _table(["stage", "artifact", "started", "size", "counts"], rows)
 
 
 @artifacts_app.command("show")
-def artifacts_show(key: str, config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
+def artifacts_show(
+    key: str, config: ConfigFile = None, preset: Preset = None, set_: Settings = None
+) -> None:
     """Print an artifact's manifest."""
     _, store = _open(config, preset, set_)
     print(_artifact(store, key).manifest.model_dump_json(indent=2))
 
 
 @artifacts_app.command("diff")
-def artifacts_diff(first: str, second: str, config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
+def artifacts_diff(
+    first: str, second: str, config: ConfigFile = None, preset: Preset = None, set_: Settings = None
+) -> None:
     """Which identity fields differ between two artifacts."""
     from pipeline.planning import changed_fields
 
@@ -205,28 +314,48 @@ def artifacts_diff(first: str, second: str, config: ConfigFile = None, preset: P
 
 
 @artifacts_app.command("verify")
-def artifacts_verify(key: Annotated[str | None, typer.Argument()] = None, config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
+def artifacts_verify(
+    key: Annotated[str | None, typer.Argument()] = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+) -> None:
     """Check every file of an artifact, or of all, against its manifest."""
     from pipeline.dag import STAGES
     from pipeline.planning import committed
 
     _, store = _open(config, preset, set_)
-    chosen = [_artifact(store, key)] if key else [store.find(s, m.key) for s in STAGES for m in committed(store, s)]
+    chosen = (
+        [_artifact(store, key)]
+        if key
+        else [store.find(s, m.key) for s in STAGES for m in committed(store, s)]
+    )
     wrong = [text for artifact in chosen for text in artifact.verify(contents=True)]
     if wrong:
-        raise ArtifactError("; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
+        raise ArtifactError(
+            "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        )
     print(f"{len(chosen)} artifacts are as their manifests say")
 
 
 @artifacts_app.command("gc")
 def artifacts_gc(
-    config: ConfigFile = None, preset: Preset = None, set_: Settings = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
     delete: Annotated[bool, typer.Option(help="Delete; without it they are only listed.")] = False,
-) -> None:  # fmt: skip
-    """List, or delete, what this configuration does not use: other artifacts and their training states."""
-    loaded, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
+) -> None:
+    """List, or delete, what this configuration does not use: other artifacts and their training
+    states.
+    """
+    _, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
     used = {(s.name, s.key) for s in stages}
-    there = {(n.split("/")[0], n.split("/")[1]) for area in ("artifacts", "training") for n in store.list(area) if n.count("/") >= 2}
+    there = {
+        (n.split("/")[0], n.split("/")[1])
+        for area in ("artifacts", "training")
+        for n in store.list(area)
+        if n.count("/") >= 2
+    }
     for stage, key in sorted(there - used):
         print(f"{'deleted' if delete else 'unused'} {stage}/{key}")
         if delete:
@@ -254,11 +383,19 @@ def config_show(config: ConfigFile = None, preset: Preset = None, set_: Settings
 @teacher_app.command("train")
 def teacher_train(
     name: Annotated[str, typer.Argument(help="shapes")],
-    work: Annotated[Path, typer.Option(help="Folder for progress; the same folder continues.")] = Path("teacher-build"),
-    out: Annotated[Path, typer.Option(help="Folder for the finished pipeline.")] = Path("teacher-shapes"),
-    share: Annotated[float, typer.Option(help="Share of the full number of steps; below 1 for a trial.")] = 1.0,
+    work: Annotated[
+        Path, typer.Option(help="Folder for progress; the same folder continues.")
+    ] = Path("teacher-build"),
+    out: Annotated[Path, typer.Option(help="Folder for the finished pipeline.")] = Path(
+        "teacher-shapes"
+    ),
+    share: Annotated[
+        float, typer.Option(help="Share of the full number of steps; below 1 for a trial.")
+    ] = 1.0,
 ) -> None:
-    """Train the embedded teacher from nothing: tokenizer, text towers, autoencoder, judge, transformer."""
+    """Train the embedded teacher from nothing: tokenizer, text towers, autoencoder, judge,
+    transformer.
+    """
     if name != "shapes":
         raise ConfigError(f"there is no recipe for teacher {name!r}; known: shapes")
     from stages.shapes_world.train import train_all
@@ -266,7 +403,9 @@ def teacher_train(
     train_all(work, out, share)
 
 
-def _selection(until: str | None, start: str | None, only: str | None, force: list[str] | None) -> Any:
+def _selection(
+    until: str | None, start: str | None, only: str | None, force: list[str] | None
+) -> Any:
     from pipeline.planning import Selection
 
     if only and (until or start):
@@ -282,14 +421,23 @@ def _open(config: Path | None, preset: str | None, settings: list[str] | None) -
     return loaded, ArtifactStore(loaded.store)
 
 
-def _plan(config: Path | None, preset: str | None, settings: list[str] | None, selection: Any) -> tuple[Any, Any, Any]:
+def _plan(
+    config: Path | None, preset: str | None, settings: list[str] | None, selection: Any
+) -> tuple[Any, Any, Any]:
     from pipeline.planning import make_plan
 
     loaded, store = _open(config, preset, settings)
     return loaded, store, make_plan(loaded, store, selection)
 
 
-def _run(config: Path | None, preset: str | None, settings: list[str] | None, selection: Any, dry_run: bool, log_format: str) -> None:
+def _run(
+    config: Path | None,
+    preset: str | None,
+    settings: list[str] | None,
+    selection: Any,
+    dry_run: bool,
+    log_format: str,
+) -> None:
     if log_format not in ("text", "json"):
         raise ConfigError(f"--log-format {log_format!r} is neither text nor json")
     loaded, store, stages = _plan(config, preset, settings, selection)
@@ -308,7 +456,16 @@ def _run(config: Path | None, preset: str | None, settings: list[str] | None, se
             raise
     _table(
         ["stage", "action", "samples", "time", "artifact"],
-        [[r["stage"], r["action"], _counts(r["counts"]), f"{r['seconds']:.0f} s" if r["seconds"] else "", r["key"]] for r in rows],
+        [
+            [
+                r["stage"],
+                r["action"],
+                _counts(r["counts"]),
+                f"{r['seconds']:.0f} s" if r["seconds"] else "",
+                r["key"],
+            ]
+            for r in rows
+        ],
     )
     student = next((s for s in stages if s.name == "distill"), None)
     if student and (found := store.find("distill", student.key)):
@@ -328,7 +485,10 @@ def _command() -> str:
 
 
 def _show_plan(stages: Any) -> None:
-    _table(["stage", "action", "why", "estimate"], [[s.name, s.action, s.why, s.estimate] for s in stages])
+    _table(
+        ["stage", "action", "why", "estimate"],
+        [[s.name, s.action, s.why, s.estimate] for s in stages],
+    )
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
@@ -346,21 +506,25 @@ def _artifact(store: Any, key: str) -> Any:
     from pipeline.dag import STAGES
     from pipeline.planning import committed
 
-    matches = [(s, m.key) for s in STAGES for m in committed(store, s) if m.key.startswith(key) or f"{s}/{m.key}" == key]
+    matches = [
+        (s, m.key)
+        for s in STAGES
+        for m in committed(store, s)
+        if m.key.startswith(key) or f"{s}/{m.key}" == key
+    ]
     if len(matches) != 1:
         found = "no artifact" if not matches else "more than one artifact"
-        raise ArtifactError(f"{found} in {store.url} begins with {key!r}; `ladd-pipeline artifacts ls` lists them")
+        raise ArtifactError(
+            f"{found} in {store.url} begins with {key!r}; `ladd-pipeline artifacts ls` lists them"
+        )
     return store.find(*matches[0])
 
 
-@contextmanager
-def _student_folder(student: Path | None, store: Any, stages: Any, wanted: bool = True) -> Iterator[Path | None]:
+@contextlib.contextmanager
+def _student_folder(student: Path | None, store: Any, stages: Any) -> Iterator[Path]:
     """A local folder with the student: the one named, or this configuration's from the store."""
     import tempfile
 
-    if not wanted:
-        yield None
-        return
     if student is not None:
         if not (student / "model_index.json").exists():
             raise ArtifactError(f"{student} is not a diffusers folder: it has no model_index.json")
@@ -369,7 +533,9 @@ def _student_folder(student: Path | None, store: Any, stages: Any, wanted: bool 
     key = next(s.key for s in stages if s.name == "distill")
     found = store.find("distill", key)
     if found is None:
-        raise ArtifactError("this configuration has no student yet; `ladd-pipeline run --until distill` makes it")
+        raise ArtifactError(
+            "this configuration has no student yet; `ladd-pipeline run --until distill` makes it"
+        )
     if store.is_local:
         yield Path(store.path(found.name("model")))
         return

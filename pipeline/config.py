@@ -1,4 +1,6 @@
-"""Reads a configuration: flags over environment over file over preset, then validates with clear messages."""
+"""Reads a configuration: flags over environment over file over preset, then validates with clear
+messages.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def load_config(
     settings: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> PipelineConfig:
-    """The resolved configuration. Without file and preset: ./pipeline.yaml if there is one, else preset `shapes`.
+    """The resolved configuration. Without file and preset: ./pipeline.yaml if there is one, else
+    preset `shapes`.
 
     Raises ConfigError naming the field, file or preset.
     """
@@ -39,9 +42,9 @@ def load_config(
     merged = merge(read_preset(preset) if preset else {}, content)
     for name, value in sorted(environment.items()):
         if name.startswith(_PREFIX):
-            path = name.removeprefix(_PREFIX).lower().split("__")
-            if path[0] in PipelineConfig.model_fields:
-                merged = merge(merged, _nested(path, _parse(value, name)))
+            parts = name.removeprefix(_PREFIX).lower().split("__")
+            if parts[0] in PipelineConfig.model_fields:
+                merged = merge(merged, _nested(parts, _parse(value, name)))
     for setting in settings:
         path, sign, value = setting.partition("=")
         if not sign or not path:
@@ -55,7 +58,9 @@ def validate(content: dict[str, Any]) -> PipelineConfig:
     try:
         return PipelineConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("configuration: " + "; ".join(_explain(item) for item in error.errors()[:5])) from error
+        raise ConfigError(
+            "configuration: " + "; ".join(_explain(item) for item in error.errors()[:5])
+        ) from error
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -71,14 +76,20 @@ def preset_names() -> list[str]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no configuration file {path}; `ladd-pipeline init` writes one") from error
+        raise ConfigError(
+            f"there is no configuration file {path}; `ladd-pipeline init` writes one"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"configuration file {path} cannot be read: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(content, dict):
-        raise ConfigError(f"configuration file {path} must hold fields, not {type(content).__name__}")
-    return content
+        raise ConfigError(
+            f"configuration file {path} must hold fields, not {type(content).__name__}"
+        )
+    return {str(name): value for name, value in content.items()}
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

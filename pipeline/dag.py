@@ -1,6 +1,7 @@
 """The whole graph on one screen. A new stage is one file in stages/ and two lines here.
 
-The declaration is read twice: with plain nodes to plan (no Ray needed), with Ray's remote functions to run.
+The declaration is read twice: with plain nodes to plan (no Ray needed), with Ray's remote functions
+to run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Runs a plan: walks the bound Ray DAG, submits each stage as a Ray task, commits what it made.
 
-The only module that touches Ray's DAG nodes. Stage tasks are coordinators on the head node and take no CPU.
+The only module that touches Ray's DAG nodes. Stage tasks are coordinators on the head node and take
+no CPU.
 """
 
 from __future__ import annotations
@@ -24,12 +25,21 @@ from pipeline.dag import STAGES, declare
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage
 from pipeline.stage import StageContext, StageResult
-from pipeline.store import ArtifactStore, to_json
+from pipeline.store import Artifact, ArtifactStore, to_json
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, StageFailed
 from schemas.manifest import Environment, FileEntry, InputRef, Manifest
 
-_PACKAGES = ("torch", "diffusers", "transformers", "ray", "pyarrow", "numpy", "pillow", "ladd-pipeline")
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "ray",
+    "pyarrow",
+    "numpy",
+    "pillow",
+    "ladd-pipeline",
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +54,19 @@ class Job:
     forced: frozenset[str]
 
 
-def execute(config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage], observer: Observer) -> list[dict[str, Any]]:
-    """Run what the plan says; returns a row a stage: name, action, key, counts, seconds. Raises the first failure.
+def execute(
+    config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage], observer: Observer
+) -> list[dict[str, Any]]:
+    """Run what the plan says; returns a row a stage: name, action, key, counts, seconds. Raises the
+    first failure.
 
     Starts nothing when nothing is to run.
     """
     running = [stage for stage in plan if stage.action == "run"]
-    rows = {s.name: {"stage": s.name, "action": s.action, "key": s.key, "counts": {}, "seconds": 0.0} for s in plan}
+    rows = {
+        s.name: {"stage": s.name, "action": s.action, "key": s.key, "counts": {}, "seconds": 0.0}
+        for s in plan
+    }
     for stage in plan:
         if stage.manifest is not None and stage.action == "done":
             rows[stage.name]["counts"] = stage.manifest.counts
@@ -63,7 +79,11 @@ def execute(config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStag
     # The store must be writable before an hour of work, not after it.
     started = datetime.now(UTC)
     record = f"runs/{started:%Y%m%dT%H%M%S}-{config.name}"
-    summary = {"started": started.isoformat(), "command": sys.argv[1:], "config": config.model_dump(mode="json")}
+    summary = {
+        "started": started.isoformat(),
+        "command": sys.argv[1:],
+        "config": config.model_dump(mode="json"),
+    }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
     job = Job(
         config=config,
@@ -80,7 +100,11 @@ def execute(config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStag
                 rows[outcome["stage"]] |= outcome
         status = "done"
     finally:
-        done = {"status": status, "ended": datetime.now(UTC).isoformat(), "stages": list(rows.values())}
+        done = {
+            "status": status,
+            "ended": datetime.now(UTC).isoformat(),
+            "stages": list(rows.values()),
+        }
         store.write(f"{record}/run.json", to_json(summary | done))
         store.write(f"{record}/events.jsonl", b"".join(to_line(event) for event in observer.events))
     return list(rows.values())
@@ -100,15 +124,26 @@ def ray_cluster(config: PipelineConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "ignore_reinit_error": True}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "ignore_reinit_error": True,
+    }
     if config.ray.address is None:
-        options |= {"num_cpus": config.ray.num_cpus or os.cpu_count(), "include_dashboard": False, "object_store_memory": 512 << 20}
+        options |= {
+            "num_cpus": config.ray.num_cpus or os.cpu_count(),
+            "include_dashboard": False,
+            "object_store_memory": 512 << 20,
+        }
     else:
         options["address"] = config.ray.address
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise StageFailed(f"ray.address: cannot join or start a Ray cluster ({' '.join(str(error).split())[:200]})") from error
+        raise StageFailed(
+            "ray.address: cannot join or start a Ray cluster "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
     try:
         _quiet_ray_data()
         yield
@@ -125,21 +160,32 @@ def _quiet_ray_data() -> None:
 
 
 def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
-    """Submit the bound nodes in order, upstream results as top-level arguments; yields each stage's outcome."""
+    """Submit the bound nodes in order, upstream results as top-level arguments; yields each stage's
+    outcome.
+    """
     import ray
 
-    board = ray.remote(num_cpus=0)(_ProgressBoard).remote()
+    board: Any = ray.remote(num_cpus=0)(_ProgressBoard).remote()
     stage_task = ray.remote(num_cpus=0, max_retries=0)(run_stage)
-    nodes = declare(lambda name: _Bound(stage_task.options(name=name), name, job, board), job.config)
+    nodes = declare(
+        lambda name: _Bound(stage_task.options(name=name), name, job, board), job.config
+    )
     references: dict[str, Any] = {}
     for name, node in nodes.items():
         if name not in job.running:
             references[node.get_stable_uuid()] = {"stage": name}
             continue
-        arguments = [references[a.get_stable_uuid()] if hasattr(a, "get_stable_uuid") else a for a in node.get_args()]
-        references[node.get_stable_uuid()] = stage_task.options(**_submittable(node.get_options())).remote(*arguments)
+        arguments = [
+            references[a.get_stable_uuid()] if hasattr(a, "get_stable_uuid") else a
+            for a in node.get_args()
+        ]
+        references[node.get_stable_uuid()] = stage_task.options(
+            **_submittable(node.get_options())
+        ).remote(*arguments)
         observer.event("stage", name=name, key=job.keys[name], what="queued")
-    pending = {references[nodes[name].get_stable_uuid()]: name for name in nodes if name in job.running}
+    pending = {
+        references[nodes[name].get_stable_uuid()]: name for name in nodes if name in job.running
+    }
     while pending:
         ready, _ = ray.wait(list(pending), timeout=0.5)
         for stage, unit, done, total in ray.get(board.drain.remote()):
@@ -210,15 +256,24 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
         store.remove(f"training/{name}/{key}")
     elif found is not None:  # another run was faster
         return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
-    inputs = {}
+    inputs: dict[str, Artifact] = {}
     for upstream in job.inputs[name]:
-        inputs[upstream] = store.find(upstream, job.keys[upstream])
-        if inputs[upstream] is None:
-            raise StageFailed(f"{name}: the artifact of {upstream} has gone from {store.url} since the plan was made")
+        artifact = store.find(upstream, job.keys[upstream])
+        if artifact is None:
+            raise StageFailed(
+                f"{name}: the artifact of {upstream} has gone from {store.url} since the "
+                "plan was made"
+            )
+        inputs[upstream] = artifact
     stage = STAGES[name]
     started, clock = datetime.now(UTC), time.monotonic()
-    store.write(f"{store.folder(name, key)}/config.yaml", yaml.safe_dump(job.config.model_dump(mode="json")).encode())
-    result = stage.module().run(StageContext(name, key, job.config, store, inputs, _Reporter(board, name)))
+    store.write(
+        f"{store.folder(name, key)}/config.yaml",
+        yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
+    )
+    result = stage.module().run(
+        StageContext(name, key, job.config, store, inputs, _Reporter(board, name))
+    )
     seconds = time.monotonic() - clock
     manifest = _manifest(name, job, inputs, result, started, seconds)
     store.commit(manifest)
@@ -226,7 +281,12 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
 
 
 def _manifest(
-    name: str, job: Job, inputs: dict[str, Any], result: StageResult, started: datetime, seconds: float
+    name: str,
+    job: Job,
+    inputs: dict[str, Any],
+    result: StageResult,
+    started: datetime,
+    seconds: float,
 ) -> Manifest:
     config = job.config
     return Manifest(
@@ -240,7 +300,10 @@ def _manifest(
         counts=result.counts,
         metrics=result.metrics,
         details=result.details,
-        files=[FileEntry(path=p, size=size, sha256=digest) for p, (size, digest) in sorted(result.files.items())],
+        files=[
+            FileEntry(path=p, size=size, sha256=digest)
+            for p, (size, digest) in sorted(result.files.items())
+        ],
         started=started.isoformat(),
         seconds=round(seconds, 3),
         device_hours=round(result.device_hours, 6),
@@ -254,9 +317,16 @@ def environment() -> Environment:
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
     here = os.path.dirname(os.path.abspath(__file__))
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
     commit = answer.stdout.strip() if answer.returncode == 0 else None
-    return Environment(python=platform.python_version(), packages=packages, git_commit=commit, platform=platform.platform())
+    return Environment(
+        python=platform.python_version(),
+        packages=packages,
+        git_commit=commit,
+        platform=platform.platform(),
+    )
 
 
 def _original(error: LaddError) -> LaddError:

@@ -1,4 +1,6 @@
-"""One pool of Ray Data actors over the shards that are missing: the only way in which stages map over shards."""
+"""One pool of Ray Data actors over the shards that are missing: the only way in which stages map
+over shards.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from schemas.errors import LaddError, StageFailed
 from pipeline.shards import finished_shards
 from pipeline.stage import StageContext
 from schemas.config import WorkerPool
+from schemas.errors import LaddError, StageFailed
 from schemas.records import ShardStats
 
 
 class ShardWorker(Protocol):
-    """Lives in an actor; built once there (models are loaded in `__init__`), called once per shard."""
+    """Lives in an actor; built once there (models are loaded in `__init__`), called once per
+    shard.
+    """
 
     def __call__(self, shard: str) -> ShardStats: ...
 
@@ -43,14 +47,23 @@ class _Adapter:
 
 
 def map_shards(
-    context: StageContext, shards: list[str], build: Callable[[], ShardWorker], pool: WorkerPool, unit: str = "shards"
+    context: StageContext,
+    shards: list[str],
+    build: Callable[[], ShardWorker],
+    pool: WorkerPool,
+    unit: str = "shards",
 ) -> dict[str, ShardStats]:
     """Make the shards that have no marker yet; returns the statistics of all, by shard name.
 
-    `build` runs in each actor. A LaddError of a worker (damaged input, say) fails the stage with its own sentence,
-    after the shards under way are safe. Other failures are tried again `pool.retries` times by Ray.
+    `build` runs in each actor. A LaddError of a worker (damaged input, say) fails the stage with
+    its own sentence, after the shards under way are safe. Other failures are tried again
+    `pool.retries` times by Ray.
     """
-    done = {name: stats for name, stats in finished_shards(context.store, context.folder).items() if name in set(shards)}
+    done = {
+        name: stats
+        for name, stats in finished_shards(context.store, context.folder).items()
+        if name in set(shards)
+    }
     missing = [name for name in shards if name not in done]
     context.report(unit, len(done), len(shards))
     if not missing:
@@ -59,7 +72,9 @@ def map_shards(
 
     cpus, gpus = _demand(pool)
     size = pool.workers or _pool_size(cpus, gpus)
-    data = ray.data.from_items([{"shard": name} for name in missing], override_num_blocks=len(missing))
+    data = ray.data.from_items(
+        [{"shard": name} for name in missing], override_num_blocks=len(missing)
+    )
     mapped = data.map_batches(
         _Adapter(build).actor_type(),
         batch_size=1,

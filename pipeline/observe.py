@@ -1,4 +1,6 @@
-"""What a person sees while stages run: bars on a terminal, else a line a stage every 30 s, or JSON lines."""
+"""What a person sees while stages run: bars on a terminal, else a line a stage every 30 s, or JSON
+lines.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 LINE_EVERY_S = 30.0
@@ -26,7 +35,9 @@ class _Seen:
 
 @dataclass
 class Observer:
-    """Takes progress and events; `log_format` is text or json. Keeps every event for `events.jsonl`."""
+    """Takes progress and events; `log_format` is text or json. Keeps every event for
+    `events.jsonl`.
+    """
 
     log_format: str = "text"
     clock: Callable[[], float] = time.monotonic
@@ -39,9 +50,13 @@ class Observer:
         self._tasks: dict[tuple[str, str], Any] = {}
         if self.log_format == "text" and self._console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), console=self._console,
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
 
     def __enter__(self) -> Observer:
         if self._bars:
@@ -60,7 +75,9 @@ class Observer:
             print(json.dumps(row), file=sys.stderr, flush=True)
         else:
             text = "  ".join(str(value) for value in fields.values())
-            (self._bars.console if self._bars else self._console).print(f"{kind}  {text}", markup=False, soft_wrap=True)
+            (self._bars.console if self._bars else self._console).print(
+                f"{kind}  {text}", markup=False, soft_wrap=True
+            )
 
     def progress(self, stage: str, unit: str, done: int, total: int) -> None:
         """How far a stage is; a unit that starts with `warning` is an event instead."""
@@ -83,7 +100,13 @@ class Observer:
         left = (total - done) / rate if rate > 0 and total else None
         if self.log_format == "json":
             row = {"event": "progress", "stage": stage, "unit": unit, "done": done, "total": total}
-            print(json.dumps(row | {"per_second": round(rate, 3), "seconds_left": left and round(left)}), file=sys.stderr, flush=True)
+            print(
+                json.dumps(
+                    row | {"per_second": round(rate, 3), "seconds_left": left and round(left)}
+                ),
+                file=sys.stderr,
+                flush=True,
+            )
         else:
             tail = f"  {rate:.2f}/s" if rate > 0 else ""
             tail += f"  {_clock(left)} left" if left and not finished else ""

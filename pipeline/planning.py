@@ -41,15 +41,20 @@ class _PlanNode:
     """Stands in for a Ray node while planning."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.upstream = name, ()
+        self.name = name
+        self.upstream: tuple[_PlanNode, ...] = ()
 
     def bind(self, *upstream: _PlanNode) -> _PlanNode:
         self.upstream = upstream
         return self
 
 
-def make_plan(config: PipelineConfig, store: ArtifactStore, selection: Selection) -> list[PlannedStage]:
-    """Every stage of the graph in order. Raises ConfigError for an unknown stage, ArtifactError for a missing input."""
+def make_plan(
+    config: PipelineConfig, store: ArtifactStore, selection: Selection
+) -> list[PlannedStage]:
+    """Every stage of the graph in order. Raises ConfigError for an unknown stage, ArtifactError for
+    a missing input.
+    """
     nodes = declare(_PlanNode, config)
     for wanted in (selection.until, selection.start, selection.only, *selection.force):
         if wanted is not None and wanted not in nodes:
@@ -65,18 +70,32 @@ def make_plan(config: PipelineConfig, store: ArtifactStore, selection: Selection
         inputs = tuple(above.name for above in node.upstream)
         if name in running:
             rerun = [above for above in inputs if above in running]
-            action, why = "run", "forced" if name in selection.force else _why(store, config, name, rerun)
+            action, why = (
+                "run",
+                "forced" if name in selection.force else _why(store, config, name, rerun),
+            )
         else:
             action, why = ("done", "artifact is there") if found[name] else ("skip", "not needed")
-        manifest = found[name].manifest if found[name] else None
-        planned.append(PlannedStage(name, keys[name], inputs, action, why, estimate(name, config, manifest), manifest))
+        artifact = found[name]
+        manifest = artifact.manifest if artifact else None
+        planned.append(
+            PlannedStage(
+                name, keys[name], inputs, action, why, estimate(name, config, manifest), manifest
+            )
+        )
     return planned
 
 
 def _running(nodes: dict[str, _PlanNode], found: dict[str, Any], selection: Selection) -> set[str]:
-    """What must run: the wanted stages that are missing or forced, and whatever those need and miss."""
+    """What must run: the wanted stages that are missing or forced, and whatever those need and
+    miss.
+    """
     fed = {above.name for node in nodes.values() for above in node.upstream}
-    wanted = {selection.only or selection.until} if selection.only or selection.until else set(nodes) - fed
+    wanted = (
+        {selection.only or selection.until}
+        if selection.only or selection.until
+        else set(nodes) - fed
+    )
     running: set[str] = set()
     for name in reversed(nodes):
         if name in selection.force or (name in wanted and not found[name]):
@@ -92,10 +111,15 @@ def _require_inputs(
     first = selection.only or selection.start
     if first is None:
         return
-    allowed = {first} if selection.only else {n for n in nodes if n == first or first in _upstream(nodes[n])}
+    allowed = (
+        {first}
+        if selection.only
+        else {n for n in nodes if n == first or first in _upstream(nodes[n])}
+    )
     for missing in (name for name in nodes if name in running - allowed and not found[name]):
         raise ArtifactError(
-            f"{first} needs the artifact of {missing}, which is missing; `ladd-pipeline run --until {missing}` makes it"
+            f"{first} needs the artifact of {missing}, which is missing; `ladd-pipeline run "
+            f"--until {missing}` makes it"
         )
 
 
@@ -105,22 +129,32 @@ def _upstream(node: _PlanNode) -> set[str]:
 
 
 def _why(store: ArtifactStore, config: PipelineConfig, name: str, rerun: list[str]) -> str:
-    """The identity fields that differ from the nearest artifact of this stage, or that there is none."""
+    """The identity fields that differ from the nearest artifact of this stage, or that there is
+    none.
+    """
     nearest: list[str] | None = None
     for manifest in committed(store, name):
         changes = changed_fields(manifest.identity, STAGES[name].identity(config))
         if manifest.version != STAGES[name].version:
-            changes.append(f"stage version changed from {manifest.version} to {STAGES[name].version}")
+            changes.append(
+                f"stage version changed from {manifest.version} to {STAGES[name].version}"
+            )
         if nearest is None or len(changes) < len(nearest):
             nearest = changes
     if nearest is None:
         return "no artifact yet" + (f", needs {', '.join(rerun)}" if rerun else "")
-    return "; ".join(nearest) or ("input changed: " + ", ".join(rerun) if rerun else "input changed")
+    return "; ".join(nearest) or (
+        "input changed: " + ", ".join(rerun) if rerun else "input changed"
+    )
 
 
 def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
     """Manifests of all artifacts of a stage, newest first."""
-    names = [n for n in store.list(f"artifacts/{stage}") if n.count("/") == 1 and n.endswith("/manifest.json")]
+    names = [
+        n
+        for n in store.list(f"artifacts/{stage}")
+        if n.count("/") == 1 and n.endswith("/manifest.json")
+    ]
     found = [store.find(stage, n.split("/")[0]) for n in names]
     return sorted((a.manifest for a in found if a), key=lambda m: m.started, reverse=True)
 
@@ -130,7 +164,9 @@ def changed_fields(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         changes = []
         for key in sorted({*old, *new}):
-            changes += changed_fields(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+            changes += changed_fields(
+                old.get(key), new.get(key), f"{where}.{key}" if where else key
+            )
         return changes
     return [] if old == new else [f"{where} changed from {_show(old)} to {_show(new)}"]
 
@@ -145,9 +181,17 @@ def estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> st
     """What a stage makes: measured when it is there, expected otherwise."""
     if manifest is not None:
         size = sum(f.size for f in manifest.files)
-        return f"{size / 1e6:.1f} MB, took {manifest.seconds:.0f} s, {manifest.device_hours:.2f} device-hours"
+        return (
+            f"{size / 1e6:.1f} MB, took {manifest.seconds:.0f} s, "
+            f"{manifest.device_hours:.2f} device-hours"
+        )
     prompts = config.prompts.count
-    pictures = None if prompts is None else round(prompts * (1 - config.prompts.held_out_fraction)) * config.prompts.images_per_prompt
+    pictures = (
+        None
+        if prompts is None
+        else round(prompts * (1 - config.prompts.held_out_fraction))
+        * config.prompts.images_per_prompt
+    )
     many = "all" if pictures is None else f"up to {pictures:,}"
     distill = config.distill
     evaluations = config.synthesize.steps * (2 if config.synthesize.guidance_scale > 1 else 1)

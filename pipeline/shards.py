@@ -1,7 +1,9 @@
-"""Deterministic WebDataset shards: the same samples give the same bytes, every reader groups them rightly.
+"""Deterministic WebDataset shards: the same samples give the same bytes, every reader groups them
+rightly.
 
-A shard is a tar of members `<key>.<extension>`, sorted, with mtime, uid and gid 0. Beside it lie a Parquet sidecar
-with one row per planned sample and, written last, `.json` statistics that mark it as done.
+A shard is a tar of members `<key>.<extension>`, sorted, with mtime, uid and gid 0. Beside it lie a
+Parquet sidecar with one row per planned sample and, written last, `.json` statistics that mark it
+as done.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import ArtifactError
 from pipeline.store import ArtifactStore
+from schemas.errors import ArtifactError
 from schemas.records import ShardStats
 
 Sample = tuple[str, dict[str, bytes]]
@@ -38,7 +40,9 @@ def write_tar(path: Path, samples: list[Sample]) -> None:
 
 
 def read_tar(path: Path, where: str) -> Iterator[Sample]:
-    """Samples of any WebDataset shard, one at a time. Raises ArtifactError naming `where` when it is cut short."""
+    """Samples of any WebDataset shard, one at a time. Raises ArtifactError naming `where` when it
+    is cut short.
+    """
     try:
         with tarfile.open(path, "r:*") as tar:
             key, members = None, {}
@@ -46,7 +50,9 @@ def read_tar(path: Path, where: str) -> Iterator[Sample]:
                 if not member.isfile():
                     continue
                 stem, _, extension = Path(member.name).name.partition(".")
-                content = tar.extractfile(member).read()
+                file = tar.extractfile(member)
+                assert file is not None  # a regular file has content
+                content = file.read()
                 if len(content) != member.size:
                     raise tarfile.ReadError("unexpected end of data")
                 if key is not None and stem != key:
@@ -57,7 +63,9 @@ def read_tar(path: Path, where: str) -> Iterator[Sample]:
             if key is not None:
                 yield key, members
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ArtifactError(f"shard {where} is damaged or cut short ({error}); make or fetch it again") from error
+        raise ArtifactError(
+            f"shard {where} is damaged or cut short ({error}); make or fetch it again"
+        ) from error
 
 
 def table_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
@@ -68,7 +76,9 @@ def table_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 
 class ShardWriter:
-    """Gathers one shard's files in a local folder, then puts them on the store, the statistics last."""
+    """Gathers one shard's files in a local folder, then puts them on the store, the statistics
+    last.
+    """
 
     def __init__(self, store: ArtifactStore, artifact_folder: str, shard: str) -> None:
         self._store = store
@@ -79,7 +89,9 @@ class ShardWriter:
         self._started = time.monotonic()
 
     def file(self, ending: str, content: bytes | None = None, *, name: str | None = None) -> Path:
-        """A local path for `<shard><ending>` (or `name`); filled here when `content` is given, else by the caller."""
+        """A local path for `<shard><ending>` (or `name`); filled here when `content` is given, else
+        by the caller.
+        """
         path = Path(self._scratch.name) / str(len(self._files))
         self._files.append((name or f"{self._shard}{ending}", path))
         if content is not None:
@@ -99,19 +111,26 @@ class ShardWriter:
             seconds=round(time.monotonic() - self._started, 3),
             details=details or {},
         )
-        self._store.write(f"{self._artifact_folder}/{self._shard}.json", stats.model_dump_json(indent=2).encode())
+        self._store.write(
+            f"{self._artifact_folder}/{self._shard}.json", stats.model_dump_json(indent=2).encode()
+        )
         self._scratch.cleanup()
         return stats
 
 
 def finished_shards(store: ArtifactStore, artifact_folder: str) -> dict[str, ShardStats]:
-    """The shards whose marker is there and whose files have the marked size: one listing, then the markers."""
+    """The shards whose marker is there and whose files have the marked size: one listing, then the
+    markers.
+    """
     listing = store.list(artifact_folder)
     done = {}
     for name in listing:
         if not name.startswith("shards/") or not name.endswith(".json"):
             continue
-        stats = ShardStats.model_validate_json(store.read(f"{artifact_folder}/{name}"))
+        marker = store.read(f"{artifact_folder}/{name}")
+        if marker is None:
+            continue
+        stats = ShardStats.model_validate_json(marker)
         if all(listing.get(file) == size for file, size in stats.sizes.items()):
             done[stats.shard] = stats
     return done

@@ -1,4 +1,6 @@
-"""What a stage is: its name, version, configuration, inputs and work. Imports no stage and no Ray."""
+"""What a stage is: its name, version, configuration, inputs and work. Imports no stage and no
+Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from schemas.config import PipelineConfig
 class Stage:
     """A declared stage. Its module, `stages.<name>`, is imported only where the work is done.
 
-    The module has `run(context: StageContext) -> StageResult` and may have `check(config)` that raises ConfigError
-    before anything starts and imports nothing heavy.
+    The module has `run(context: StageContext) -> StageResult` and may have `check(config)` that
+    raises ConfigError before anything starts and imports nothing heavy.
     """
 
     name: str
@@ -33,7 +35,9 @@ class Stage:
         return {section: identity_of(getattr(config, section)) for section in self.sections}
 
     def key(self, config: PipelineConfig, input_keys: list[str]) -> str:
-        """The artifact's key, known before anything runs: 16 hex digits of a sha256 (ARCHITECTURE, Artifacts)."""
+        """The artifact's key, known before anything runs: 16 hex digits of a sha256 (ARCHITECTURE,
+        Artifacts).
+        """
         content = {
             "stage": self.name,
             "version": self.version,
@@ -48,7 +52,9 @@ class Stage:
 
 def digest_of(content: Any) -> str:
     """sha256 of canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

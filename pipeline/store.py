@@ -61,7 +61,9 @@ class ArtifactStore:
         return posixpath.join("artifacts", stage, key)
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """The committed artifact, or None. Raises ArtifactError when its manifest cannot be used."""
+        """The committed artifact, or None. Raises ArtifactError when its manifest cannot be
+        used.
+        """
         folder = self.folder(stage, key)
         text = self.read(posixpath.join(folder, MANIFEST))
         if text is None:
@@ -74,13 +76,17 @@ class ArtifactStore:
         return Artifact(self, manifest, hashlib.sha256(text).hexdigest())
 
     def commit(self, manifest: Manifest) -> Artifact:
-        """Write the manifest unless there is one; return whichever artifact is committed afterwards."""
+        """Write the manifest unless there is one; return whichever artifact is committed
+        afterwards.
+        """
         text = (manifest.model_dump_json(indent=2) + "\n").encode()
         name = posixpath.join(self.folder(manifest.stage, manifest.key), MANIFEST)
         self.create(name, text)
         found = self.find(manifest.stage, manifest.key)
         if found is None:
-            raise ArtifactError(f"store {self.url} lost {name} right after it was written; check the store")
+            raise ArtifactError(
+                f"store {self.url} lost {name} right after it was written; check the store"
+            )
         return found
 
     def create(self, name: str, content: bytes) -> bool:
@@ -129,7 +135,7 @@ class ArtifactStore:
         """A file's bytes, or None when it is missing."""
         with self.explained("read", name):
             try:
-                return self.filesystem.cat_file(self.path(name))
+                return bytes(self.filesystem.cat_file(self.path(name)))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -140,11 +146,16 @@ class ArtifactStore:
             if hasattr(self.filesystem, "invalidate_cache"):
                 self.filesystem.invalidate_cache()
             found = self.filesystem.find(base, detail=True)
-        return {posixpath.relpath(path, base): int(info.get("size") or 0) for path, info in found.items()}
+        return {
+            posixpath.relpath(path, base): int(info.get("size") or 0)
+            for path, info in found.items()
+        }
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A local path of a file: the file itself where the store is a folder, else a copy for the time being."""
+        """A local path of a file: the file itself where the store is a folder, else a copy for the
+        time being.
+        """
         if self.is_local:
             yield Path(self.path(name))
             return
@@ -163,16 +174,28 @@ class ArtifactStore:
             raise
         except PermissionError as error:
             raise ArtifactError(
-                f"store {self.url}: no permission to {verb} {name}; check the folder's rights or the credentials"
+                f"store {self.url}: no permission to {verb} {name}; check the folder's "
+                "rights or the credentials"
             ) from error
         except OSError as error:
-            if verb in ("read", "list") and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            if verb in ("read", "list") and isinstance(
+                error, (FileNotFoundError, NotADirectoryError)
+            ):
                 raise
-            raise ArtifactError(f"store {self.url}: cannot {verb} {name}: {_brief(error)}") from error
+            raise ArtifactError(
+                f"store {self.url}: cannot {verb} {name}: {_brief(error)}"
+            ) from error
         except Exception as error:
-            if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "s3fs", "gcsfs", "google"):
+            if type(error).__module__.split(".")[0] in (
+                "botocore",
+                "aiobotocore",
+                "s3fs",
+                "gcsfs",
+                "google",
+            ):
                 raise ArtifactError(
-                    f"store {self.url}: cannot {verb} {name}: {_brief(error)}; check bucket, endpoint and credentials"
+                    f"store {self.url}: cannot {verb} {name}: {_brief(error)}; check bucket, "
+                    "endpoint and credentials"
                 ) from error
             raise
 
@@ -199,10 +222,14 @@ class Artifact:
         return posixpath.join(self.folder, path)
 
     def files(self, prefix: str = "", suffix: str = "") -> list[FileEntry]:
-        return [f for f in self.manifest.files if f.path.startswith(prefix) and f.path.endswith(suffix)]
+        return [
+            f for f in self.manifest.files if f.path.startswith(prefix) and f.path.endswith(suffix)
+        ]
 
     def verify(self, *, contents: bool) -> list[str]:
-        """What is wrong with the files: missing, of another size or, with `contents`, of another sha256."""
+        """What is wrong with the files: missing, of another size or, with `contents`, of another
+        sha256.
+        """
         there = self.store.list(self.folder)
         wrong = []
         for entry in self.manifest.files:
@@ -217,14 +244,19 @@ class Artifact:
 
     @contextlib.contextmanager
     def checked(self, entry: FileEntry) -> Iterator[Path]:
-        """A local path of a file whose bytes equal the manifest's. Raises ArtifactError naming the file."""
+        """A local path of a file whose bytes equal the manifest's. Raises ArtifactError naming the
+        file.
+        """
         try:
             with self.store.local(self.name(entry.path)) as path:
-                check_file(path, entry.size, entry.sha256, f"{self.url}/{entry.path}", self.manifest.stage)
+                check_file(
+                    path, entry.size, entry.sha256, f"{self.url}/{entry.path}", self.manifest.stage
+                )
                 yield path
         except FileNotFoundError as error:
             raise ArtifactError(
-                f"{self.url}/{entry.path} is missing; run `ladd-pipeline run --force {self.manifest.stage}`"
+                f"{self.url}/{entry.path} is missing; run `ladd-pipeline run --force "
+                f"{self.manifest.stage}`"
             ) from error
 
     def _digest(self, entry: FileEntry) -> str:

@@ -1,6 +1,8 @@
-"""Ray Train wiring: a run is named after its artifact's key, so it resumes itself and never another's.
+"""Ray Train wiring: a run is named after its artifact's key, so it resumes itself and never
+another's.
 
-The one place that knows Ray Train. A stage's worker function gets a `TrainingRun` and stays free of Ray.
+The one place that knows Ray Train. A stage's worker function gets a `TrainingRun` and stays free of
+Ray.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class TrainingRun:
                 yield Path(folder)
 
     def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
-        """Make a checkpoint: `fill` writes its files into a folder, on rank 0 alone. Every rank must call this."""
+        """Make a checkpoint: `fill` writes its files into a folder, on rank 0 alone. Every rank
+        must call this.
+        """
         if self.rank != 0:
             self._train.report(metrics)
             return
@@ -63,12 +67,15 @@ class TrainingRun:
 
 
 def train_on_ray(
-    context: StageContext, worker: Callable[[TrainingRun, dict[str, Any]], None], settings: dict[str, Any], plan: TrainingPlan
+    context: StageContext,
+    worker: Callable[[TrainingRun, dict[str, Any]], None],
+    settings: dict[str, Any],
+    plan: TrainingPlan,
 ) -> tuple[Path, float]:
     """Run `worker(run, settings)` on every worker, resuming what a former run of this key left.
 
-    Returns a local copy of the last checkpoint's folder (the caller's to delete) and the devices held. Raises
-    StageFailed with the worker's own sentence.
+    Returns a local copy of the last checkpoint's folder (the caller's to delete) and the devices
+    held. Raises StageFailed with the worker's own sentence.
     """
     import ray
     from ray import train
@@ -81,7 +88,9 @@ def train_on_ray(
         _entry,
         train_loop_config={"worker": worker, "settings": settings, "cpus": cpus},
         scaling_config=train.ScalingConfig(
-            num_workers=plan.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+            num_workers=plan.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=train.RunConfig(
             name=context.key,
@@ -116,7 +125,9 @@ def _arrow_filesystem(context: StageContext) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The sentence of the worker's LaddError where there is one, else the innermost cause in a line."""
+    """The sentence of the worker's LaddError where there is one, else the innermost cause in a
+    line.
+    """
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [error]
     while queue:
@@ -129,4 +140,7 @@ def _reason(error: BaseException) -> str:
         queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
         queue += list(getattr(current, "worker_failures", {}).values())
     innermost = seen[-1]
-    return f"{type(innermost).__name__}: {str(innermost).strip().splitlines()[-1] if str(innermost).strip() else ''}"
+    return (
+        f"{type(innermost).__name__}: "
+        f"{str(innermost).strip().splitlines()[-1] if str(innermost).strip() else ''}"
+    )

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
-    """An immutable model that refuses unknown fields and documents each field by the string below it."""
+    """An immutable model that refuses unknown fields and documents each field by the string below
+    it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -24,7 +26,11 @@ def runtime(default: Any = ..., **constraints: Any) -> Any:
 def identity_of(model: BaseModel) -> dict[str, Any]:
     """The identity fields of a config, nested, as JSON values: what enters an artifact's key."""
     fields = type(model).model_fields
-    return {name: _identity_value(getattr(model, name)) for name in fields if not is_runtime(model, name)}
+    return {
+        name: _identity_value(getattr(model, name))
+        for name in fields
+        if not is_runtime(model, name)
+    }
 
 
 def is_runtime(model: BaseModel, name: str) -> bool:

@@ -28,7 +28,9 @@ class Bucket(NamedTuple):
         return Bucket(int(width), int(height))
 
     def require_divisible(self, unit: int) -> None:
-        """Raises ValueError unless both sides are multiples of `unit` pixels (VAE factor times patch size)."""
+        """Raises ValueError unless both sides are multiples of `unit` pixels (VAE factor times
+        patch size).
+        """
         if self.width % unit or self.height % unit:
             near = Bucket(*(max(unit, round(side / unit) * unit) for side in self))
             raise ValueError(
@@ -40,7 +42,9 @@ class Bucket(NamedTuple):
 def nearest_bucket(width: int, height: int, buckets: list[Bucket]) -> Bucket:
     """The bucket whose aspect ratio is nearest to a picture's, by the ratio of ratios."""
     ratio = width / height
-    return min(buckets, key=lambda b: (max(ratio * b.height / b.width, b.width / b.height / ratio), b))
+    return min(
+        buckets, key=lambda b: (max(ratio * b.height / b.width, b.width / b.height / ratio), b)
+    )
 
 
 def _check(text: str) -> str:

@@ -1,4 +1,6 @@
-"""The configuration of a pipeline: one section a stage, each field either identity or runtime (see `base.py`)."""
+"""The configuration of a pipeline: one section a stage, each field either identity or runtime (see
+`base.py`).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class TeacherConfig(Frozen):
     model: str | None = None
     """A diffusers folder or a hub id; empty for the embedded teacher."""
     revision: str | None = None
-    """Hub revision (a commit hash is best), or any mark of yours for a local folder: change it when the weights do."""
+    """Hub revision (a commit hash is best), or any mark of yours for a local folder: change it when
+    the weights do.
+    """
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Precision of the frozen teacher."""
     use_t5: bool = True
@@ -76,7 +80,9 @@ class PromptsConfig(Frozen):
     block: list[str] = Field(default_factory=list)
     """Regular expressions (case-insensitive); a prompt in which one is found is dropped."""
     near_duplicates: float | None = Field(0.9, gt=0, le=1)
-    """Jaccard similarity of five-letter shingles from which a later prompt is dropped; empty keeps all but equals."""
+    """Jaccard similarity of five-letter shingles from which a later prompt is dropped; empty keeps
+    all but equals.
+    """
     samples_per_shard: int = Field(1024, ge=1)
     """Pictures in one shard, the unit of work and of resume."""
     tokenizer_workers: int = runtime(0, ge=0)
@@ -125,7 +131,9 @@ class SynthesizeConfig(Frozen):
     guidance_scale: float = Field(5.0, ge=1)
     """Classifier-free guidance. LADD learns the guided distribution: 1 would leave guidance out."""
     micro_batch: int = Field(8, ge=1)
-    """Pictures sampled together. An identity field: low-precision sums may round differently by batch size."""
+    """Pictures sampled together. An identity field: low-precision sums may round differently by
+    batch size.
+    """
     image_format: Literal["png", "webp", "jpg"] = "png"
     """Of the pictures in the shards."""
     quality: int = Field(95, ge=1, le=100)
@@ -141,9 +149,13 @@ class EncodeConfig(Frozen):
     """How pictures become latents."""
 
     external: list[str] | None = None
-    """Read these WebDataset shards (paths, URLs, globs; img2dataset's layout) instead of the synthesized ones."""
+    """Read these WebDataset shards (paths, URLs, globs; img2dataset's layout) instead of the
+    synthesized ones.
+    """
     use_teacher_latents: bool = True
-    """Take the teacher's own latents where a shard holds them; otherwise the VAE encodes the picture."""
+    """Take the teacher's own latents where a shard holds them; otherwise the VAE encodes the
+    picture.
+    """
     dtype: Literal["float16", "float32"] = "float16"
     """Of the stored latents and embeddings."""
     embeddings: Literal["stored", "online"] = "stored"
@@ -167,21 +179,28 @@ class StudentTimeConfig(Frozen):
 
     grid: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)
     """The sampling grid of the student, from pure noise down; saved with it."""
-    probabilities: list[Probability] = [0.7, 0.1, 0.1, 0.1]
+    probabilities: tuple[Probability, ...] = (0.7, 0.1, 0.1, 0.1)
     """Of the grid's levels."""
-    warmup_probabilities: list[Probability] = [0.0, 0.0, 0.5, 0.5]
+    warmup_probabilities: tuple[Probability, ...] = (0.0, 0.0, 0.5, 0.5)
     """The same during warm-up: low noise first."""
     warmup_steps: int = Field(500, ge=0)
     """Updates with the warm-up probabilities."""
 
     @model_validator(mode="after")
     def _one_probability_each(self) -> StudentTimeConfig:
-        if sorted(self.grid, reverse=True) != self.grid or self.grid[0] != 1.0 or len(set(self.grid)) != len(self.grid):
+        if (
+            sorted(self.grid, reverse=True) != self.grid
+            or self.grid[0] != 1.0
+            or len(set(self.grid)) != len(self.grid)
+        ):
             raise ValueError("grid must fall from 1.0, each level once")
         for name in ("probabilities", "warmup_probabilities"):
             values = getattr(self, name)
             if len(values) != len(self.grid) or abs(sum(values) - 1) > 1e-6:
-                raise ValueError(f"{name} must have one value for each of the {len(self.grid)} grid levels and sum to 1")
+                raise ValueError(
+                    f"{name} must have one value for each of the {len(self.grid)} grid "
+                    "levels and sum to 1"
+                )
         return self
 
 
@@ -211,7 +230,10 @@ class DistillConfig(Frozen):
     """Linear warm-up of the student's learning rate."""
     decay_share: float = Field(0.0, ge=0, le=1)
     """Share of the updates, at the end, over which both learning rates fall linearly to 2 %."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.99)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.0,
+        0.99,
+    )
     """Of AdamW, for student and heads."""
     weight_decay: float = Field(0.0, ge=0)
     """Of AdamW, for student and heads."""
@@ -250,10 +272,15 @@ class DistillConfig(Frozen):
     @model_validator(mode="after")
     def _batches_divide(self) -> DistillConfig:
         if self.global_batch % self.workers:
-            raise ValueError(f"global_batch {self.global_batch} does not divide by workers {self.workers}")
+            raise ValueError(
+                f"global_batch {self.global_batch} does not divide by workers {self.workers}"
+            )
         share = self.global_batch // self.workers
         if self.micro_batch is not None and share % self.micro_batch:
-            raise ValueError(f"a worker's share of {share} samples does not divide by micro_batch {self.micro_batch}")
+            raise ValueError(
+                f"a worker's share of {share} samples does not divide by micro_batch "
+                f"{self.micro_batch}"
+            )
         return self
 
 
@@ -272,7 +299,9 @@ class PipelineConfig(Frozen):
     name: str = runtime("ladd")
     """Appears in the name of each run."""
     store: str = runtime("./ladd-store")
-    """A folder or fsspec URL (s3://bucket/prefix, gs://..., memory://) that keeps every artifact."""
+    """A folder or fsspec URL (s3://bucket/prefix, gs://..., memory://) that keeps every
+    artifact.
+    """
     ray: RayConfig = runtime(RayConfig())
     teacher: TeacherConfig
     prompts: PromptsConfig

@@ -1,4 +1,6 @@
-"""The manifest of an artifact: its existence is the commit, its content is the whole story of how it was made."""
+"""The manifest of an artifact: its existence is the commit, its content is the whole story of how
+it was made.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Environment(Frozen):
 
 
 class Manifest(Frozen):
-    """Written last. `details` holds what the stage's readers need (a bucket's rows, a grid), by stage."""
+    """Written last. `details` holds what the stage's readers need (a bucket's rows, a grid), by
+    stage.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -71,7 +75,9 @@ class ManifestError(ValueError):
 
 
 def read_manifest(text: str | bytes, where: str) -> Manifest:
-    """Parse a manifest. Raises ManifestError naming the file and the field, or a newer schema version."""
+    """Parse a manifest. Raises ManifestError naming the file and the field, or a newer schema
+    version.
+    """
     import json
 
     from pydantic import ValidationError
@@ -80,10 +86,13 @@ def read_manifest(text: str | bytes, where: str) -> Manifest:
         raw = json.loads(text)
         version = int(raw["schema_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"manifest {where} is not valid: it has no readable schema_version ({error})") from error
+        raise ManifestError(
+            f"manifest {where} is not valid: it has no readable schema_version ({error})"
+        ) from error
     if version > SCHEMA_VERSION:
         raise ManifestError(
-            f"manifest {where} has schema version {version}, this ladd-pipeline reads up to {SCHEMA_VERSION}: "
+            f"manifest {where} has schema version {version}, this ladd-pipeline reads up to "
+            f"{SCHEMA_VERSION}: "
             "upgrade ladd-pipeline"
         )
     try:
@@ -91,4 +100,6 @@ def read_manifest(text: str | bytes, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ManifestError(f"manifest {where} is not valid: field {field}: {first['msg']}") from error
+        raise ManifestError(
+            f"manifest {where} is not valid: field {field}: {first['msg']}"
+        ) from error

@@ -12,7 +12,9 @@ PROMPT_COLUMNS = ("prompt_id", "prompt", "source", "bucket", "split", "tokens")
 """prompts/NNNNNN.parquet: every prompt that survived, training and held-out."""
 
 SAMPLE_COLUMNS = ("key", "prompt_id", "prompt", "seed", "width", "height")
-"""shards/<bucket>/NNNNNN.parquet of the prompts artifact: the samples that one image shard holds."""
+"""shards/<bucket>/NNNNNN.parquet of the prompts artifact: the samples that one image shard
+holds.
+"""
 
 SIDECAR_COLUMNS = (*SAMPLE_COLUMNS, "bucket", "status", "reason", "sha256")
 """Beside each shard: one row per planned sample; status is ok, filtered or failed."""

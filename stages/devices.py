@@ -6,7 +6,9 @@ import torch
 
 
 def worker_device(cpus: float) -> torch.device:
-    """CUDA where Ray made a GPU visible; otherwise the CPU, with as many threads as the worker holds CPUs."""
+    """CUDA where Ray made a GPU visible; otherwise the CPU, with as many threads as the worker
+    holds CPUs.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda")
     torch.set_num_threads(max(1, int(cpus)))

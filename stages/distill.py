@@ -1,4 +1,5 @@
-"""Stage `distill`: LADD on Ray Train. Reads latents, runs the method of `stages/ladd`, saves a diffusers folder.
+"""Stage `distill`: LADD on Ray Train. Reads latents, runs the method of `stages/ladd`, saves a
+diffusers folder.
 
 The loop here reads top to bottom: build, resume, update, watch, save.
 """
@@ -43,12 +44,18 @@ def check(config: PipelineConfig) -> None:
     grid = config.distill.student_time.grid
     even = [1 - (1 - grid[-1]) * i / max(len(grid) - 1, 1) for i in range(len(grid))]
     if any(abs(a - b) > 1e-6 for a, b in zip(grid, even, strict=True)):
-        raise ConfigError(f"distill.student_time.grid {grid} must be evenly spaced from 1, or stock diffusers cannot sample on it")
+        raise ConfigError(
+            f"distill.student_time.grid {grid} must be evenly spaced from 1, or stock "
+            "diffusers cannot sample on it"
+        )
 
 
 def run(context: StageContext) -> StageResult:
     config = context.config.distill
-    sizes = {name: sum(part["rows"] for part in parts) for name, parts in context.inputs["encode"].manifest.details["buckets"].items()}
+    sizes = {
+        name: sum(part["rows"] for part in parts)
+        for name, parts in context.inputs["encode"].manifest.details["buckets"].items()
+    }
     try:
         plan = BatchPlan(sizes, config.global_batch, config.seed)
     except EmptyPlanError as error:
@@ -66,7 +73,13 @@ def run(context: StageContext) -> StageResult:
         context,
         train,
         settings,
-        TrainingPlan(config.workers, config.cpus_per_worker, config.use_gpu, config.retries, config.checkpoints_kept),
+        TrainingPlan(
+            config.workers,
+            config.cpus_per_worker,
+            config.use_gpu,
+            config.retries,
+            config.checkpoints_kept,
+        ),
     )
     hours = (time.monotonic() - started) / 3600 * devices
     try:
@@ -90,21 +103,30 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
         pooled_width = data.conditioning([0]).pooled_BP.shape[1]
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, device)
         trace = _Trace(run, settings, resumed=_resume(run, trainer))
-        samples = SampleGrids(teacher, frozen, student, trainer.average, config, settings["prompts"], device)
+        samples = SampleGrids(
+            teacher, frozen, student, trainer.average, config, settings["prompts"], device
+        )
         share = distill.global_batch // run.world
         while trainer.step < trainer.total_steps:
             bucket, rows = plan.batch(trainer.step)
-            latents, conditioning = data.batch(bucket, rows[run.rank * share : (run.rank + 1) * share])
+            latents, conditioning = data.batch(
+                bucket, rows[run.rank * share : (run.rank + 1) * share]
+            )
             try:
                 metrics = trainer.update(latents, conditioning)
             except TrainingDiverged as error:
                 raise StageFailed(
-                    f"distill: {error}; the last good checkpoint is kept. Lower distill.learning_rate or "
+                    f"distill: {error}; the last good checkpoint is kept. Lower "
+                    "distill.learning_rate or "
                     "distill.discriminator.learning_rate"
                 ) from error
             trace.add(trainer.step, bucket, metrics)
             done = trainer.step == trainer.total_steps
-            if run.rank == 0 and distill.sample_prompts and (done or trainer.step % distill.sample_every == 0):
+            if (
+                run.rank == 0
+                and distill.sample_prompts
+                and (done or trainer.step % distill.sample_every == 0)
+            ):
                 trace.warn(samples.put(trainer.step, settings))
             if done or trainer.step % distill.checkpoint_every == 0:
                 run.save(metrics, lambda folder: _fill(folder, trainer, trace))
@@ -126,7 +148,9 @@ def _fill(folder: Path, trainer: LaddTrainer, trace: _Trace) -> None:
 
 
 class _Trace:
-    """Metrics of every update: lines for the checkpoint, TensorBoard, progress and warnings, on rank 0."""
+    """Metrics of every update: lines for the checkpoint, TensorBoard, progress and warnings, on
+    rank 0.
+    """
 
     def __init__(self, run: TrainingRun, settings: dict[str, Any], resumed: list[str]) -> None:
         self.lines = resumed
@@ -164,7 +188,9 @@ class _Trace:
 
 @dataclass
 class SampleGrids:
-    """Draws teacher and student side by side while training: same prompts, same seeds, averaged weights."""
+    """Draws teacher and student side by side while training: same prompts, same seeds, averaged
+    weights.
+    """
 
     teacher: Any
     frozen: nn.Module
@@ -201,37 +227,64 @@ class SampleGrids:
         for sample in self.samples:
             key = sample["key"]
             if key not in self._teacher_pictures:
-                self._teacher_pictures[key] = self.teacher.decode_latents(self._from_teacher([sample]))[0]
-            pictures = [self.teacher.decode_latents(self._from_student([sample], n))[0] for n in steps]
+                self._teacher_pictures[key] = self.teacher.decode_latents(
+                    self._from_teacher([sample])
+                )[0]
+            pictures = [
+                self.teacher.decode_latents(self._from_student([sample], n))[0] for n in steps
+            ]
             rows.append((sample["prompt"], [self._teacher_pictures[key], *pictures]))
-        columns = [f"teacher, {self.config.synthesize.steps} steps", *(f"student, {n} step{'s'[: n > 1]}" for n in steps)]
+        columns = [
+            f"teacher, {self.config.synthesize.steps} steps",
+            *(f"student, {n} step{'s'[: n > 1]}" for n in steps),
+        ]
         return draw_grid(columns, rows), self._diversity()
 
     def _diversity(self) -> list[str]:
-        """Compare how much pictures of one prompt differ, student against teacher (four seeds of the first prompt)."""
+        """Compare how much pictures of one prompt differ, student against teacher (four seeds of
+        the first prompt).
+        """
         alike = [{**self.samples[0], "seed": self.samples[0]["seed"] + i} for i in range(4)]
         if self._teacher_spread is None:
             self._teacher_spread = _spread(self._from_teacher(alike))
-        return HealthWatch().observe_diversity(_spread(self._from_student(alike, 4)), self._teacher_spread)
+        return HealthWatch().observe_diversity(
+            _spread(self._from_student(alike, 4)), self._teacher_spread
+        )
 
     def _from_teacher(self, samples: list[dict[str, Any]]) -> torch.Tensor:
         making, bucket = self.config.synthesize, Bucket(samples[0]["width"], samples[0]["height"])
         noise, _, conditioning = self._start(samples, bucket)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.frozen.dtype == torch.bfloat16):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.frozen.dtype == torch.bfloat16
+        ):
             return sample_euler(
-                self.frozen, noise, conditioning, self.teacher.sigmas(making.steps, bucket),
-                guidance_scale=making.guidance_scale, unconditional=self.teacher.encode_prompts([""]),
-            )  # fmt: skip
+                self.frozen,
+                noise,
+                conditioning,
+                self.teacher.sigmas(making.steps, bucket),
+                guidance_scale=making.guidance_scale,
+                unconditional=self.teacher.encode_prompts([""]),
+            )
 
     def _from_student(self, samples: list[dict[str, Any]], steps: int) -> torch.Tensor:
-        noise, generators, conditioning = self._start(samples, Bucket(samples[0]["width"], samples[0]["height"]))
+        noise, generators, conditioning = self._start(
+            samples, Bucket(samples[0]["width"], samples[0]["height"])
+        )
         sigmas = student_sigmas(self.config.distill.student_time.grid, steps)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.distill.precision == "bfloat16"):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.distill.precision == "bfloat16"
+        ):
             return sample_consistency(self.student, noise, conditioning, sigmas, generators)
 
     def _start(self, samples: list[dict[str, Any]], bucket: Bucket):
-        noise, generators = initial_noise([s["seed"] for s in samples], self.teacher.latent_shape(bucket))
-        return noise.to(self.device), generators, self.teacher.encode_prompts([s["prompt"] for s in samples])
+        noise, generators = initial_noise(
+            [s["seed"] for s in samples], self.teacher.latent_shape(bucket)
+        )
+        return (
+            noise.to(self.device),
+            generators,
+            self.teacher.encode_prompts([s["prompt"] for s in samples]),
+        )
 
 
 def _spread(latents_BCHW: torch.Tensor) -> float:
@@ -251,8 +304,12 @@ def _one_of_each_bucket(rows: list[dict[str, Any]], count: int) -> list[dict[str
     return sorted(chosen, key=lambda row: (-row["width"] / row["height"], row["key"]))
 
 
-def _finish(context: StageContext, checkpoint: Path, plan: BatchPlan, device_hours: float) -> StageResult:
-    """Turn the last checkpoint into the artifact: a diffusers folder, the trace, the sample grids."""
+def _finish(
+    context: StageContext, checkpoint: Path, plan: BatchPlan, device_hours: float
+) -> StageResult:
+    """Turn the last checkpoint into the artifact: a diffusers folder, the trace, the sample
+    grids.
+    """
     config = context.config
     state = load_state(checkpoint / STATE)
     teacher = open_teacher(config.teacher)
@@ -270,14 +327,30 @@ def _finish(context: StageContext, checkpoint: Path, plan: BatchPlan, device_hou
             name = f"model/{path.relative_to(model).as_posix()}"
             files[name] = context.store.put(path, f"{context.folder}/{name}")
     trace = (checkpoint / TRACE).read_text().splitlines()
-    files["metrics.jsonl"] = context.store.put(checkpoint / TRACE, f"{context.folder}/metrics.jsonl")
+    files["metrics.jsonl"] = context.store.put(
+        checkpoint / TRACE, f"{context.folder}/metrics.jsonl"
+    )
     for name in context.store.list(context.folder):
         if name.startswith(("samples/", "tensorboard/")):
             content = context.store.read(f"{context.folder}/{name}")
             files[name] = context.store.write(f"{context.folder}/{name}", content)
     last = [json.loads(line) for line in trace[-50:]]
-    means = {name: float(np.mean([row[name] for row in last])) for name in ("student_loss", "discriminator_loss")}
-    counts = {"updates": len(trace), "samples": sum(plan.sizes.values()), "batches_per_epoch": plan.batches_per_epoch}
+    means = {
+        name: float(np.mean([row[name] for row in last]))
+        for name in ("student_loss", "discriminator_loss")
+    }
+    counts = {
+        "updates": len(trace),
+        "samples": sum(plan.sizes.values()),
+        "batches_per_epoch": plan.batches_per_epoch,
+    }
     grids = sorted(name for name in files if name.startswith("samples/"))
-    details = {"model": "model", "grid": config.distill.student_time.grid, "samples": grids, "short_buckets": plan.short_buckets}
-    return StageResult(files=files, counts=counts, metrics=means, details=details, device_hours=device_hours)
+    details = {
+        "model": "model",
+        "grid": config.distill.student_time.grid,
+        "samples": grids,
+        "short_buckets": plan.short_buckets,
+    }
+    return StageResult(
+        files=files, counts=counts, metrics=means, details=details, device_hours=device_hours
+    )

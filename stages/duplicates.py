@@ -1,7 +1,8 @@
-"""Equal and nearly equal texts among millions, out of core: MinHash signatures in a file, bands sorted in numpy.
+"""Equal and nearly equal texts among millions, out of core: MinHash signatures in a file, bands
+sorted in numpy.
 
-Memory is a few dozen bytes a text. Follows Broder 1997 and the banding of Leskovec et al., Mining of Massive
-Datasets, chapter 3; the signatures are datasketch's.
+Memory is a few dozen bytes a text. Follows Broder 1997 and the banding of Leskovec et al., Mining
+of Massive Datasets, chapter 3; the signatures are datasketch's.
 """
 
 from __future__ import annotations
@@ -41,16 +42,23 @@ def first_of_equals(path: Path, total: int) -> np.ndarray:
 
 
 def first_of_similar(path: Path, keep: np.ndarray, threshold: float) -> np.ndarray:
-    """Thin a mask further: drop each row whose estimated Jaccard similarity to an earlier kept one reaches `threshold`.
+    """Thin a mask further: drop each row whose estimated Jaccard similarity to an earlier kept one
+    reaches `threshold`.
 
-    Candidates share one of 16 bands of 4 values; each is compared to the first survivor of its group.
+    Candidates share one of 16 bands of 4 values; each is compared to the first survivor of its
+    group.
     """
     table = np.memmap(path, dtype=np.uint32, mode="r", shape=(len(keep), PERMUTATIONS))
     keep = keep.copy()
     width = PERMUTATIONS // BANDS
     for band in range(BANDS):
         rows = np.flatnonzero(keep)
-        hashes = np.concatenate([_band_hash(table, rows[at : at + _CHUNK], band, width) for at in range(0, len(rows), _CHUNK)])
+        hashes = np.concatenate(
+            [
+                _band_hash(table, rows[at : at + _CHUNK], band, width)
+                for at in range(0, len(rows), _CHUNK)
+            ]
+        )
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])

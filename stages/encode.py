@@ -1,7 +1,8 @@
-"""Stage `encode`: pictures to latents by bucket, in files made for training, and prompts to embeddings, once each.
+"""Stage `encode`: pictures to latents by bucket, in files made for training, and prompts to
+embeddings, once each.
 
-Reads our shards or any WebDataset with image and text members (img2dataset's layout). Latent files are plain
-`.npy`, one bucket a file, to be memory-mapped; the manifest's `details` is their index.
+Reads our shards or any WebDataset with image and text members (img2dataset's layout). Latent files
+are plain `.npy`, one bucket a file, to be memory-mapped; the manifest's `details` is their index.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 PROMPTS_PER_SHARD = 4096
 ROW_SCHEMA = pa.schema({"key": pa.string(), "prompt_id": pa.string()})
 PROMPT_SCHEMA = pa.schema({"prompt_id": pa.string(), "prompt": pa.string()})
-SIDECAR_SCHEMA = pa.schema({"key": pa.string(), "bucket": pa.string(), "status": pa.string(), "reason": pa.string()})
+SIDECAR_SCHEMA = pa.schema(
+    {"key": pa.string(), "bucket": pa.string(), "status": pa.string(), "reason": pa.string()}
+)
 
 
 def check(config: PipelineConfig) -> None:
@@ -58,7 +61,10 @@ def run(context: StageContext) -> StageResult:
     for stats in done.values():
         counts.update(stats.counts)
     if not counts["ok"]:
-        raise StageFailed(f"encode: no picture could be encoded ({dict(counts)}); look at the sidecars in {context.folder}")
+        raise StageFailed(
+            f"encode: no picture could be encoded ({dict(counts)}); look at the sidecars in "
+            f"{context.folder}"
+        )
     shards = _write_prompt_lists(context, done)
     if config.embeddings == "stored":
         build = partial(PromptEncoder, context.config, context.store, context.folder)
@@ -71,16 +77,27 @@ def run(context: StageContext) -> StageResult:
             files[name] = (listing[name], hashlib.sha256(path.read_bytes()).hexdigest())
     seconds = sum(stats.seconds for stats in done.values())
     return StageResult(
-        files=files, counts=dict(counts), details=_layout(done, shards), device_hours=seconds / 3600 * worker_devices(config.pool)
+        files=files,
+        counts=dict(counts),
+        details=_layout(done, shards),
+        device_hours=seconds / 3600 * worker_devices(config.pool),
     )
 
 
 def expand(patterns: list[str]) -> list[str]:
-    """Files behind paths, URLs and globs, sorted. Raises ConfigError for a pattern that matches nothing."""
+    """Files behind paths, URLs and globs, sorted. Raises ConfigError for a pattern that matches
+    nothing.
+    """
     found: set[str] = set()
     for pattern in patterns:
         filesystem, path = fsspec.core.url_to_fs(pattern)
-        matches = filesystem.glob(path) if glob.has_magic(path) else [path] if filesystem.exists(path) else []
+        matches = (
+            filesystem.glob(path)
+            if glob.has_magic(path)
+            else [path]
+            if filesystem.exists(path)
+            else []
+        )
         if not matches:
             raise ConfigError(f"encode.external: nothing matches {pattern}")
         found |= {filesystem.unstrip_protocol(match) for match in matches}
@@ -98,24 +115,32 @@ def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
 
 
 def _write_prompt_lists(context: StageContext, done: dict[str, ShardStats]) -> list[str]:
-    """Each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second pass."""
+    """Each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second
+    pass.
+    """
     prompts: dict[str, str] = {}
     for stats in done.values():
         with context.store.local(f"{context.folder}/{stats.details['prompts_file']}") as path:
             table = pq.read_table(path)
-        prompts.update(zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True))
+        prompts.update(
+            zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)
+        )
     ordered = sorted(prompts.items())
     shards = []
     for at in range(0, len(ordered), PROMPTS_PER_SHARD):
         shard = f"shards/prompts/{at // PROMPTS_PER_SHARD:06d}"
         rows = [{"prompt_id": i, "prompt": p} for i, p in ordered[at : at + PROMPTS_PER_SHARD]]
-        context.store.write(f"{context.folder}/{shard}.prompts.parquet", table_bytes(rows, PROMPT_SCHEMA))
+        context.store.write(
+            f"{context.folder}/{shard}.prompts.parquet", table_bytes(rows, PROMPT_SCHEMA)
+        )
         shards.append(shard)
     return shards
 
 
 def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, Any]:
-    """The index that `latent_data.LatentData` reads: files and rows of each bucket, and the prompt files in order."""
+    """The index that `latent_data.LatentData` reads: files and rows of each bucket, and the prompt
+    files in order.
+    """
     buckets: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for _, stats in sorted(done.items()):
         for part in stats.details.get("latents", []):
@@ -124,7 +149,11 @@ def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, 
     return {
         "buckets": dict(sorted(buckets.items())),
         "prompts": [f"{shard}.prompts.parquet" for shard in prompt_shards],
-        "embeddings": [{part: f"{shard}.{part}.npy" for part in ("tokens", "pooled")} for shard in prompt_shards if shard in done],
+        "embeddings": [
+            {part: f"{shard}.{part}.npy" for part in ("tokens", "pooled")}
+            for shard in prompt_shards
+            if shard in done
+        ],
         "null_tokens": first.get("null_tokens", 0),
     }
 
@@ -133,7 +162,11 @@ class Encoder:
     """Encodes whole shards; lives in a worker with the VAE loaded."""
 
     def __init__(
-        self, config: PipelineConfig, store: ArtifactStore, folder: str, sources: dict[str, dict[str, Any]]
+        self,
+        config: PipelineConfig,
+        store: ArtifactStore,
+        folder: str,
+        sources: dict[str, dict[str, Any]],
     ) -> None:
         self.config, self.store, self.folder, self.sources = config.encode, store, folder, sources
         self.buckets = config.prompts.bucket_list()
@@ -151,7 +184,9 @@ class Encoder:
                 bucket, content, prompt = self._read(members)
             except ValueError as error:
                 counts["failed"] += 1
-                sidecar.append({"key": key, "bucket": None, "status": "failed", "reason": str(error)})
+                sidecar.append(
+                    {"key": key, "bucket": None, "status": "failed", "reason": str(error)}
+                )
                 continue
             counts["ok"] += 1
             sidecar.append({"key": key, "bucket": str(bucket), "status": "ok", "reason": None})
@@ -167,11 +202,20 @@ class Encoder:
             prompts.update(zip(ids, (prompt for _, prompt, _ in rows), strict=True))
             index = [{"key": key, "prompt_id": i} for (key, _, _), i in zip(rows, ids, strict=True)]
             writer.file("", table_bytes(index, ROW_SCHEMA), name=f"{base}.parquet")
-            parts.append({"bucket": str(bucket), "file": f"{base}.npy", "index": f"{base}.parquet", "rows": len(rows)})
+            parts.append(
+                {
+                    "bucket": str(bucket),
+                    "file": f"{base}.npy",
+                    "index": f"{base}.parquet",
+                    "rows": len(rows),
+                }
+            )
         writer.file(".parquet", table_bytes(sidecar, SIDECAR_SCHEMA))
         texts = [{"prompt_id": i, "prompt": p} for i, p in sorted(prompts.items())]
         writer.file(".texts.parquet", table_bytes(texts, PROMPT_SCHEMA))
-        return writer.commit(dict(counts), {"latents": parts, "prompts_file": f"{shard}.texts.parquet"})
+        return writer.commit(
+            dict(counts), {"latents": parts, "prompts_file": f"{shard}.texts.parquet"}
+        )
 
     def _samples(self, source: dict[str, Any]) -> Iterator[Sample]:
         if "url" in source:
@@ -189,7 +233,9 @@ class Encoder:
             yield from read_tar(path, f"{artifact.url}/{source['entry'].path}")
 
     def _read(self, members: dict[str, bytes]) -> tuple[Bucket, Any, str]:
-        """Bucket, latents or picture, and prompt of a sample. Raises ValueError saying what is wrong with it."""
+        """Bucket, latents or picture, and prompt of a sample. Raises ValueError saying what is
+        wrong with it.
+        """
         prompt = clean(_text(members))
         if "latent.npy" in members and self.config.use_teacher_latents:
             latents = np.load(io.BytesIO(members["latent.npy"]), allow_pickle=False)
@@ -212,7 +258,9 @@ class Encoder:
         pictures = [i for i, content in enumerate(out) if content.dtype == np.uint8]
         for at in range(0, len(pictures), self.config.micro_batch):
             part = pictures[at : at + self.config.micro_batch]
-            for i, latents in zip(part, self.teacher.encode_pictures(np.stack([out[i] for i in part])), strict=True):
+            for i, latents in zip(
+                part, self.teacher.encode_pictures(np.stack([out[i] for i in part])), strict=True
+            ):
                 out[i] = latents.cpu().numpy()
         return np.stack(out).astype(dtype)
 
@@ -229,10 +277,16 @@ class PromptEncoder:
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()
         size = self.config.micro_batch
-        parts = [self.teacher.encode_prompts(prompts[at : at + size]) for at in range(0, len(prompts), size)]
+        parts = [
+            self.teacher.encode_prompts(prompts[at : at + size])
+            for at in range(0, len(prompts), size)
+        ]
         writer = ShardWriter(self.store, self.folder, shard)
         dtype = getattr(torch, self.config.dtype)
-        for name, tensors in (("tokens", [p.tokens_BLD for p in parts]), ("pooled", [p.pooled_BP for p in parts])):
+        for name, tensors in (
+            ("tokens", [p.tokens_BLD for p in parts]),
+            ("pooled", [p.pooled_BP for p in parts]),
+        ):
             with writer.file(f".{name}.npy").open("wb") as file:
                 np.save(file, torch.cat(tensors).to(dtype).cpu().numpy(), allow_pickle=False)
         return writer.commit({}, {"null_tokens": parts[0].null_tokens, "prompts": len(prompts)})
@@ -243,7 +297,10 @@ def fit(picture: Image.Image, bucket: Bucket) -> Image.Image:
     if picture.size == bucket:
         return picture
     scale = max(bucket.width / picture.width, bucket.height / picture.height)
-    size = (max(bucket.width, round(picture.width * scale)), max(bucket.height, round(picture.height * scale)))
+    size = (
+        max(bucket.width, round(picture.width * scale)),
+        max(bucket.height, round(picture.height * scale)),
+    )
     scaled = picture.resize(size, Image.Resampling.LANCZOS)
     left, top = (size[0] - bucket.width) // 2, (size[1] - bucket.height) // 2
     return scaled.crop((left, top, left + bucket.width, top + bucket.height))

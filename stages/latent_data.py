@@ -1,6 +1,8 @@
-"""The latents artifact as training reads it: memory-mapped files, rows by bucket, conditioning by prompt.
+"""The latents artifact as training reads it: memory-mapped files, rows by bucket, conditioning by
+prompt.
 
-A store that is not a folder is copied once to a local cache, file by file, each checked against the manifest.
+A store that is not a folder is copied once to a local cache, file by file, each checked against the
+manifest.
 """
 
 from __future__ import annotations
@@ -33,12 +35,15 @@ class _Bucket:
 class LatentData:
     """Random access to latents and conditioning.
 
-    `encode_prompts` is asked only where the artifact holds no embeddings. Raises ArtifactError for a file that is
-    missing or damaged.
+    `encode_prompts` is asked only where the artifact holds no embeddings. Raises ArtifactError for
+    a file that is missing or damaged.
     """
 
     def __init__(
-        self, artifact: Artifact, cache: Path, encode_prompts: Callable[[Sequence[str]], Conditioning] | None = None
+        self,
+        artifact: Artifact,
+        cache: Path,
+        encode_prompts: Callable[[Sequence[str]], Conditioning] | None = None,
     ) -> None:
         self._artifact, self._cache = artifact, cache
         layout = artifact.manifest.details
@@ -46,7 +51,10 @@ class LatentData:
         self.prompts: list[str] = [p for t in tables for p in t["prompt"].to_pylist()]
         ids = np.asarray([i for t in tables for i in t["prompt_id"].to_pylist()])
         self._buckets = {name: self._open(parts, ids) for name, parts in layout["buckets"].items()}
-        self._embeddings = [[self._map(files[part]) for files in layout["embeddings"]] for part in ("tokens", "pooled")]
+        self._embeddings = [
+            [self._map(files[part]) for files in layout["embeddings"]]
+            for part in ("tokens", "pooled")
+        ]
         self._ends = list(accumulate(len(array) for array in self._embeddings[0]))
         self._null_tokens = layout["null_tokens"]
         self._encode_prompts = encode_prompts
@@ -55,7 +63,9 @@ class LatentData:
     def batch(self, bucket: str, rows: Sequence[int]) -> tuple[Tensor, Conditioning]:
         """Latents (B, C, H, W) float32 and their conditioning, float32, on the CPU."""
         data = self._buckets[bucket]
-        latents = np.stack([_row(data.files, data.ends, int(row)) for row in rows]).astype(np.float32)
+        latents = np.stack([_row(data.files, data.ends, int(row)) for row in rows]).astype(
+            np.float32
+        )
         return torch.from_numpy(latents), self.conditioning(data.prompt_rows[list(rows)])
 
     def conditioning(self, prompt_rows: Sequence[int]) -> Conditioning:
@@ -63,26 +73,40 @@ class LatentData:
             assert self._encode_prompts is not None, "the artifact holds no embeddings"
             return self._encode_prompts([self.prompts[row] for row in prompt_rows])
         tokens, pooled = (
-            torch.from_numpy(np.stack([_row(arrays, self._ends, int(row)) for row in prompt_rows]).astype(np.float32))
+            torch.from_numpy(
+                np.stack([_row(arrays, self._ends, int(row)) for row in prompt_rows]).astype(
+                    np.float32
+                )
+            )
             for arrays in self._embeddings
         )
         return Conditioning(tokens, pooled, self._null_tokens)
 
     def _open(self, parts: list[dict], ids: np.ndarray) -> _Bucket:
         files = [self._map(part["file"]) for part in parts]
-        wanted = [pq.read_table(self._local(part["index"]), columns=["prompt_id"])["prompt_id"] for part in parts]
-        names = np.concatenate([column.to_numpy(zero_copy_only=False).astype(ids.dtype) for column in wanted])
+        wanted = [
+            pq.read_table(self._local(part["index"]), columns=["prompt_id"])["prompt_id"]
+            for part in parts
+        ]
+        names = np.concatenate(
+            [column.to_numpy(zero_copy_only=False).astype(ids.dtype) for column in wanted]
+        )
         return _Bucket(files, list(accumulate(len(f) for f in files)), np.searchsorted(ids, names))
 
     def _map(self, name: str) -> np.ndarray:
         try:
             return np.load(self._local(name), mmap_mode="r", allow_pickle=False)
         except ValueError as error:
-            raise ArtifactError(f"{self._artifact.url}/{name} is not a readable .npy file: {error}") from error
+            raise ArtifactError(
+                f"{self._artifact.url}/{name} is not a readable .npy file: {error}"
+            ) from error
 
     def _local(self, name: str) -> Path:
         """The file itself, or a checked copy in the cache."""
-        store, entry = self._artifact.store, next(f for f in self._artifact.manifest.files if f.path == name)
+        store, entry = (
+            self._artifact.store,
+            next(f for f in self._artifact.manifest.files if f.path == name),
+        )
         where = f"{self._artifact.url}/{name}"
         if store.is_local:
             path = Path(store.path(self._artifact.name(name)))

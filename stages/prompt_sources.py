@@ -1,4 +1,5 @@
-"""Where prompts come from: the shapes grammar, and text, jsonl, csv or parquet files on any fsspec URL.
+"""Where prompts come from: the shapes grammar, and text, jsonl, csv or parquet files on any fsspec
+URL.
 
 Every source is an iterator; no file is held in memory.
 """
@@ -29,7 +30,11 @@ def mixed(sources: list[Source], seed: int) -> Iterator[tuple[str, str]]:
     open_sources = [(source_name(s), read_source(s, seed), s.weight) for s in sources]
     rng = random.Random(f"mix/{seed}")
     while open_sources:
-        chosen = rng.choices(open_sources, [weight for _, _, weight in open_sources])[0] if len(open_sources) > 1 else open_sources[0]
+        chosen = (
+            rng.choices(open_sources, [weight for _, _, weight in open_sources])[0]
+            if len(open_sources) > 1
+            else open_sources[0]
+        )
         name, iterator, _ = chosen
         try:
             yield next(iterator), name
@@ -69,7 +74,9 @@ def check_file(source: FileSource) -> None:
 
 
 def read_file(source: FileSource) -> Iterator[str]:
-    """The file's prompts in order. Raises ConfigError naming file and place for what cannot be read."""
+    """The file's prompts in order. Raises ConfigError naming file and place for what cannot be
+    read.
+    """
     count = 0
     with fsspec.open(source.url, "rb") as file:
         try:
@@ -78,11 +85,14 @@ def read_file(source: FileSource) -> Iterator[str]:
                 yield prompt
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"prompts.sources: {source.url} is not UTF-8 (after {count} prompts: {error.reason}); convert it, for "
+                f"prompts.sources: {source.url} is not UTF-8 (after {count} prompts: "
+                f"{error.reason}); convert it, for "
                 "example with iconv"
             ) from error
         except (pa.ArrowInvalid, csv.Error) as error:
-            raise ConfigError(f"prompts.sources: {source.url} cannot be read as {_format_of(source)}: {error}") from error
+            raise ConfigError(
+                f"prompts.sources: {source.url} cannot be read as {_format_of(source)}: {error}"
+            ) from error
     if count == 0:
         raise ConfigError(f"prompts.sources: {source.url} holds no prompts")
 
@@ -90,7 +100,10 @@ def read_file(source: FileSource) -> Iterator[str]:
 def _format_of(source: FileSource) -> str:
     ending = PurePosixPath(source.url).suffix.lower().lstrip(".")
     if ending not in FORMATS:
-        raise ConfigError(f"prompts.sources: {source.url} must end in one of {', '.join('.' + f for f in FORMATS)}")
+        raise ConfigError(
+            f"prompts.sources: {source.url} must end in one of "
+            f"{', '.join('.' + f for f in FORMATS)}"
+        )
     return ending
 
 
@@ -107,7 +120,9 @@ def _jsonl(file: Any, source: FileSource) -> Iterator[str]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ConfigError(f"prompts.sources: {source.url} line {number} is not JSON: {error}") from error
+            raise ConfigError(
+                f"prompts.sources: {source.url} line {number} is not JSON: {error}"
+            ) from error
         yield _field(row, source, f"line {number}")
 
 
@@ -120,7 +135,10 @@ def _csv(file: Any, source: FileSource) -> Iterator[str]:
 def _parquet(file: Any, source: FileSource) -> Iterator[str]:
     table = pq.ParquetFile(file)
     if source.column not in table.schema_arrow.names:
-        raise ConfigError(f"prompts.sources: {source.url} has no column {source.column!r}; it has {table.schema_arrow.names}")
+        raise ConfigError(
+            f"prompts.sources: {source.url} has no column {source.column!r}; it has "
+            f"{table.schema_arrow.names}"
+        )
     for batch in table.iter_batches(8192, columns=[source.column]):
         for value in batch.column(0).to_pylist():
             yield value or ""
@@ -128,7 +146,10 @@ def _parquet(file: Any, source: FileSource) -> Iterator[str]:
 
 def _field(row: Any, source: FileSource, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get(source.column), str):
-        raise ConfigError(f"prompts.sources: {source.url} {where} has no text field {source.column!r}; set `column`")
+        raise ConfigError(
+            f"prompts.sources: {source.url} {where} has no text field {source.column!r}; set "
+            "`column`"
+        )
     return row[source.column]
 
 

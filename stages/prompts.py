@@ -1,8 +1,9 @@
-"""Stage `prompts`: sources to cleaned, de-duplicated, split prompts, and the plan of every image shard.
+"""Stage `prompts`: sources to cleaned, de-duplicated, split prompts, and the plan of every image
+shard.
 
-Works in two passes over a spool on the local disk, so that ten million prompts need a few hundred megabytes: the
-first cleans and measures, the second writes what survived. What becomes of a prompt (split, bucket, seeds) depends
-on its text alone: adding prompts moves none.
+Works in two passes over a spool on the local disk, so that ten million prompts need a few hundred
+megabytes: the first cleans and measures, the second writes what survived. What becomes of a prompt
+(split, bucket, seeds) depends on its text alone: adding prompts moves none.
 """
 
 from __future__ import annotations
@@ -32,13 +33,25 @@ CHUNK = 4096
 ROWS_PER_FILE = 100_000
 
 PROMPT_SCHEMA = pa.schema(
-    {"prompt_id": pa.string(), "prompt": pa.string(), "source": pa.string(), "bucket": pa.string(),
-     "split": pa.string(), "tokens": pa.int32()}
-)  # fmt: skip
+    {
+        "prompt_id": pa.string(),
+        "prompt": pa.string(),
+        "source": pa.string(),
+        "bucket": pa.string(),
+        "split": pa.string(),
+        "tokens": pa.int32(),
+    }
+)
 SAMPLE_SCHEMA = pa.schema(
-    {"key": pa.string(), "prompt_id": pa.string(), "prompt": pa.string(), "seed": pa.int64(),
-     "width": pa.int32(), "height": pa.int32()}
-)  # fmt: skip
+    {
+        "key": pa.string(),
+        "prompt_id": pa.string(),
+        "prompt": pa.string(),
+        "seed": pa.int64(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+    }
+)
 
 
 def check(config: PipelineConfig) -> None:
@@ -61,7 +74,10 @@ def run(context: StageContext) -> StageResult:
         total = _clean_into(spool, config, teacher, counts, context)
         keep = _survivors(spool, total, config, counts)
         if not keep.any():
-            raise StageFailed(f"prompts: no prompt survived cleaning ({_spell(counts)}); look at prompts.* in the configuration")
+            raise StageFailed(
+                f"prompts: no prompt survived cleaning ({_spell(counts)}); look at prompts.* "
+                "in the configuration"
+            )
         writer = _Writer(context, config, spool)
         for chunk in _spooled(spool, keep):
             for row in chunk:
@@ -85,7 +101,9 @@ def prompt_id(prompt: str) -> str:
 
 
 def share_of(text: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on text and purpose alone: splits and buckets are drawn with it."""
+    """A number in [0, 1) that depends on text and purpose alone: splits and buckets are drawn with
+    it.
+    """
     digest = hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -110,8 +128,12 @@ def seed_of(base: int, prompt: str, image: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _clean_into(spool: Path, config: PromptsConfig, teacher: Any, counts: Counter, context: StageContext) -> int:
-    """First pass: draw, clean, filter; survivors to a spool with their hashes and MinHash signatures."""
+def _clean_into(
+    spool: Path, config: PromptsConfig, teacher: Any, counts: Counter, context: StageContext
+) -> int:
+    """First pass: draw, clean, filter; survivors to a spool with their hashes and MinHash
+    signatures.
+    """
     block = [re.compile(pattern, re.IGNORECASE) for pattern in config.block]
     longest = config.max_tokens or teacher.max_tokens
     drawn = mixed(config.sources, config.seed)
@@ -137,7 +159,11 @@ def _clean_into(spool: Path, config: PromptsConfig, teacher: Any, counts: Counte
                     kept.append({"prompt": text, "source": source, "tokens": length})
             rows.write_table(pa.Table.from_pylist(kept, schema))
             prompts = [row["prompt"] for row in kept]
-            equal.write(b"".join(hashlib.blake2b(p.casefold().encode(), digest_size=16).digest() for p in prompts))
+            equal.write(
+                b"".join(
+                    hashlib.blake2b(p.casefold().encode(), digest_size=16).digest() for p in prompts
+                )
+            )
             if config.near_duplicates is not None:
                 similar.write(signatures(prompts).tobytes())
             total += len(kept)
@@ -145,7 +171,9 @@ def _clean_into(spool: Path, config: PromptsConfig, teacher: Any, counts: Counte
     return total
 
 
-def _reason(text: str, tokens: int, shortest: int, longest: int, block: list[re.Pattern[str]]) -> str | None:
+def _reason(
+    text: str, tokens: int, shortest: int, longest: int, block: list[re.Pattern[str]]
+) -> str | None:
     if not text:
         return "empty"
     if any(pattern.search(text) for pattern in block):
@@ -205,9 +233,15 @@ class _Writer:
         width, height = Bucket.parse(bucket)
         for image in range(1 if split == "held_out" else config.images_per_prompt):
             samples.append(
-                {"key": f"{identity}-{image:03d}", "prompt_id": identity, "prompt": prompt,
-                 "seed": seed_of(config.seed, prompt, image), "width": width, "height": height}
-            )  # fmt: skip
+                {
+                    "key": f"{identity}-{image:03d}",
+                    "prompt_id": identity,
+                    "prompt": prompt,
+                    "seed": seed_of(config.seed, prompt, image),
+                    "width": width,
+                    "height": height,
+                }
+            )
             if split == "train":
                 self.counts["samples"] += 1
                 if len(samples) == config.samples_per_shard:
@@ -222,7 +256,9 @@ class _Writer:
 
     def _flush_prompts(self) -> None:
         if self._prompts:
-            self._put(f"prompts/{self._numbers['prompts']:06d}.parquet", self._prompts, PROMPT_SCHEMA)
+            self._put(
+                f"prompts/{self._numbers['prompts']:06d}.parquet", self._prompts, PROMPT_SCHEMA
+            )
             self._numbers["prompts"] += 1
             self._prompts.clear()
 

@@ -1,4 +1,6 @@
-"""A picture that compares samplers: a row a prompt, a column a sampler, the same seed along a row."""
+"""A picture that compares samplers: a row a prompt, a column a sampler, the same seed along a
+row.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def draw_grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndar
     sheet = Image.new("RGB", (width, header + sum(heights) + _GAP * (len(rows) + 1)), _BACK)
     draw = ImageDraw.Draw(sheet)
     for i, name in enumerate(columns):
-        draw.text((label + i * (cell + _GAP) + cell // 2, header // 2), name, _TEXT, font, anchor="mm")
+        draw.text(
+            (label + i * (cell + _GAP) + cell // 2, header // 2), name, _TEXT, font, anchor="mm"
+        )
     top = header
     for (prompt, pictures), height in zip(rows, heights, strict=True):
         text = "\n".join(textwrap.wrap(prompt, 30)[:4])
@@ -38,7 +42,9 @@ def draw_grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndar
         draw.text((10, top + height - 8), bucket, _QUIET, small, anchor="lm")
         for i, picture in enumerate(pictures):
             image = Image.fromarray(picture)
-            image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+            image = image.resize(
+                (image.width * zoom, image.height * zoom), Image.Resampling.NEAREST
+            )
             left = label + i * (cell + _GAP) + (cell - image.width) // 2
             sheet.paste(image, (left, top + (height - image.height) // 2))
         top += height + _GAP

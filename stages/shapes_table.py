@@ -1,7 +1,8 @@
-"""The table that judges a student of the shapes world: attributes right, and distance to the teacher's pictures.
+"""The table that judges a student of the shapes world: attributes right, and distance to the
+teacher's pictures.
 
-Same held-out prompts and seeds for every row. The feature space of the Fréchet distance is the judge's, see
-docs/method.md.
+Same held-out prompts and seeds for every row. The feature space of the Fréchet distance is the
+judge's, see docs/method.md.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
     prompts = config.prompts
     if prompts.held_out_fraction == 0:
         raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")
-    drawn = dict.fromkeys(p for p in islice(read_grammar(prompts.seed), 200 * count + 10_000) if split_of(p, prompts.held_out_fraction) == "held_out")
+    drawn = dict.fromkeys(
+        p
+        for p in islice(read_grammar(prompts.seed), 200 * count + 10_000)
+        if split_of(p, prompts.held_out_fraction) == "held_out"
+    )
     groups: dict[Bucket, list[dict[str, Any]]] = defaultdict(list)
     for prompt in islice(drawn, count):
         bucket = Bucket.parse(bucket_of(prompt, prompts.buckets))
@@ -50,8 +55,12 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
 
 
 @torch.no_grad()
-def score_table(config: PipelineConfig, student: Path | None, count: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One row a sampler: `all attributes` in percent, `Frechet` to the teacher's own steps (None for real scenes)."""
+def score_table(
+    config: PipelineConfig, student: Path | None, count: int, report: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """One row a sampler: `all attributes` in percent, `Frechet` to the teacher's own steps (None
+    for real scenes).
+    """
     teacher = open_teacher(config.teacher)
     net = teacher.backbone()
     making = config.synthesize
@@ -62,7 +71,12 @@ def score_table(config: PipelineConfig, student: Path | None, count: int, report
         def sample(noise, _generators, conditioning, bucket):
             with _autocast(net.dtype):
                 return sample_euler(
-                    net, noise, conditioning, teacher.sigmas(steps, bucket), guidance_scale=guidance_scale, unconditional=empty
+                    net,
+                    noise,
+                    conditioning,
+                    teacher.sigmas(steps, bucket),
+                    guidance_scale=guidance_scale,
+                    unconditional=empty,
                 )
 
         return sample
@@ -70,13 +84,20 @@ def score_table(config: PipelineConfig, student: Path | None, count: int, report
     judged = {"real scenes": _judge(samples, _draw_real, report, "real scenes")}
     reference = f"teacher, {making.steps} steps, guidance {making.guidance_scale:g}"
     samplers: dict[str, Any] = {reference: from_teacher(making.steps, making.guidance_scale)}
-    samplers |= {f"teacher, {n} step{'s'[: n > 1]}, guidance {g:g}": from_teacher(n, g) for n in (4, 2, 1) for g in (making.guidance_scale, 1.0)}
+    samplers |= {
+        f"teacher, {n} step{'s'[: n > 1]}, guidance {g:g}": from_teacher(n, g)
+        for n in (4, 2, 1)
+        for g in (making.guidance_scale, 1.0)
+    }
     if student is not None:
         backbone, grid = open_student(student)
         for n in (4, 2, 1):
+
             def sample(noise, generators, conditioning, bucket, n=n):
                 with _autocast(torch.bfloat16):
-                    return sample_consistency(backbone, noise, conditioning, student_sigmas(grid, n), generators)
+                    return sample_consistency(
+                        backbone, noise, conditioning, student_sigmas(grid, n), generators
+                    )
 
             samplers[f"student, {n} step{'s'[: n > 1]}"] = sample
     for name, sampler in samplers.items():
@@ -84,10 +105,19 @@ def score_table(config: PipelineConfig, student: Path | None, count: int, report
     goal = judged[reference]["features"]
     rows = []
     for name, result in judged.items():
-        distance = None if name == "real scenes" else round(frechet_distance(result["features"], goal), 3)
+        distance = (
+            None if name == "real scenes" else round(frechet_distance(result["features"], goal), 3)
+        )
         buckets = {str(b): f"{100 * np.mean(right):.1f}" for b, right in result["right"].items()}
         everything = np.concatenate(list(result["right"].values()))
-        rows.append({"pictures": name, "all attributes %": f"{100 * everything.mean():.1f}", "Frechet": distance, **buckets})
+        rows.append(
+            {
+                "pictures": name,
+                "all attributes %": f"{100 * everything.mean():.1f}",
+                "Frechet": distance,
+                **buckets,
+            }
+        )
     return rows
 
 
@@ -105,10 +135,17 @@ def _drawer(teacher: Any, sampler: Callable) -> Callable:
 
 
 def _draw_real(part: list[dict[str, Any]], bucket: Bucket) -> np.ndarray:
-    return render([sample_scene(parse(s["prompt"]), *bucket, random.Random(s["seed"])) for s in part])
+    return render(
+        [sample_scene(parse(s["prompt"]), *bucket, random.Random(s["seed"])) for s in part]
+    )
 
 
-def _judge(samples: dict[Bucket, list[dict[str, Any]]], draw: Callable, report: Callable[[str], None], name: str) -> dict[str, Any]:
+def _judge(
+    samples: dict[Bucket, list[dict[str, Any]]],
+    draw: Callable,
+    report: Callable[[str], None],
+    name: str,
+) -> dict[str, Any]:
     judge = ShapesJudge.load(WEIGHTS / "judge.safetensors")
     right: dict[Bucket, list[bool]] = defaultdict(list)
     features = []
@@ -117,6 +154,9 @@ def _judge(samples: dict[Bucket, list[dict[str, Any]]], draw: Callable, report: 
             part = rows[at : at + BATCH]
             pictures = torch.from_numpy(draw(part, bucket)).permute(0, 3, 1, 2).float() / 127.5 - 1
             features.append(judge.features(pictures).numpy())
-            right[bucket] += [shows_all(seen, s["prompt"]) for seen, s in zip(judge.look(pictures), part, strict=True)]
+            right[bucket] += [
+                shows_all(seen, s["prompt"])
+                for seen, s in zip(judge.look(pictures), part, strict=True)
+            ]
     report(f"judged: {name}")
     return {"right": right, "features": np.concatenate(features)}

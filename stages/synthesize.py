@@ -1,7 +1,8 @@
-"""Stage `synthesize`: the teacher, with guidance, makes the pictures that the student will learn from.
+"""Stage `synthesize`: the teacher, with guidance, makes the pictures that the student will learn
+from.
 
-One planned sample list becomes one WebDataset shard with its Parquet sidecar; a picture that is not finite or flat
-is recorded there, never dropped in silence.
+One planned sample list becomes one WebDataset shard with its Parquet sidecar; a picture that is not
+finite or flat is recorded there, never dropped in silence.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ from stages.prompts import SAMPLE_SCHEMA
 from stages.teachers import open_teacher
 
 SIDECAR_SCHEMA = pa.schema(
-    [*SAMPLE_SCHEMA, pa.field("bucket", pa.string()), pa.field("status", pa.string()), pa.field("reason", pa.string()),
-     pa.field("sha256", pa.string())]
-)  # fmt: skip
+    [
+        *SAMPLE_SCHEMA,
+        pa.field("bucket", pa.string()),
+        pa.field("status", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("sha256", pa.string()),
+    ]
+)
 
 
 def run(context: StageContext) -> StageResult:
@@ -48,9 +54,14 @@ def run(context: StageContext) -> StageResult:
     files: dict[str, tuple[int, str]] = {}
     for name in shards:
         counts.update(done[name].counts)
-        files |= {file: (done[name].sizes[file], digest) for file, digest in done[name].files.items()}
+        files |= {
+            file: (done[name].sizes[file], digest) for file, digest in done[name].files.items()
+        }
     if not counts["ok"]:
-        raise StageFailed(f"synthesize: no picture was usable ({dict(counts)}); look at the sidecars in {context.folder}/shards")
+        raise StageFailed(
+            f"synthesize: no picture was usable ({dict(counts)}); look at the sidecars in "
+            f"{context.folder}/shards"
+        )
     seconds = sum(stats.seconds for stats in done.values())
     return StageResult(
         files=files,
@@ -95,24 +106,42 @@ class Synthesizer:
                 digest = None
                 if status == "ok":
                     members.append((sample["key"], contents))
-                    digest = hashlib.sha256(b"".join(contents[name] for name in sorted(contents))).hexdigest()
+                    digest = hashlib.sha256(
+                        b"".join(contents[name] for name in sorted(contents))
+                    ).hexdigest()
                 bucket = str(Bucket(sample["width"], sample["height"]))
-                rows.append({**sample, "bucket": bucket, "status": status, "reason": reason, "sha256": digest})
+                rows.append(
+                    {
+                        **sample,
+                        "bucket": bucket,
+                        "status": status,
+                        "reason": reason,
+                        "sha256": digest,
+                    }
+                )
         write_tar(writer.file(".tar"), members)
         writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
         return writer.commit(dict(counts))
 
-    def _make(self, samples: list[dict[str, Any]]) -> list[tuple[str, str | None, dict[str, bytes]]]:
+    def _make(
+        self, samples: list[dict[str, Any]]
+    ) -> list[tuple[str, str | None, dict[str, bytes]]]:
         """Status, reason and tar members of each sample; all are of one bucket."""
         config = self.config
         bucket = Bucket(samples[0]["width"], samples[0]["height"])
         noise, _ = initial_noise([s["seed"] for s in samples], self.teacher.latent_shape(bucket))
         conditioning = self.teacher.encode_prompts([s["prompt"] for s in samples])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.backbone.dtype == torch.bfloat16):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.backbone.dtype == torch.bfloat16
+        ):
             latents = sample_euler(
-                self.backbone, noise.to(self.device), conditioning, self.teacher.sigmas(config.steps, bucket),
-                guidance_scale=config.guidance_scale, unconditional=self.unconditional,
-            )  # fmt: skip
+                self.backbone,
+                noise.to(self.device),
+                conditioning,
+                self.teacher.sigmas(config.steps, bucket),
+                guidance_scale=config.guidance_scale,
+                unconditional=self.unconditional,
+            )
         pictures = self.teacher.decode_latents(latents)
         finite = latents.isfinite().flatten(1).all(1).tolist()
         results = []
@@ -125,12 +154,19 @@ class Synthesizer:
                 results.append(("ok", None, self._members(sample, pictures[i], latents[i])))
         return results
 
-    def _members(self, sample: dict[str, Any], picture: np.ndarray, latents: torch.Tensor) -> dict[str, bytes]:
+    def _members(
+        self, sample: dict[str, Any], picture: np.ndarray, latents: torch.Tensor
+    ) -> dict[str, bytes]:
         config = self.config
         record = {**sample, "steps": config.steps, "guidance_scale": config.guidance_scale}
-        members = {"txt": sample["prompt"].encode(), "json": json.dumps(record, sort_keys=True).encode()}
+        members = {
+            "txt": sample["prompt"].encode(),
+            "json": json.dumps(record, sort_keys=True).encode(),
+        }
         if config.latents != "only":
-            members[config.image_format] = encode_image(picture, config.image_format, config.quality)
+            members[config.image_format] = encode_image(
+                picture, config.image_format, config.quality
+            )
         if config.latents != "none":
             buffer = io.BytesIO()
             np.save(buffer, latents.half().cpu().numpy(), allow_pickle=False)
@@ -142,5 +178,7 @@ def encode_image(picture_HW3: np.ndarray, image_format: str, quality: int) -> by
     """uint8 picture to the bytes of a file."""
     buffer = io.BytesIO()
     options = {"png": {}, "webp": {"quality": quality}, "jpg": {"quality": quality}}[image_format]
-    Image.fromarray(picture_HW3).save(buffer, "JPEG" if image_format == "jpg" else image_format.upper(), **options)
+    Image.fromarray(picture_HW3).save(
+        buffer, "JPEG" if image_format == "jpg" else image_format.upper(), **options
+    )
     return buffer.getvalue()

@@ -16,7 +16,9 @@ from schemas.config import PipelineConfig, TeacherConfig
 torch.set_num_threads(2)
 
 
-def tiny_transformer(*, dual: tuple[int, ...] = (), qk_norm: str | None = "rms_norm", layers: int = 3):
+def tiny_transformer(
+    *, dual: tuple[int, ...] = (), qk_norm: str | None = "rms_norm", layers: int = 3
+):
     from diffusers import SD3Transformer2DModel
 
     torch.manual_seed(0)
@@ -73,7 +75,9 @@ def build_pipeline(folder: Path, *, t5: bool, dual: tuple[int, ...] = ()) -> Pat
     third = third_tokenizer = None
     if t5:
         words = Tokenizer(
-            models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4}, unk_token="<unk>")
+            models.WordLevel(
+                {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4}, unk_token="<unk>"
+            )
         )
         words.pre_tokenizer = pre_tokenizers.Whitespace()
         third_tokenizer = PreTrainedTokenizerFast(

@@ -1,7 +1,8 @@
 """Which samples each update sees: a pure function of the data's sizes, the seed and the step.
 
-One bucket an update, the same on every rank; an epoch visits each bucket's samples in a new order. Knows only
-counts: resume is exact by step number, and a changed number of workers keeps the global batch.
+One bucket an update, the same on every rank; an epoch visits each bucket's samples in a new order.
+Knows only counts: resume is exact by step number, and a changed number of workers keeps the global
+batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ class EmptyPlanError(ValueError):
 
 @dataclass
 class BatchPlan:
-    """`sizes` maps bucket names to sample counts. Raises EmptyPlanError when no bucket fills one global batch."""
+    """`sizes` maps bucket names to sample counts. Raises EmptyPlanError when no bucket fills one
+    global batch.
+    """
 
     sizes: dict[str, int]
     global_batch: int
@@ -25,12 +28,20 @@ class BatchPlan:
     _epoch: int = field(default=-1, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.buckets = sorted(name for name, size in self.sizes.items() if size >= self.global_batch)
-        self.short_buckets = sorted(name for name, size in self.sizes.items() if size < self.global_batch)
+        self.buckets = sorted(
+            name for name, size in self.sizes.items() if size >= self.global_batch
+        )
+        self.short_buckets = sorted(
+            name for name, size in self.sizes.items() if size < self.global_batch
+        )
         if not self.buckets:
-            held = ", ".join(f"{name}: {size}" for name, size in sorted(self.sizes.items())) or "no samples"
+            held = (
+                ", ".join(f"{name}: {size}" for name, size in sorted(self.sizes.items()))
+                or "no samples"
+            )
             raise EmptyPlanError(
-                f"distill.global_batch is {self.global_batch}, but no bucket holds that many samples ({held}); "
+                f"distill.global_batch is {self.global_batch}, but no bucket holds that many "
+                f"samples ({held}); "
                 "lower it or make more pictures"
             )
         self.batches_per_epoch = sum(self.sizes[name] // self.global_batch for name in self.buckets)
@@ -47,6 +58,10 @@ class BatchPlan:
     def _enter(self, epoch: int) -> None:
         rng = np.random.default_rng([self.seed, epoch])
         self._rows = {name: rng.permutation(self.sizes[name]) for name in self.buckets}
-        order = [(name, part) for name in self.buckets for part in range(self.sizes[name] // self.global_batch)]
+        order = [
+            (name, part)
+            for name in self.buckets
+            for part in range(self.sizes[name] // self.global_batch)
+        ]
         self._order = [order[i] for i in rng.permutation(len(order))]
         self._epoch = epoch

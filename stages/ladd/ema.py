@@ -7,7 +7,9 @@ from torch import nn
 
 
 class ExponentialAverage(nn.Module):
-    """`average = decay * average + (1 - decay) * weights`, with a faster start: decay is at most (1 + n) / (10 + n)."""
+    """`average = decay * average + (1 - decay) * weights`, with a faster start: decay is at most (1
+    + n) / (10 + n).
+    """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Rectified flow, and the noise levels that LADD draws.
 
-`x_t = (1 - t) x0 + t eps` with t = sigma in [0, 1]; velocity `v = eps - x0`; clean estimate `x0 = x_t - t v`
-(Liu et al. 2022; Esser et al. 2024, section 2). Legend in `backbone.py`.
+`x_t = (1 - t) x0 + t eps` with t = sigma in [0, 1]; velocity `v = eps - x0`; clean estimate `x0 =
+x_t - t v` (Liu et al. 2022; Esser et al. 2024, section 2). Legend in `backbone.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from schemas.config import RenoiseConfig, StudentTimeConfig
 
 
 def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """Put clean latents on the flow at noise level `sigma_B` in [0, 1]: (B, C, H, W), dtype of `x0_BCHW`.
+    """Put clean latents on the flow at noise level `sigma_B` in [0, 1]: (B, C, H, W), dtype of
+    `x0_BCHW`.
 
     Raises ValueError for a level outside [0, 1].
     """
@@ -60,9 +61,9 @@ def draw(
 ) -> Draws:
     """Noise and noise levels for the samples `slots` of the global batch of update `step`.
 
-    A sample's draws depend on seed, step and slot alone: two ranks never draw alike, and the number of ranks does
-    not matter. Student levels follow LADD's section 4, its warm-up counted in `student_step`; the discriminator's
-    level is `sigmoid(N(mean, std))` (section 3.2).
+    A sample's draws depend on seed, step and slot alone: two ranks never draw alike, and the number
+    of ranks does not matter. Student levels follow LADD's section 4, its warm-up counted in
+    `student_step`; the discriminator's level is `sigmoid(N(mean, std))` (section 3.2).
     """
     warm = student_step >= time.warmup_steps
     probabilities = torch.tensor(time.probabilities if warm else time.warmup_probabilities)
@@ -73,9 +74,21 @@ def draw(
         level = torch.multinomial(probabilities, 1, generator=generator)
         student_noise = torch.randn(shape_CHW, generator=generator)
         renoise_level = torch.randn(1, generator=generator) * renoise.std + renoise.mean
-        rows.append((grid[level], student_noise, renoise_level.sigmoid(), torch.randn(shape_CHW, generator=generator)))
+        rows.append(
+            (
+                grid[level],
+                student_noise,
+                renoise_level.sigmoid(),
+                torch.randn(shape_CHW, generator=generator),
+            )
+        )
     levels, noises, renoise_levels, renoise_noises = zip(*rows, strict=True)
-    return Draws(torch.cat(levels), torch.stack(noises), torch.cat(renoise_levels), torch.stack(renoise_noises))
+    return Draws(
+        torch.cat(levels),
+        torch.stack(noises),
+        torch.cat(renoise_levels),
+        torch.stack(renoise_noises),
+    )
 
 
 def _seed_of(*parts: int) -> int:

@@ -1,7 +1,9 @@
-"""The discriminator's heads: a small 2D-convolutional net behind every attention block of the frozen teacher.
+"""The discriminator's heads: a small 2D-convolutional net behind every attention block of the
+frozen teacher.
 
-LADD, section 3.1: independent heads on the generative features of each block, conditioned on noise level and pooled
-text (a projection discriminator, Miyato and Koyama 2018), logits at every place. Legend in `backbone.py`.
+LADD, section 3.1: independent heads on the generative features of each block, conditioned on noise
+level and pooled text (a projection discriminator, Miyato and Koyama 2018), logits at every place.
+Legend in `backbone.py`.
 """
 
 from __future__ import annotations
@@ -21,33 +23,45 @@ class DiscriminatorHeads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList([Head(width, pooled_width, channels) for width in tap_widths])
 
-    def forward(self, features: Sequence[Tensor], sigma_B: Tensor, pooled_BP: Tensor) -> list[Tensor]:
-        """Logits (B, h, w) float32 of each tap; above 0 means real. `sigma_B` is the features' noise level."""
+    def forward(
+        self, features: Sequence[Tensor], sigma_B: Tensor, pooled_BP: Tensor
+    ) -> list[Tensor]:
+        """Logits (B, h, w) float32 of each tap; above 0 means real. `sigma_B` is the features'
+        noise level.
+        """
         assert len(features) == len(self.heads)
         return [head(x, sigma_B, pooled_BP) for head, x in zip(self.heads, features, strict=True)]
 
 
 class Head(nn.Module):
-    """Features (B, D, h, w) to logits (B, h, w). Group norms: micro-batches are small, batch statistics lie."""
+    """Features (B, D, h, w) to logits (B, h, w). Group norms: micro-batches are small, batch
+    statistics lie.
+    """
 
     def __init__(self, width: int, pooled_width: int, channels: int) -> None:
         super().__init__()
         groups = math.gcd(8, channels)
         self.enter = nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, channels, 3, padding=1))
         self.body = nn.Sequential(
-            nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
-        )  # fmt: skip
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
         self.leave = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU())
         self.logit = nn.Conv2d(channels, 1, 1)
         self.condition = nn.Sequential(
-            nn.Linear(pooled_width + _TIME_WIDTH, channels), nn.SiLU(), nn.Linear(channels, channels)
+            nn.Linear(pooled_width + _TIME_WIDTH, channels),
+            nn.SiLU(),
+            nn.Linear(channels, channels),
         )
 
     def forward(self, x_BDhw: Tensor, sigma_B: Tensor, pooled_BP: Tensor) -> Tensor:
         x = self.enter(x_BDhw)
         x_BChw = self.leave(x + self.body(x))
         pooled = F.layer_norm(pooled_BP, pooled_BP.shape[1:])
-        direction_BC = self.condition(torch.cat([pooled, time_embedding(sigma_B).to(pooled.dtype)], dim=1))
+        direction_BC = self.condition(
+            torch.cat([pooled, time_embedding(sigma_B).to(pooled.dtype)], dim=1)
+        )
         projection = torch.einsum("bchw,bc->bhw", x_BChw, direction_BC) / math.sqrt(x_BChw.shape[1])
         return (self.logit(x_BChw).squeeze(1) + projection).float()
 
@@ -57,6 +71,8 @@ _TIME_WIDTH = 32
 
 def time_embedding(sigma_B: Tensor) -> Tensor:
     """Sines and cosines (B, 32) of a noise level in [0, 1]."""
-    frequencies = torch.exp(torch.linspace(0, math.log(1000), _TIME_WIDTH // 2, device=sigma_B.device))
+    frequencies = torch.exp(
+        torch.linspace(0, math.log(1000), _TIME_WIDTH // 2, device=sigma_B.device)
+    )
     angles = sigma_B.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,11 +1,14 @@
-"""Samplers: Euler with guidance for the teacher, the consistency sampler for the student. Free functions.
+"""Samplers: Euler with guidance for the teacher, the consistency sampler for the student. Free
+functions.
 
-A picture's noise comes from its own generator, so a sample does not depend on its batch. Legend in `backbone.py`.
+A picture's noise comes from its own generator, so a sample does not depend on its batch. Legend in
+`backbone.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,14 +17,20 @@ from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.flow import add_noise, clean_estimate
 
 
-def initial_noise(seeds: Sequence[int], shape_CHW: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
-    """Noise (B, C, H, W) float32 on the CPU, and the generators, one a seed, to draw further noise from."""
+def initial_noise(
+    seeds: Sequence[int], shape_CHW: Sequence[int]
+) -> tuple[Tensor, list[torch.Generator]]:
+    """Noise (B, C, H, W) float32 on the CPU, and the generators, one a seed, to draw further noise
+    from.
+    """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return _noise(generators, shape_CHW), generators
 
 
 def _noise(generators: Sequence[torch.Generator], shape_CHW: Sequence[int]) -> Tensor:
-    return torch.stack([torch.randn(tuple(shape_CHW), generator=generator) for generator in generators])
+    return torch.stack(
+        [torch.randn(tuple(shape_CHW), generator=generator) for generator in generators]
+    )
 
 
 @torch.no_grad()
@@ -36,8 +45,8 @@ def sample_euler(
 ) -> Tensor:
     """Integrate the flow from noise to latents (B, C, H, W) with Euler steps.
 
-    `sigmas` falls from 1 and ends in 0. With `guidance_scale` above 1 (Ho and Salimans 2022) `unconditional` is
-    needed, with one row or B rows.
+    `sigmas` falls from 1 and ends in 0. With `guidance_scale` above 1 (Ho and Salimans 2022)
+    `unconditional` is needed, with one row or B rows.
     """
     x = noise_BCHW
     batch = len(x)
@@ -46,19 +55,24 @@ def sample_euler(
         if len(unconditional.pooled_BP) == 1:
             unconditional = unconditional.select([0] * batch)
         conditioning = Conditioning.cat([unconditional, conditioning])
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         if guidance_scale > 1:
             level = torch.full((2 * batch,), sigma, device=x.device)
-            without, with_prompt = teacher.velocity(torch.cat([x, x]), level, conditioning).float().chunk(2)
+            without, with_prompt = (
+                teacher.velocity(torch.cat([x, x]), level, conditioning).float().chunk(2)
+            )
             velocity = without + guidance_scale * (with_prompt - without)
         else:
-            velocity = teacher.velocity(x, torch.full((batch,), sigma, device=x.device), conditioning).float()
+            velocity = teacher.velocity(
+                x, torch.full((batch,), sigma, device=x.device), conditioning
+            ).float()
         x = x + (following - sigma) * velocity
     return x
 
 
 def student_sigmas(grid: Sequence[float], steps: int) -> list[float]:
-    """The noise levels of a student's `steps` steps: 1 alone, or evenly from 1 to the grid's last level.
+    """The noise levels of a student's `steps` steps: 1 alone, or evenly from 1 to the grid's last
+    level.
 
     This is what stock diffusers makes of `shift_terminal = grid[-1]`.
     """
@@ -75,7 +89,9 @@ def sample_consistency(
     sigmas: Sequence[float],
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Jump to the clean estimate, put fresh noise on it, and repeat (Song et al. 2023, algorithm 1): (B, C, H, W)."""
+    """Jump to the clean estimate, put fresh noise on it, and repeat (Song et al. 2023, algorithm
+    1): (B, C, H, W).
+    """
     x = noise_BCHW
     for i, sigma in enumerate(sigmas):
         level = torch.full((len(x),), sigma, device=x.device)

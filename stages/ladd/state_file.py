@@ -1,6 +1,8 @@
-"""A nested training state (modules, optimizers, counters) as one safetensors file: no pickle, atomic, exact.
+"""A nested training state (modules, optimizers, counters) as one safetensors file: no pickle,
+atomic, exact.
 
-Knows nothing of what is trained; `stages/ladd` and the embedded teacher's training both save with it.
+Knows nothing of what is trained; `stages/ladd` and the embedded teacher's training both save with
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class StateFileError(ValueError):
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a tree of dicts, lists, tensors and JSON scalars to `path`, whole or not at all.
 
-    Dict keys may be str or int. Raises TypeError for a leaf that is neither a tensor nor a JSON scalar.
+    Dict keys may be str or int. Raises TypeError for a leaf that is neither a tensor nor a JSON
+    scalar.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -37,7 +40,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             return {"list": [strip(value) for value in node]}
         if node is None or isinstance(node, (bool, int, float, str)):
             return {"value": node}
-        raise TypeError(f"a training state holds tensors and JSON scalars, not {type(node).__name__}")
+        raise TypeError(
+            f"a training state holds tensors and JSON scalars, not {type(node).__name__}"
+        )
 
     tree = json.dumps(strip(state))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,13 +52,17 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `save_state` wrote. Raises StateFileError naming the file when it is cut short or not ours."""
+    """Read what `save_state` wrote. Raises StateFileError naming the file when it is cut short or
+    not ours.
+    """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             tree = json.loads(file.metadata()["tree"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
-        raise StateFileError(f"training state {path} cannot be read ({error}); delete it to start again") from error
+        raise StateFileError(
+            f"training state {path} cannot be read ({error}); delete it to start again"
+        ) from error
 
     def fill(node: dict[str, Any]) -> Any:
         if "tensor" in node:

@@ -1,4 +1,5 @@
-"""The training state of LADD and its one operation: an update. Pure torch; who calls it, reads data and saves.
+"""The training state of LADD and its one operation: an update. Pure torch; who calls it, reads data
+and saves.
 
 A resumed trainer repeats an undisturbed one exactly: all randomness comes from seed, step and slot.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,11 +30,17 @@ class TrainingDiverged(RuntimeError):
 class LaddTrainer:
     """Student, frozen teacher, heads, their optimizers and the student's average.
 
-    `student` and `teacher` are backbones that are modules too, on `device`. `pooled_width` is P of the conditioning.
+    `student` and `teacher` are backbones that are modules too, on `device`. `pooled_width` is P of
+    the conditioning.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, pooled_width: int, config: DistillConfig, device: torch.device
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        pooled_width: int,
+        config: DistillConfig,
+        device: torch.device,
     ) -> None:
         self.config = config
         self.device = device
@@ -40,12 +48,18 @@ class LaddTrainer:
         self.teacher: Backbone = teacher.requires_grad_(False).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            heads = DiscriminatorHeads(teacher.tap_widths, pooled_width, config.discriminator.channels)
+            heads = DiscriminatorHeads(
+                teacher.tap_widths, pooled_width, config.discriminator.channels
+            )
         self.heads = heads.to(device)
         self.average = ExponentialAverage(student, config.ema_decay)
         options = {"betas": config.betas, "weight_decay": config.weight_decay}
-        self.student_optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, **options)
-        self.heads_optimizer = torch.optim.AdamW(heads.parameters(), lr=config.discriminator.learning_rate, **options)
+        self.student_optimizer = torch.optim.AdamW(
+            student.parameters(), lr=config.learning_rate, **options
+        )
+        self.heads_optimizer = torch.optim.AdamW(
+            heads.parameters(), lr=config.discriminator.learning_rate, **options
+        )
         self.step = 0
 
     @property
@@ -56,7 +70,8 @@ class LaddTrainer:
     def update(self, x0_BCHW: Tensor, conditioning: Conditioning) -> dict[str, float]:
         """Train on this rank's share of the global batch; returns metrics of the whole batch.
 
-        Latents float32. Raises TrainingDiverged, with all weights as they were, when a loss or a gradient is not finite.
+        Latents float32. Raises TrainingDiverged, with all weights as they were, when a loss or a
+        gradient is not finite.
         """
         config = self.config
         rank, world = rank_and_world()
@@ -70,26 +85,50 @@ class LaddTrainer:
             slots = range(rank * share + rows.start, rank * share + rows.stop)
             # The student's own clock starts behind the head start, and so does its warm-up.
             draws = draw(
-                config.seed, self.step, slots, x0_BCHW.shape[1:], config.student_time, config.renoise,
+                config.seed,
+                self.step,
+                slots,
+                x0_BCHW.shape[1:],
+                config.student_time,
+                config.renoise,
                 student_step=max(self.step - head_start, 0),
-            ).to(self.device)  # fmt: skip
+            ).to(self.device)
             part = len(slots) / config.global_batch
             losses = accumulate_gradients(
-                self.student, self.teacher, self.heads, x0_BCHW[rows], conditioning.select(rows), draws,
-                share=part, train_student=train_student, autocast=self.autocast,
-            )  # fmt: skip
-            sums += part * torch.stack([losses.student, losses.discriminator, losses.real_logit, losses.fake_logit])
+                self.student,
+                self.teacher,
+                self.heads,
+                x0_BCHW[rows],
+                conditioning.select(rows),
+                draws,
+                share=part,
+                train_student=train_student,
+                autocast=self.autocast,
+            )
+            sums += part * torch.stack(
+                [losses.student, losses.discriminator, losses.real_logit, losses.fake_logit]
+            )
         sum_over_ranks([sums])
-        metrics = dict(zip(("student_loss", "discriminator_loss", "real_logit", "fake_logit"), sums.tolist(), strict=True))
+        metrics = dict(
+            zip(
+                ("student_loss", "discriminator_loss", "real_logit", "fake_logit"),
+                sums.tolist(),
+                strict=True,
+            )
+        )
         trained = [("heads", self.heads, self.heads_optimizer, config.discriminator.learning_rate)]
         if train_student:
             trained.append(("student", self.student, self.student_optimizer, config.learning_rate))
         for name, net, _, _ in trained:
             gradients = [p.grad for p in net.parameters() if p.grad is not None]
             sum_over_ranks(gradients)
-            metrics[f"{name}_grad_norm"] = nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm).item()
+            metrics[f"{name}_grad_norm"] = nn.utils.clip_grad_norm_(
+                net.parameters(), config.clip_norm
+            ).item()
         if not all(torch.isfinite(torch.tensor(list(metrics.values())))):
-            raise TrainingDiverged(f"update {self.step}: {metrics} holds a value that is not a finite number")
+            raise TrainingDiverged(
+                f"update {self.step}: {metrics} holds a value that is not a finite number"
+            )
         for name, _, optimizer, rate in trained:
             for group in optimizer.param_groups:
                 group["lr"] = rate * self._rate_scale(name)
@@ -101,7 +140,9 @@ class LaddTrainer:
         return metrics
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, for `state_file.save_state`."""
@@ -125,14 +166,21 @@ class LaddTrainer:
         config = self.config
         scale = 1.0
         if config.decay_share > 0:
-            scale = min(scale, max(0.02, (self.total_steps - self.step) / (config.decay_share * config.steps)))
+            scale = min(
+                scale,
+                max(0.02, (self.total_steps - self.step) / (config.decay_share * config.steps)),
+            )
         if name == "student" and config.warmup_updates > 0:
-            scale *= min(1.0, (self.step - config.discriminator.head_start_steps + 1) / config.warmup_updates)
+            scale *= min(
+                1.0, (self.step - config.discriminator.head_start_steps + 1) / config.warmup_updates
+            )
         return scale
 
 
 class HealthWatch:
-    """Looks for the signs of a bad run (LADD notes): feed it each update's metrics, it returns new warnings."""
+    """Looks for the signs of a bad run (LADD notes): feed it each update's metrics, it returns new
+    warnings.
+    """
 
     window = 50
 
@@ -146,19 +194,36 @@ class HealthWatch:
         if len(self._losses) >= self.window:
             recent = [row["discriminator_loss"] for row in list(self._losses)[-self.window :]]
             if sum(recent) / self.window < 0.05:
-                signs["collapse"] = "discriminator loss is near 0: the heads see every fake, collapse is ahead"
+                signs["collapse"] = (
+                    "discriminator loss is near 0: the heads see every fake, collapse is ahead"
+                )
         if len(self._losses) == self._losses.maxlen:
             rows = [row["student_loss"] for row in self._losses]
-            means = [sum(rows[i : i + self.window]) / self.window for i in range(0, len(rows), self.window)]
-            rises = [b - a for a, b in zip(means[:-1], means[1:], strict=True)]
+            means = [
+                sum(rows[i : i + self.window]) / self.window
+                for i in range(0, len(rows), self.window)
+            ]
+            rises = [b - a for a, b in pairwise(means)]
             if min(rises) > 0.1:
-                signs["drift"] = "student loss has risen for 200 updates: the student is losing; lower the heads' rate"
+                signs["drift"] = (
+                    "student loss has risen for 200 updates: the student is losing; lower "
+                    "the heads' rate"
+                )
         return self._new(signs)
 
     def observe_diversity(self, student: float, teacher: float) -> list[str]:
-        """Both are mean distances between pictures of one prompt; warns when the student's shrinks below half."""
+        """Both are mean distances between pictures of one prompt; warns when the student's shrinks
+        below half.
+        """
         if student < 0.5 * teacher:
-            return self._new({"diversity": f"pictures of one prompt differ {student / teacher:.0%} as much as the teacher's"})
+            return self._new(
+                {
+                    "diversity": (
+                        f"pictures of one prompt differ {student / teacher:.0%} as "
+                        "much as the teacher's"
+                    )
+                }
+            )
         return []
 
     def _new(self, signs: dict[str, str]) -> list[str]:

@@ -1,8 +1,8 @@
 """One LADD update, whole: student and heads learn from the same forward passes.
 
-With F one forward of the transformer for one sample: student forward and backward 3F, teacher on the student's
-latents with gradient to its input 2F, teacher on the data's latents 1F: 6F for both nets' updates. Pure torch.
-Legend in `backbone.py`.
+With F one forward of the transformer for one sample: student forward and backward 3F, teacher on
+the student's latents with gradient to its input 2F, teacher on the data's latents 1F: 6F for both
+nets' updates. Pure torch. Legend in `backbone.py`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def accumulate_gradients(
 ) -> Losses:
     """Add the gradients of one micro-batch to student and heads (LADD, section 3 and figure 2).
 
-    `x0_BCHW` are clean latents that the teacher made, float32. `share` is the micro-batch's part of the global
-    batch. Without `train_student` (the heads' head start) the student gets no gradient. The teacher's parameters
-    must be frozen; gradient reaches the student through the teacher's activations.
+    `x0_BCHW` are clean latents that the teacher made, float32. `share` is the micro-batch's part of
+    the global batch. Without `train_student` (the heads' head start) the student gets no gradient.
+    The teacher's parameters must be frozen; gradient reaches the student through the teacher's
+    activations.
     """
     sigma, noise = draws.renoise_sigma_B, draws.renoise_noise_BCHW
     with torch.set_grad_enabled(train_student), autocast():
@@ -63,10 +64,14 @@ def accumulate_gradients(
         real_features = teacher.features(add_noise(x0_BCHW, noise, sigma), sigma, conditioning)
     with autocast():
         real = heads(real_features, sigma, conditioning.pooled_BP)
-        judged = heads([features.detach() for features in fake_features], sigma, conditioning.pooled_BP)
+        judged = heads(
+            [features.detach() for features in fake_features], sigma, conditioning.pooled_BP
+        )
     loss_heads = discriminator_loss(real, judged)
     (share * loss_heads).backward()
-    means = [torch.stack([logits.detach().mean() for logits in side]).mean() for side in (real, judged)]
+    means = [
+        torch.stack([logits.detach().mean() for logits in side]).mean() for side in (real, judged)
+    ]
     # Before the student's first update its loss is what the heads say of it now.
     loss_student = loss_student.detach() if train_student else -means[1]
     return Losses(loss_student, loss_heads.detach(), *means)

@@ -6,7 +6,8 @@ import numpy as np
 
 
 def frechet_distance(first_NF: np.ndarray, second_NF: np.ndarray) -> float:
-    """`|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` of features (N, F), in float64; 0 for equal sets, lower is closer.
+    """`|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` of features (N, F), in float64; 0 for equal
+    sets, lower is closer.
 
     Raises ValueError with fewer than two rows in a set.
     """
@@ -15,7 +16,8 @@ def frechet_distance(first_NF: np.ndarray, second_NF: np.ndarray) -> float:
     first, second = (np.asarray(x, np.float64) for x in (first_NF, second_NF))
     means = first.mean(0) - second.mean(0)
     one, two = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (first, second))
-    # tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric.
+    # tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is
+    # symmetric.
     values, vectors = np.linalg.eigh(one)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()

@@ -1,8 +1,9 @@
 """Alignment for the shapes world: which attributes of a caption does a picture show?
 
-A small detector in the manner of CenterNet (Zhou et al. 2019): peaks of a heat map are objects, read-outs at the
-peak tell colour, shape and size. It is trained on ground truth; its pooled features are the space in which the
-embedded default measures Fréchet distances. B pictures, H and W their height and width in pixels.
+A small detector in the manner of CenterNet (Zhou et al. 2019): peaks of a heat map are objects,
+read-outs at the peak tell colour, shape and size. It is trained on ground truth; its pooled
+features are the space in which the embedded default measures Fréchet distances. B pictures, H and W
+their height and width in pixels.
 """
 
 from __future__ import annotations
@@ -49,9 +50,13 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-        )  # fmt: skip
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -60,17 +65,30 @@ class _Residual(nn.Module):
 class ShapesJudge(nn.Module):
     """The detector's network; sides of a picture must be divisible by 8."""
 
-    read_outs = (("heat", 1), ("offset", 2), ("color", len(COLORS)), ("shape", len(SHAPES)), ("size", len(SIZES)))
+    read_outs = (
+        ("heat", 1),
+        ("offset", 2),
+        ("color", len(COLORS)),
+        ("shape", len(SHAPES)),
+        ("size", len(SIZES)),
+    )
 
     def __init__(self) -> None:
         super().__init__()
         width = FEATURE_WIDTH
         self.fine = nn.Sequential(
-            nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(32, width, 3, stride=2, padding=1),
-            _Residual(width), _Residual(width),
-        )  # fmt: skip
-        self.coarse = nn.Sequential(nn.Conv2d(width, width, 3, stride=2, padding=1), _Residual(width), _Residual(width))
-        self.merge = nn.Sequential(nn.Conv2d(2 * width, width, 1), _Residual(width), nn.GroupNorm(8, width), nn.SiLU())
+            nn.Conv2d(3, 32, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, width, 3, stride=2, padding=1),
+            _Residual(width),
+            _Residual(width),
+        )
+        self.coarse = nn.Sequential(
+            nn.Conv2d(width, width, 3, stride=2, padding=1), _Residual(width), _Residual(width)
+        )
+        self.merge = nn.Sequential(
+            nn.Conv2d(2 * width, width, 1), _Residual(width), nn.GroupNorm(8, width), nn.SiLU()
+        )
         self.objects = nn.Conv2d(width, sum(channels for _, channels in self.read_outs), 1)
         self.background = nn.Linear(width, len(BACKGROUNDS))
 
@@ -110,19 +128,30 @@ class ShapesJudge(nn.Module):
         found: list[list[SeenObject]] = [[] for _ in range(len(heat))]
         for b, _, i, j in peaks.nonzero().tolist():
             dx, dy = out["offset"][b, :, i, j].tolist()
-            color, shape, size = (int(out[name][b, :, i, j].argmax()) for name in ("color", "shape", "size"))
+            color, shape, size = (
+                int(out[name][b, :, i, j].argmax()) for name in ("color", "shape", "size")
+            )
             found[b].append(
-                SeenObject(COLORS[color], SHAPES[shape], SIZES[size], (j + 0.5 + dx) * STRIDE, (i + 0.5 + dy) * STRIDE)
+                SeenObject(
+                    COLORS[color],
+                    SHAPES[shape],
+                    SIZES[size],
+                    (j + 0.5 + dx) * STRIDE,
+                    (i + 0.5 + dy) * STRIDE,
+                )
             )
         backgrounds = out["background"].argmax(1).tolist()
-        return [Seen(width, height, tuple(things), BACKGROUNDS[k]) for things, k in zip(found, backgrounds, strict=True)]
+        return [
+            Seen(width, height, tuple(things), BACKGROUNDS[k])
+            for things, k in zip(found, backgrounds, strict=True)
+        ]
 
 
 def shown(seen: Seen, spec: SceneSpec) -> dict[str, bool]:
     """Which stated attributes a picture shows, under the matching of objects that shows the most.
 
-    Keys: `count`, `background`, and, when the count is right, per object `color_0`, `shape_0`, `size_0`, ... and
-    `place` or `relation`. Attributes that the caption leaves open have no key.
+    Keys: `count`, `background`, and, when the count is right, per object `color_0`, `shape_0`,
+    `size_0`, ... and `place` or `relation`. Attributes that the caption leaves open have no key.
     """
     result = {"count": len(seen.objects) == len(spec.objects)}
     if spec.background is not None:
@@ -134,7 +163,9 @@ def shown(seen: Seen, spec: SceneSpec) -> dict[str, bool]:
 
 
 def shows_all(seen: Seen, prompt: str) -> bool:
-    """Whether a picture shows every attribute that the prompt states. Raises CaptionError outside the grammar."""
+    """Whether a picture shows every attribute that the prompt states. Raises CaptionError outside
+    the grammar.
+    """
     return all(shown(seen, parse(prompt)).values())
 
 
@@ -155,5 +186,7 @@ def _matching(order: tuple[SeenObject, ...], seen: Seen, spec: SceneSpec) -> dic
         }[spec.place]
     if spec.relation is not None:
         dx, dy = order[0].x - order[1].x, order[0].y - order[1].y
-        result["relation"] = {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}[spec.relation]
+        result["relation"] = {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}[
+            spec.relation
+        ]
     return result

@@ -1,1 +1,3 @@
-"""The embedded world: scenes of coloured shapes, the captions that describe them, and the training of their teacher."""
+"""The embedded world: scenes of coloured shapes, the captions that describe them, and the training
+of their teacher.
+"""

@@ -1,4 +1,5 @@
-"""The caption grammar of the shapes world: what a caption says, how it says it, and how to read it back.
+"""The caption grammar of the shapes world: what a caption says, how it says it, and how to read it
+back.
 
 A caption states some attributes of a scene and leaves the rest open; only what it states is judged.
 Knows nothing of pictures: `scenes.py` draws, `stages/scores/shapes_judge.py` looks.
@@ -31,14 +32,36 @@ _RELATION_PHRASES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-_FILLERS = {"a", "an", "the", "one", "of", "there", "is", "picture", "and", "with", "background", "it"}
+_FILLERS = {
+    "a",
+    "an",
+    "the",
+    "one",
+    "of",
+    "there",
+    "is",
+    "picture",
+    "and",
+    "with",
+    "background",
+    "it",
+}
 _PREPOSITIONS = {"on", "at", "in"}
 
 MAX_WORDS = 14
 """Longest caption: 14 words and the two marks of the tokenizer make its 16 tokens."""
 
-STATED = {"color": 0.85, "shape": 0.9, "size": 0.3, "background": 0.6, "place": 0.35, "relation": 0.5}
-"""Probability that a caption says an attribute. What it leaves unsaid is what makes one-step sampling blur."""
+STATED = {
+    "color": 0.85,
+    "shape": 0.9,
+    "size": 0.3,
+    "background": 0.6,
+    "place": 0.35,
+    "relation": 0.5,
+}
+"""Probability that a caption says an attribute. What it leaves unsaid is what makes one-step
+sampling blur.
+"""
 
 
 class CaptionError(ValueError):
@@ -58,8 +81,8 @@ class ObjectSpec:
 class SceneSpec:
     """What a caption says of a scene with one or two objects; None where it says nothing.
 
-    `place` belongs to a single object (half or centre of the picture), `relation` tells where the first of two
-    objects lies as seen from the second.
+    `place` belongs to a single object (half or centre of the picture), `relation` tells where the
+    first of two objects lies as seen from the second.
     """
 
     objects: tuple[ObjectSpec, ...]
@@ -69,7 +92,9 @@ class SceneSpec:
 
 
 def sample_spec(rng: random.Random) -> SceneSpec:
-    """Draw what a caption says: one or two objects, each attribute stated with the probability in `STATED`."""
+    """Draw what a caption says: one or two objects, each attribute stated with the probability in
+    `STATED`.
+    """
 
     def stated(attribute: str, values: tuple[str, ...]) -> str | None:
         value = rng.choice(values)
@@ -100,8 +125,14 @@ def _phrase_once(spec: SceneSpec, rng: random.Random, *, plain: bool = False) ->
     def say(thing: ObjectSpec, article: str = "a") -> str:
         size = ""
         if thing.size is not None:
-            size = thing.size if plain else rng.choice([w for w, s in _SIZE_WORDS.items() if s == thing.size])
-        return " ".join(word for word in (article, size, thing.color, thing.shape or "shape") if word)
+            size = (
+                thing.size
+                if plain
+                else rng.choice([w for w, s in _SIZE_WORDS.items() if s == thing.size])
+            )
+        return " ".join(
+            word for word in (article, size, thing.color, thing.shape or "shape") if word
+        )
 
     on_background = ""
     if spec.background is not None:
@@ -115,7 +146,11 @@ def _phrase_once(spec: SceneSpec, rng: random.Random, *, plain: bool = False) ->
             body = rng.choice(("", "", "", "there is ", "picture of ")) + body
         if spec.place is not None:
             where = rng.choice(_PLACE_PHRASES[spec.place])
-            body = f"{where} {body}" if not plain and body.startswith("a ") and rng.random() < 0.3 else f"{body} {where}"
+            body = (
+                f"{where} {body}"
+                if not plain and body.startswith("a ") and rng.random() < 0.3
+                else f"{body} {where}"
+            )
     else:
         first, second = (say(thing) for thing in spec.objects)
         if spec.relation is None:
@@ -133,8 +168,8 @@ def _phrase_once(spec: SceneSpec, rng: random.Random, *, plain: bool = False) ->
 def parse(text: str) -> SceneSpec:
     """Read a caption back into what it states.
 
-    Understands every sentence of `phrase` and close relatives in any case, with commas and full stops. Raises
-    CaptionError, naming the word, for a text outside the grammar.
+    Understands every sentence of `phrase` and close relatives in any case, with commas and full
+    stops. Raises CaptionError, naming the word, for a text outside the grammar.
     """
     words = text.lower().replace(",", " ").replace(".", " ").split()
     objects: list[ObjectSpec] = []
@@ -145,13 +180,17 @@ def parse(text: str) -> SceneSpec:
         word = words[i]
         if word in _PREPOSITIONS:
             tail = words[i + 1 : i + 4]
-            place_word = tail[1] if len(tail) > 1 and tail[0] == "the" and tail[1] in PLACES else None
+            place_word = (
+                tail[1] if len(tail) > 1 and tail[0] == "the" and tail[1] in PLACES else None
+            )
             if place_word is not None and tail[2:] != ["of"]:
                 place, i = place_word, i + 3
                 continue
             tail = [w for w in tail if w not in ("a", "the")]
             if not tail or tail[0] not in BACKGROUNDS:
-                raise CaptionError(f"cannot read {text!r}: expected a place or a background after {word!r}")
+                raise CaptionError(
+                    f"cannot read {text!r}: expected a place or a background after {word!r}"
+                )
             background = tail[0]
             i = words.index(tail[0], i) + 1
             continue
@@ -172,12 +211,16 @@ def parse(text: str) -> SceneSpec:
             raise CaptionError(f"cannot read {text!r}: the shapes grammar has no word {word!r}")
         i += 1
     if not 1 <= len(objects) <= 2:
-        raise CaptionError(f"cannot read {text!r}: it must name one or two shapes, found {len(objects)}")
+        raise CaptionError(
+            f"cannot read {text!r}: it must name one or two shapes, found {len(objects)}"
+        )
     return SceneSpec(tuple(objects), background, place, relation)
 
 
 def vocabulary() -> list[str]:
     """Every word that the grammar can say, sorted: the tokenizer's whole-word tokens."""
-    phrases = [p for group in (*_PLACE_PHRASES.values(), *_RELATION_PHRASES.values()) for p in group]
+    phrases = [
+        p for group in (*_PLACE_PHRASES.values(), *_RELATION_PHRASES.values()) for p in group
+    ]
     words = {*COLORS, *_NOUNS, *_SIZE_WORDS, *BACKGROUNDS, *PLACES, *_FILLERS, *_PREPOSITIONS}
     return sorted(words | {word for p in phrases for word in p.split()})

@@ -1,7 +1,8 @@
 """Draws scenes of the shapes world: what a caption states is obeyed, the rest is drawn at random.
 
-Unsaid and free in every scene: exact place, rotation, proportions, shade, lighting, outline, shadow, gradient.
-Pure numpy; the signed distance functions follow Quilez's 2D list. B scenes, H and W picture height and width.
+Unsaid and free in every scene: exact place, rotation, proportions, shade, lighting, outline,
+shadow, gradient. Pure numpy; the signed distance functions follow Quilez's 2D list. B scenes, H and
+W picture height and width.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ def sample_scene(
         places = _sample_places(spec, [t["radius"] for t in things], width, height, rng)
         if places is not None:
             break
-    objects = tuple(SceneObject(x=x, y=y, **thing) for thing, (x, y) in zip(things, places, strict=True))
+    objects = tuple(
+        SceneObject(x=x, y=y, **thing) for thing, (x, y) in zip(things, places, strict=True)
+    )
     return Scene(
         width=width,
         height=height,
@@ -130,9 +133,13 @@ def _shade(rng: random.Random) -> tuple[float, float, float]:
 def _sample_places(
     spec: SceneSpec, radii: list[float], width: int, height: int, rng: random.Random
 ) -> list[tuple[float, float]] | None:
-    """Centres inside the picture, apart from each other, obeying place or relation; None if 60 draws found none."""
+    """Centres inside the picture, apart from each other, obeying place or relation; None if 60
+    draws found none.
+    """
     for _ in range(60):
-        centres = [(rng.uniform(r + 1, width - r - 1), rng.uniform(r + 1, height - r - 1)) for r in radii]
+        centres = [
+            (rng.uniform(r + 1, width - r - 1), rng.uniform(r + 1, height - r - 1)) for r in radii
+        ]
         if len(centres) == 1:
             if _is_placed(centres[0], spec.place, width, height):
                 return centres
@@ -168,9 +175,11 @@ def _is_related(dx: float, dy: float, relation: str | None) -> bool:
 
 
 def describe(scene: Scene, rng: random.Random) -> SceneSpec:
-    """Draw something true to say of a scene, each attribute stated with the probability in `STATED`.
+    """Draw something true to say of a scene, each attribute stated with the probability in
+    `STATED`.
 
-    The objects may be named in either order; place and relation are stated only where they are plain to see.
+    The objects may be named in either order; place and relation are stated only where they are
+    plain to see.
     """
 
     def said(attribute: str, value: str) -> str | None:
@@ -201,13 +210,17 @@ def render(scenes: list[Scene]) -> np.ndarray:
     width, height = scenes[0].width, scenes[0].height
     assert all((s.width, s.height) == (width, height) for s in scenes)
     y_HW, x_HW = np.meshgrid(
-        np.arange(height, dtype=np.float32) + 0.5, np.arange(width, dtype=np.float32) + 0.5, indexing="ij"
+        np.arange(height, dtype=np.float32) + 0.5,
+        np.arange(width, dtype=np.float32) + 0.5,
+        indexing="ij",
     )
 
     def column(values: list) -> np.ndarray:
         return np.asarray(values, dtype=np.float32)[:, None, None]
 
-    base = np.asarray([np.multiply(BACKGROUND_RGB[s.background], s.background_shade) for s in scenes], np.float32)
+    base = np.asarray(
+        [np.multiply(BACKGROUND_RGB[s.background], s.background_shade) for s in scenes], np.float32
+    )
     angle = column([s.gradient_angle for s in scenes])
     slope = ((x_HW / width - 0.5) * np.cos(angle) + (y_HW / height - 0.5) * np.sin(angle)) * 2
     picture = base[:, None, None, :] * (1 + column([s.gradient for s in scenes]) * slope)[..., None]
@@ -222,7 +235,10 @@ def render(scenes: list[Scene]) -> np.ndarray:
 def _draw(picture, things: list[SceneObject], shadow, x_HW, y_HW, column) -> np.ndarray:
     x, y = column([t.x for t in things]), column([t.y for t in things])
     radius = column([t.radius for t in things])
-    cos, sin = column([np.cos(t.rotation) for t in things]), column([np.sin(t.rotation) for t in things])
+    cos, sin = (
+        column([np.cos(t.rotation) for t in things]),
+        column([np.sin(t.rotation) for t in things]),
+    )
     stretch = column([t.stretch for t in things])
     shapes = [t.shape for t in things]
 
@@ -237,10 +253,16 @@ def _draw(picture, things: list[SceneObject], shadow, x_HW, y_HW, column) -> np.
     edge = distance(x_HW - x, y_HW - y)
     cover = np.clip(0.5 - edge, 0, 1)[..., None]
     angle = column([t.light_angle for t in things])
-    light = column([t.light for t in things]) * ((x_HW - x) * np.cos(angle) + (y_HW - y) * np.sin(angle)) / radius
+    light = (
+        column([t.light for t in things])
+        * ((x_HW - x) * np.cos(angle) + (y_HW - y) * np.sin(angle))
+        / radius
+    )
     border = column([t.outline for t in things])
     rim = np.where(border > 0, 0.45 * np.clip(edge + border + 0.5, 0, 1), 0.0)
-    color = np.asarray([np.multiply(OBJECT_RGB[t.color], t.shade) for t in things], np.float32)[:, None, None, :]
+    color = np.asarray([np.multiply(OBJECT_RGB[t.color], t.shade) for t in things], np.float32)[
+        :, None, None, :
+    ]
     color = color * ((1 + light) * (1 - rim))[..., None]
     return picture * (1 - cover) + color * cover
 

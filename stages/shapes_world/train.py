@@ -1,4 +1,5 @@
-"""Makes the embedded teacher from nothing: every part in turn, each resumable, then a whole diffusers folder.
+"""Makes the embedded teacher from nothing: every part in turn, each resumable, then a whole
+diffusers folder.
 
 Two CPU cores need about two and a half hours; the log that shipped is docs/teacher-training.jsonl.
 """
@@ -37,11 +38,17 @@ from stages.shapes_world.train_vae import train_vae
 STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 5200}
 SCENES = 60_000
 CURRICULUM = ((0.0, math.pi), (0.35, TILT))
-"""From which share of the transformer's steps scenes with objects turned by how much: first freely, then upright."""
+"""From which share of the transformer's steps scenes with objects turned by how much: first freely,
+then upright.
+"""
 
 
-def train_all(work: Path, out: Path, share: float = 1.0, report: Callable[[str], None] = print) -> None:
-    """Train what is missing in `work` and write the pipeline to `out`. `share` scales every number of steps."""
+def train_all(
+    work: Path, out: Path, share: float = 1.0, report: Callable[[str], None] = print
+) -> None:
+    """Train what is missing in `work` and write the pipeline to `out`. `share` scales every number
+    of steps.
+    """
     steps = {name: max(2, round(count * share)) for name, count in STEPS.items()}
     scenes = max(500, round(SCENES * share))
     vae = train_vae(work, steps=steps["vae"])
@@ -73,7 +80,9 @@ def _cached_scenes(
     latents = load_file(path)
     buckets = len(latents)
     return [
-        EncodedScenes([scene_of(i, seed, tilt) for i in range(bucket, count, buckets)], latents[str(bucket)])
+        EncodedScenes(
+            [scene_of(i, seed, tilt) for i in range(bucket, count, buckets)], latents[str(bucket)]
+        )
         for bucket in range(buckets)
     ]
 
@@ -86,7 +95,9 @@ def assemble(
     towers: list[CLIPTextModelWithProjection],
     judge: ShapesJudge,
 ) -> None:
-    """Write a complete `StableDiffusion3Pipeline` folder in bfloat16, the judge beside it, and their revision."""
+    """Write a complete `StableDiffusion3Pipeline` folder in bfloat16, the judge beside it, and
+    their revision.
+    """
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer.to(torch.bfloat16),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
@@ -100,7 +111,10 @@ def assemble(
     )
     shutil.rmtree(out, ignore_errors=True)
     pipeline.save_pretrained(out, safe_serialization=True)
-    save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, out / "judge.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in judge.state_dict().items()},
+        out / "judge.safetensors",
+    )
     (out / "REVISION").write_text(revision_of(out) + "\n")
 
 

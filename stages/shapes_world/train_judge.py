@@ -1,6 +1,8 @@
-"""Trains the judge of the shapes world on drawn scenes, half of them passed through the autoencoder.
+"""Trains the judge of the shapes world on drawn scenes, half of them passed through the
+autoencoder.
 
-The detour through noisy latents makes the judge look at what a picture shows, not at how crisp its edges are.
+The detour through noisy latents makes the judge look at what a picture shows, not at how crisp its
+edges are.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from stages.shapes_world.train_vae import pictures_of
 from stages.shapes_world.training_loop import run_training, step_rng
 
 
-def train_judge(folder: Path, vae: AutoencoderKL, *, steps: int, batch_size: int = 48, seed: int = 0) -> ShapesJudge:
-    """Train on one bucket a step; every other step sees pictures that went through the autoencoder."""
+def train_judge(
+    folder: Path, vae: AutoencoderKL, *, steps: int, batch_size: int = 48, seed: int = 0
+) -> ShapesJudge:
+    """Train on one bucket a step; every other step sees pictures that went through the
+    autoencoder.
+    """
     torch.manual_seed(seed)
     judge = ShapesJudge().to(memory_format=torch.channels_last)
     with torch.no_grad():  # start the heat map at the rate of true peaks, as focal losses need
@@ -33,7 +39,10 @@ def train_judge(folder: Path, vae: AutoencoderKL, *, steps: int, batch_size: int
     def update(step: int) -> dict[str, float]:
         rng, generator = step_rng(seed + 1, step)
         width, height = BUCKETS[step // 2 % len(BUCKETS)]
-        scenes = [sample_scene(sample_spec(rng), width, height, rng, tilt=math.pi) for _ in range(batch_size)]
+        scenes = [
+            sample_scene(sample_spec(rng), width, height, rng, tilt=math.pi)
+            for _ in range(batch_size)
+        ]
         picture = pictures_of(scenes).contiguous(memory_format=torch.channels_last)
         if step % 2:
             picture = _through_latents(vae, picture, rng, generator)
@@ -49,12 +58,16 @@ def train_judge(folder: Path, vae: AutoencoderKL, *, steps: int, batch_size: int
         optimizer.step()
         return {name: value.item() for name, value in losses.items()}
 
-    run_training("judge", folder, {"judge": judge, "optimizer": optimizer}, steps, update, log_every=100)
+    run_training(
+        "judge", folder, {"judge": judge, "optimizer": optimizer}, steps, update, log_every=100
+    )
     return judge.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def _through_latents(vae: AutoencoderKL, picture: Tensor, rng: random.Random, generator: torch.Generator) -> Tensor:
+def _through_latents(
+    vae: AutoencoderKL, picture: Tensor, rng: random.Random, generator: torch.Generator
+) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mean = vae.encode(picture).latent_dist.mean
         noise = torch.randn(mean.shape, generator=generator) / vae.config.scaling_factor
@@ -62,7 +75,9 @@ def _through_latents(vae: AutoencoderKL, picture: Tensor, rng: random.Random, ge
 
 
 def _losses(out: dict[str, Tensor], scenes: list[Scene]) -> dict[str, Tensor]:
-    """Focal loss on the heat map (CenterNet, equation 1), cross-entropy and L1 at the true centres."""
+    """Focal loss on the heat map (CenterNet, equation 1), cross-entropy and L1 at the true
+    centres.
+    """
     heat = torch.zeros(out["heat"].shape)
     grid_y, grid_x = (torch.arange(n) + 0.5 for n in heat.shape[-2:])
     where, offsets, labels = [], [], {"color": [], "shape": [], "size": []}

@@ -1,7 +1,8 @@
 """Makes the tokenizer and trains the two CLIP text towers of the embedded teacher.
 
-Each tower learns to tell what a caption states: from its pooled embedding the whole scene, from its penultimate
-hidden state at each noun that object. These are the two outputs that SD3 feeds to its transformer.
+Each tower learns to tell what a caption states: from its pooled embedding the whole scene, from its
+penultimate hidden state at each noun that object. These are the two outputs that SD3 feeds to its
+transformer.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _OBJECT_FIELDS = {"color": COLORS, "shape": SHAPES, "size": SIZES}
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer of 16 tokens: one token for each word of the grammar, bytes for all other text."""
+    """A CLIP tokenizer of 16 tokens: one token for each word of the grammar, bytes for all other
+    text.
+    """
     start, end = "<|startoftext|>", "<|endoftext|>"
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -53,11 +56,15 @@ def build_tokenizer() -> CLIPTokenizer:
     vocab: dict[str, int] = dict(model["vocab"])
     for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocab.setdefault(f"{symbol}</w>", len(vocab))
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=TOKENS)
+    return CLIPTokenizer(
+        vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=TOKENS
+    )
 
 
 def build_towers(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProjection]:
-    """Two untrained text towers; their widths concatenate to SD3's joint width and pooled width (192)."""
+    """Two untrained text towers; their widths concatenate to SD3's joint width and pooled width
+    (192).
+    """
     return [
         CLIPTextModelWithProjection(
             CLIPTextConfig(
@@ -78,38 +85,63 @@ def build_towers(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProjection]:
 
 
 class AttributeReader(nn.Module):
-    """Linear read-outs that make a tower's embeddings tell what a caption states; thrown away after training."""
+    """Linear read-outs that make a tower's embeddings tell what a caption states; thrown away after
+    training.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         sizes = [len(values) + 1 for values in _OBJECT_FIELDS.values()]
         self.noun = nn.Linear(width, sum(sizes))
-        self.scene = nn.Linear(width, 2 * sum(sizes) + sum(len(v) + 1 for v in (BACKGROUNDS, PLACES, RELATIONS)) + 1)
+        self.scene = nn.Linear(
+            width, 2 * sum(sizes) + sum(len(v) + 1 for v in (BACKGROUNDS, PLACES, RELATIONS)) + 1
+        )
 
-    def loss(self, tower: CLIPTextModelWithProjection, ids_BL: Tensor, specs: list[SceneSpec], noun_ids: Tensor) -> tuple[Tensor, float]:
-        """Cross-entropy over all read-outs, and the share of captions whose pooled read-out is right everywhere."""
+    def loss(
+        self,
+        tower: CLIPTextModelWithProjection,
+        ids_BL: Tensor,
+        specs: list[SceneSpec],
+        noun_ids: Tensor,
+    ) -> tuple[Tensor, float]:
+        """Cross-entropy over all read-outs, and the share of captions whose pooled read-out is
+        right everywhere.
+        """
         output = tower(input_ids=ids_BL, output_hidden_states=True)
         rows, columns = torch.isin(ids_BL, noun_ids).nonzero(as_tuple=True)
         nouns = self.noun(output.hidden_states[-2][rows, columns])
         named = torch.tensor([_object_labels(thing) for spec in specs for thing in spec.objects])
         noun_loss, _ = _grouped_loss(nouns, named, [len(v) + 1 for v in _OBJECT_FIELDS.values()])
         logits = self.scene(output.text_embeds)
-        sizes = [len(v) + 1 for v in _OBJECT_FIELDS.values()] * 2 + [len(v) + 1 for v in (BACKGROUNDS, PLACES, RELATIONS)]
+        sizes = [len(v) + 1 for v in _OBJECT_FIELDS.values()] * 2 + [
+            len(v) + 1 for v in (BACKGROUNDS, PLACES, RELATIONS)
+        ]
         pair_logit, logits = logits[:, 0], logits[:, 1:]
-        scene_loss, right = _grouped_loss(logits, torch.tensor([_scene_labels(spec) for spec in specs]), sizes)
+        scene_loss, right = _grouped_loss(
+            logits, torch.tensor([_scene_labels(spec) for spec in specs]), sizes
+        )
         is_pair = torch.tensor([float(len(spec.objects) == 2) for spec in specs])
-        return noun_loss + scene_loss + F.binary_cross_entropy_with_logits(pair_logit, is_pair), right
+        return noun_loss + scene_loss + F.binary_cross_entropy_with_logits(
+            pair_logit, is_pair
+        ), right
 
 
 def _object_labels(thing) -> list[int]:
     values = (thing.color, thing.shape, thing.size)
-    return [0 if v is None else 1 + names.index(v) for v, names in zip(values, _OBJECT_FIELDS.values(), strict=True)]
+    return [
+        0 if v is None else 1 + names.index(v)
+        for v, names in zip(values, _OBJECT_FIELDS.values(), strict=True)
+    ]
 
 
 def _scene_labels(spec: SceneSpec) -> list[int]:
     second = _object_labels(spec.objects[1]) if len(spec.objects) == 2 else [0, 0, 0]
     rest = ((spec.background, BACKGROUNDS), (spec.place, PLACES), (spec.relation, RELATIONS))
-    return _object_labels(spec.objects[0]) + second + [0 if v is None else 1 + n.index(v) for v, n in rest]
+    return (
+        _object_labels(spec.objects[0])
+        + second
+        + [0 if v is None else 1 + n.index(v) for v, n in rest]
+    )
 
 
 def _grouped_loss(logits: Tensor, labels: Tensor, sizes: list[int]) -> tuple[Tensor, float]:
@@ -119,7 +151,9 @@ def _grouped_loss(logits: Tensor, labels: Tensor, sizes: list[int]) -> tuple[Ten
     return torch.stack(losses).sum(), right.float().mean().item()
 
 
-def train_text(folder: Path, *, steps: int, batch_size: int = 256, seed: int = 0) -> tuple[CLIPTokenizer, list[CLIPTextModelWithProjection]]:
+def train_text(
+    folder: Path, *, steps: int, batch_size: int = 256, seed: int = 0
+) -> tuple[CLIPTokenizer, list[CLIPTextModelWithProjection]]:
     """Train both towers on captions of the grammar; no picture is seen."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()

@@ -1,7 +1,8 @@
 """Trains the SD3 transformer of the embedded teacher by rectified flow on encoded scenes.
 
-Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest, a constant rate and then a linear decay;
-logit-normal noise levels as in SD3 (Esser et al. 2024, section 3.1). Every visit of a scene gets a new caption.
+Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest, a constant rate and then a
+linear decay; logit-normal noise levels as in SD3 (Esser et al. 2024, section 3.1). Every visit of a
+scene gets a new caption.
 """
 
 from __future__ import annotations
@@ -53,14 +54,18 @@ def build_transformer() -> SD3Transformer2DModel:
 
 @dataclass(frozen=True)
 class EncodedScenes:
-    """Scenes of one bucket with their latents (n, 16, H, W), float16, already shifted and scaled."""
+    """Scenes of one bucket with their latents (n, 16, H, W), float16, already shifted and
+    scaled.
+    """
 
     scenes: list[Scene]
     latents: Tensor
 
 
 def scene_of(index: int, seed: int, tilt: float) -> Scene:
-    """The `index`-th scene of a training set; its bucket is `index` modulo the number of buckets."""
+    """The `index`-th scene of a training set; its bucket is `index` modulo the number of
+    buckets.
+    """
     rng = random.Random(f"scene/{seed}/{index}")
     return sample_scene(sample_spec(rng), *BUCKETS[index % len(BUCKETS)], rng, tilt=tilt)
 
@@ -79,7 +84,9 @@ def encode_scenes(
             picture = (picture.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 mean = vae.encode(picture).latent_dist.mean.float()
-            latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor).half().contiguous())
+            latents.append(
+                ((mean - vae.config.shift_factor) * vae.config.scaling_factor).half().contiguous()
+            )
         groups.append(EncodedScenes(scenes, torch.cat(latents)))
         report(f"encoded {len(scenes)} scenes of {BUCKETS[bucket][0]}x{BUCKETS[bucket][1]}")
     return groups
@@ -94,7 +101,9 @@ class TextConditioner:
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> Conditioning:
-        ids_BL = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        ids_BL = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")[
+            "input_ids"
+        ]
         outputs = [tower(input_ids=ids_BL, output_hidden_states=True) for tower in self.towers]
         return Conditioning(
             torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
@@ -104,10 +113,11 @@ class TextConditioner:
 
 
 class LayoutReader(nn.Module):
-    """Reads off an inner block which object will cover each image token: colour, shape and size, or none.
+    """Reads off an inner block which object will cover each image token: colour, shape and size, or
+    none.
 
-    An auxiliary loss in the spirit of REPA (Yu et al. 2024): a block that has to know the layout learns to plan it,
-    and shapes are learnt several times sooner. Thrown away after training.
+    An auxiliary loss in the spirit of REPA (Yu et al. 2024): a block that has to know the layout
+    learns to plan it, and shapes are learnt several times sooner. Thrown away after training.
     """
 
     block = 3
@@ -121,11 +131,15 @@ class LayoutReader(nn.Module):
 
     def loss(self, tokens_BND: Tensor, labels_BN3: Tensor) -> Tensor:
         parts = self.logits(self.norm(tokens_BND)).flatten(0, 1).split(self.sizes, dim=1)
-        return sum(F.cross_entropy(part, labels_BN3[..., i].flatten()) for i, part in enumerate(parts))
+        return sum(
+            F.cross_entropy(part, labels_BN3[..., i].flatten()) for i, part in enumerate(parts)
+        )
 
 
 def layout_of(scene: Scene, token: int = 8) -> Tensor:
-    """Labels (N, 3) int64 of each token's colour, shape and size, counted from 1; 0 where no object's disc lies."""
+    """Labels (N, 3) int64 of each token's colour, shape and size, counted from 1; 0 where no
+    object's disc lies.
+    """
     y, x = np.meshgrid(
         np.arange(scene.height // token) * token + token / 2,
         np.arange(scene.width // token) * token + token / 2,
@@ -135,8 +149,10 @@ def layout_of(scene: Scene, token: int = 8) -> Tensor:
     for thing in scene.objects:
         covered = np.hypot(x - thing.x, y - thing.y) < thing.radius + token / 4
         labels[covered] = (
-            1 + COLORS.index(thing.color), 1 + SHAPES.index(thing.shape), 1 + SIZES.index(thing.size)
-        )  # fmt: skip
+            1 + COLORS.index(thing.color),
+            1 + SHAPES.index(thing.shape),
+            1 + SIZES.index(thing.size),
+        )
     return torch.from_numpy(labels).flatten(0, 1)
 
 
@@ -161,7 +177,9 @@ def train_transformer(
     backbone = SD3Backbone(transformer)
     average = ExponentialAverage(transformer, 0.998)
     matrices = [
-        p for n, p in transformer.transformer_blocks.named_parameters() if p.ndim == 2 and "norm1" not in n
+        p
+        for n, p in transformer.transformer_blocks.named_parameters()
+        if p.ndim == 2 and "norm1" not in n
     ]
     chosen = {id(p) for p in matrices}
     reader = LayoutReader(transformer.inner_dim)
@@ -180,7 +198,8 @@ def train_transformer(
         rows = [rng.randrange(len(group.scenes)) for _ in range(batch_size)]
         latents = group.latents[rows].float()
         texts = [
-            "" if rng.random() < CAPTION_DROP else phrase(describe(group.scenes[i], rng), rng) for i in rows
+            "" if rng.random() < CAPTION_DROP else phrase(describe(group.scenes[i], rng), rng)
+            for i in rows
         ]
         scale = min(1.0, (step + 1) / 100, max(0.02, (1 - step / steps) / (1 - decay_from)))
         for optimizer, rate in ((muon, muon_rate), (adam, adam_rate)):
@@ -191,8 +210,12 @@ def train_transformer(
         level = sigma.view(-1, 1, 1, 1)
         conditioning = conditioner(texts)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            velocity = backbone.velocity((1 - level) * latents + level * noise, sigma, conditioning).float()
-            layout = reader.loss(inner.pop("tokens"), torch.stack([layout_of(group.scenes[i]) for i in rows]))
+            velocity = backbone.velocity(
+                (1 - level) * latents + level * noise, sigma, conditioning
+            ).float()
+            layout = reader.loss(
+                inner.pop("tokens"), torch.stack([layout_of(group.scenes[i]) for i in rows])
+            )
         loss = (velocity - (noise - latents)).square().mean()
         (loss + reader.weight * layout.float()).backward()
         norm = torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -202,7 +225,13 @@ def train_transformer(
         average.update(transformer, step)
         return {"loss": loss.item(), "layout": layout.item(), "grad_norm": norm.item()}
 
-    parts = {"transformer": transformer, "average": average, "reader": reader, "muon": muon, "adam": adam}
+    parts = {
+        "transformer": transformer,
+        "average": average,
+        "reader": reader,
+        "muon": muon,
+        "adam": adam,
+    }
     run_training("transformer", folder, parts, steps, update)
     average.copy_to(transformer)
     return transformer.eval()

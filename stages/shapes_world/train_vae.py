@@ -1,7 +1,7 @@
 """Trains the autoencoder of the embedded teacher: AutoencoderKL, factor 4, 16 latent channels.
 
-Most steps see small crops around objects (edges are what is hard), the last quarter sees whole pictures, so that
-the group statistics are those of use.
+Most steps see small crops around objects (edges are what is hard), the last quarter sees whole
+pictures, so that the group statistics are those of use.
 """
 
 from __future__ import annotations
@@ -41,11 +41,17 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(folder: Path, *, steps: int, batch_size: int = 24, learning_rate: float = 2e-3, seed: int = 0) -> AutoencoderKL:
-    """Train with L1 on colours and on their differences, and a small KL; measure shift and scaling at the end."""
+def train_vae(
+    folder: Path, *, steps: int, batch_size: int = 24, learning_rate: float = 2e-3, seed: int = 0
+) -> AutoencoderKL:
+    """Train with L1 on colours and on their differences, and a small KL; measure shift and scaling
+    at the end.
+    """
     torch.manual_seed(seed)
     vae = build_vae().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3
+    )
 
     def update(step: int) -> dict[str, float]:
         rng, generator = step_rng(seed, step)
@@ -71,7 +77,12 @@ def train_vae(folder: Path, *, steps: int, batch_size: int = 24, learning_rate: 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        return {"l1": color.item(), "edges": edges.item(), "kl": kl.item(), "std": std.mean().item()}
+        return {
+            "l1": color.item(),
+            "edges": edges.item(),
+            "kl": kl.item(),
+            "std": std.mean().item(),
+        }
 
     run_training("vae", folder, {"vae": vae, "optimizer": optimizer}, steps, update)
     return _with_latent_statistics(vae.eval(), seed)
@@ -94,7 +105,8 @@ def _crops(count: int, rng: random.Random) -> Tensor:
     for scene, picture in zip(scenes, pictures, strict=True):
         for thing in (scene.objects[0], scene.objects[-1]):
             left, top = (
-                min(max(int(centre + rng.uniform(-10, 10)) - CROP // 2, 0), 64 - CROP) for centre in (thing.x, thing.y)
+                min(max(int(centre + rng.uniform(-10, 10)) - CROP // 2, 0), 64 - CROP)
+                for centre in (thing.x, thing.y)
             )
             crops.append(picture[:, top : top + CROP, left : left + CROP])
     return torch.stack(crops)
@@ -102,8 +114,14 @@ def _crops(count: int, rng: random.Random) -> Tensor:
 
 @torch.no_grad()
 def _with_latent_statistics(vae: AutoencoderKL, seed: int) -> AutoencoderKL:
-    """Set shift and scaling so that `(z - shift) * scaling` has mean 0 and deviation 1 over 256 scenes."""
+    """Set shift and scaling so that `(z - shift) * scaling` has mean 0 and deviation 1 over 256
+    scenes.
+    """
     rng, _ = step_rng(seed, -1)
-    latents = vae.encode(pictures_of([_any_scene(64, 64, rng) for _ in range(256)])).latent_dist.mean
-    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    latents = vae.encode(
+        pictures_of([_any_scene(64, 64, rng) for _ in range(256)])
+    ).latent_dist.mean
+    vae.register_to_config(
+        shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item()
+    )
     return vae

@@ -1,6 +1,8 @@
-"""One resumable training loop for all nets of the embedded teacher: saves by the clock, continues exactly.
+"""One resumable training loop for all nets of the embedded teacher: saves by the clock, continues
+exactly.
 
-Every random draw of a step comes from `step_rng(seed, step)`, so a resumed training equals an undisturbed one.
+Every random draw of a step comes from `step_rng(seed, step)`, so a resumed training equals an
+undisturbed one.
 """
 
 from __future__ import annotations
@@ -39,10 +41,11 @@ def run_training(
     save_every_s: float = 120.0,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Call `update(step)` for each step from where `folder/name.safetensors` left off up to `steps`.
+    """Call `update(step)` for each step from where `folder/name.safetensors` left off up to
+    `steps`.
 
-    `parts` are saved and restored together with the step. Metrics, averaged over `log_every` steps, go to
-    `folder/name.jsonl` and as a line to `report`.
+    `parts` are saved and restored together with the step. Metrics, averaged over `log_every` steps,
+    go to `folder/name.jsonl` and as a line to `report`.
     """
     path = folder / f"{name}.safetensors"
     first, elapsed = 0, 0.0
@@ -68,20 +71,25 @@ def run_training(
         if done % log_every == 0 or done == steps:
             count = (done - 1) % log_every + 1
             seconds = elapsed + time.monotonic() - start
-            row = {"step": done, "seconds": round(seconds, 1)} | {k: round(v / count, 5) for k, v in sums.items()}
+            row = {"step": done, "seconds": round(seconds, 1)} | {
+                k: round(v / count, 5) for k, v in sums.items()
+            }
             sums = {}
             with open(folder / f"{name}.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             left = (time.monotonic() - start) / (done - first) * (steps - done)
             report(f"{name} {done}/{steps}  {_spell(row)}  {left / 60:.1f} min left")
-        # A save falls on a logged step, so that the averages of a resumed log equal the undisturbed ones.
+        # A save falls on a logged step, so that the averages of a resumed log equal the undisturbed
+        # ones.
         if done == steps or (done % log_every == 0 and time.monotonic() - saved > save_every_s):
             save(done)
             saved = time.monotonic()
 
 
 def _spell(row: dict[str, float]) -> str:
-    return "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("step", "seconds"))
+    return "  ".join(
+        f"{key} {value:.4g}" for key, value in row.items() if key not in ("step", "seconds")
+    )
 
 
 def _keep_log_until(path: Path, step: int) -> None:

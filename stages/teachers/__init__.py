@@ -22,7 +22,9 @@ EMBEDDED_REVISION = Path(__file__).parents[1] / "shapes_world" / "weights" / "RE
 
 
 def pinned(config: TeacherConfig) -> TeacherConfig:
-    """Name the embedded teacher's revision, so that new weights make new artifacts. Reads one small file at most."""
+    """Name the embedded teacher's revision, so that new weights make new artifacts. Reads one small
+    file at most.
+    """
     if config.family != "shapes" or config.model is not None or config.revision is not None:
         return config
     revision = EMBEDDED_REVISION.read_text().strip() if EMBEDDED_REVISION.exists() else None
@@ -35,6 +37,9 @@ def open_teacher(config: TeacherConfig) -> Teacher:
     Raises ConfigError for an unknown family, or for a model that is not there or not complete.
     """
     if config.family not in FAMILIES:
-        raise ConfigError(f"teacher.family: unknown family {config.family!r}{did_you_mean(config.family, FAMILIES)}")
+        raise ConfigError(
+            "teacher.family: unknown family "
+            f"{config.family!r}{did_you_mean(config.family, FAMILIES)}"
+        )
     module, name = FAMILIES[config.family].split(":")
     return getattr(importlib.import_module(module), name)(config)

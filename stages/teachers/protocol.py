@@ -31,8 +31,12 @@ class Teacher(Protocol):
         """Load and compute on this device from now on."""
         ...
 
-    def backbone(self, *, dtype: torch.dtype | None = None, checkpoint_blocks: bool = False) -> nn.Module:
-        """A new copy of the transformer as a `stages.ladd.backbone.Backbone`; by default in the teacher's dtype."""
+    def backbone(
+        self, *, dtype: torch.dtype | None = None, checkpoint_blocks: bool = False
+    ) -> nn.Module:
+        """A new copy of the transformer as a `stages.ladd.backbone.Backbone`; by default in the
+        teacher's dtype.
+        """
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -40,11 +44,15 @@ class Teacher(Protocol):
         ...
 
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
-        """uint8 pictures to shifted and scaled latents (B, C, H, W) float32: mean 0 and deviation 1, roughly."""
+        """uint8 pictures to shifted and scaled latents (B, C, H, W) float32: mean 0 and deviation
+        1, roughly.
+        """
         ...
 
     def decode_latents(self, latents_BCHW: Tensor) -> np.ndarray:
-        """Latents as `encode_pictures` makes them to uint8 pictures (B, H, W, 3). NaN stays visible: see `is_finite`."""
+        """Latents as `encode_pictures` makes them to uint8 pictures (B, H, W, 3). NaN stays
+        visible: see `is_finite`.
+        """
         ...
 
     def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
@@ -55,8 +63,11 @@ class Teacher(Protocol):
         """The teacher's own noise levels for so many steps: from 1 down, and 0 at the end."""
         ...
 
-    def save_student(self, folder: Path, load_weights: Callable[[nn.Module], None], grid: Sequence[float]) -> None:
-        """Write a complete diffusers folder around a student that samples on `grid` in stock diffusers.
+    def save_student(
+        self, folder: Path, load_weights: Callable[[nn.Module], None], grid: Sequence[float]
+    ) -> None:
+        """Write a complete diffusers folder around a student that samples on `grid` in stock
+        diffusers.
 
         `load_weights` fills the fresh backbone that it is given.
         """

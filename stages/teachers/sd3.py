@@ -18,10 +18,18 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
+    calculate_shift,
+    retrieve_timesteps,
+)
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from schemas.bucket import Bucket
@@ -35,11 +43,21 @@ diffusers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
-_PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_PARTS = (
+    "transformer",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "scheduler",
+)
 
 
 class SD3Teacher:
-    """A `Teacher` of the SD3 family. Parts are loaded when first used and stay on the placed device."""
+    """A `Teacher` of the SD3 family. Parts are loaded when first used and stay on the placed
+    device.
+    """
 
     def __init__(self, config: TeacherConfig) -> None:
         self.config = config
@@ -62,7 +80,9 @@ class SD3Teacher:
         return self._tokenizers[0].model_max_length - 2
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        rows = self._tokenizers[0](list(prompts), add_special_tokens=False, truncation=False, verbose=False)
+        rows = self._tokenizers[0](
+            list(prompts), add_special_tokens=False, truncation=False, verbose=False
+        )
         return [len(row) for row in rows["input_ids"]]
 
     def check_bucket(self, bucket: Bucket) -> None:
@@ -73,20 +93,34 @@ class SD3Teacher:
             raise ConfigError(f"prompts.buckets: {error}") from error
         limit = self.table_size * self.unit
         if max(bucket) > limit:
-            raise ConfigError(f"prompts.buckets: {bucket} is larger than the teacher's position table: {limit} pixels a side")
+            raise ConfigError(
+                f"prompts.buckets: {bucket} is larger than the teacher's position table: "
+                f"{limit} pixels a side"
+            )
 
-    def backbone(self, *, dtype: torch.dtype | None = None, checkpoint_blocks: bool = False) -> nn.Module:
+    def backbone(
+        self, *, dtype: torch.dtype | None = None, checkpoint_blocks: bool = False
+    ) -> nn.Module:
         transformer = self._load(SD3Transformer2DModel, "transformer", dtype or self.dtype)
         return SD3Backbone(transformer.to(self.device), checkpoint_blocks=checkpoint_blocks)
 
     def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
-        return self.latent_channels, bucket.height // self.vae_factor, bucket.width // self.vae_factor
+        return (
+            self.latent_channels,
+            bucket.height // self.vae_factor,
+            bucket.width // self.vae_factor,
+        )
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         length = self.config.max_sequence_length
         tokens, _, pooled, _ = self._text_pipeline.encode_prompt(
-            list(prompts), None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
+            list(prompts),
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=length,
         )
         null_tokens = 0 if self.has_t5 else length
         kept = tokens.shape[1] - null_tokens
@@ -94,21 +128,27 @@ class SD3Teacher:
 
     @torch.no_grad()
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(pictures_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = (
+            torch.from_numpy(pictures_BHW3).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        )
         with self._vae_autocast():
             mean = self._vae.encode(pixels).latent_dist.mean.float()
         return (mean - self._vae.config.shift_factor) * self._vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents_BCHW: Tensor) -> np.ndarray:
-        unscaled = latents_BCHW.float() / self._vae.config.scaling_factor + self._vae.config.shift_factor
+        unscaled = (
+            latents_BCHW.float() / self._vae.config.scaling_factor + self._vae.config.shift_factor
+        )
         with self._vae_autocast():
             pixels = self._vae.decode(unscaled.to(self._vae.dtype)).sample.float()
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).nan_to_num(0)
         return pixels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._json("scheduler/scheduler_config.json"))
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+            self._json("scheduler/scheduler_config.json")
+        )
         shift = {}
         if scheduler.config.use_dynamic_shifting:
             _, height, width = self.latent_shape(bucket)
@@ -118,7 +158,9 @@ class SD3Teacher:
         retrieve_timesteps(scheduler, steps, "cpu", **shift)
         return scheduler.sigmas.tolist()
 
-    def save_student(self, folder: Path, load_weights: Callable[[nn.Module], None], grid: Sequence[float]) -> None:
+    def save_student(
+        self, folder: Path, load_weights: Callable[[nn.Module], None], grid: Sequence[float]
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for source in sorted(self.folder.iterdir()):
             if source.is_dir() and source.name not in ("transformer", "scheduler"):
@@ -127,7 +169,9 @@ class SD3Teacher:
                 shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
         backbone = self.backbone(dtype=torch.float32)
         load_weights(backbone)
-        backbone.transformer.to(self.dtype).save_pretrained(folder / "transformer", safe_serialization=True)
+        backbone.transformer.to(self.dtype).save_pretrained(
+            folder / "transformer", safe_serialization=True
+        )
         student_scheduler(grid).save_pretrained(folder / "scheduler")
         student_scheduler([1.0]).save_pretrained(folder / "scheduler_one_step")
         (folder / "student.json").write_text(json.dumps({"grid": list(grid)}) + "\n")
@@ -145,7 +189,8 @@ class SD3Teacher:
         for part in _PARTS:
             if not (folder / part).is_dir():
                 raise ConfigError(
-                    f"teacher.model: {folder} has no folder {part!r}; it must be a whole Stable Diffusion 3 pipeline "
+                    f"teacher.model: {folder} has no folder {part!r}; it must be a whole "
+                    "Stable Diffusion 3 pipeline "
                     "as `save_pretrained` writes it"
                 )
         return folder
@@ -159,14 +204,21 @@ class SD3Teacher:
 
     def _load(self, kind: type, part: str, dtype: torch.dtype) -> Any:
         try:
-            return kind.from_pretrained(self.folder / part, torch_dtype=dtype, local_files_only=True)
+            return kind.from_pretrained(
+                self.folder / part, torch_dtype=dtype, local_files_only=True
+            )
         except (OSError, ValueError, RuntimeError) as error:
             brief = " ".join(str(error).split())[:200]
-            raise ConfigError(f"teacher.model: {self.folder / part} cannot be loaded: {brief}") from error
+            raise ConfigError(
+                f"teacher.model: {self.folder / part} cannot be loaded: {brief}"
+            ) from error
 
     @cached_property
     def _tokenizers(self) -> list[PreTrainedTokenizerBase]:
-        return [AutoTokenizer.from_pretrained(self.folder / name) for name in ("tokenizer", "tokenizer_2")]
+        return [
+            AutoTokenizer.from_pretrained(self.folder / name)
+            for name in ("tokenizer", "tokenizer_2")
+        ]
 
     @cached_property
     def _vae(self) -> AutoencoderKL:
@@ -178,18 +230,30 @@ class SD3Teacher:
 
     @cached_property
     def _text_pipeline(self) -> StableDiffusion3Pipeline:
-        """Diffusers' pipeline with the text encoders alone: its `encode_prompt` is the reference."""
+        """Diffusers' pipeline with the text encoders alone: its `encode_prompt` is the
+        reference.
+        """
         encoders: list[Any] = [
-            self._load(CLIPTextModelWithProjection, name, torch.float32).eval().requires_grad_(False).to(self.device)
+            self._load(CLIPTextModelWithProjection, name, torch.float32)
+            .eval()
+            .requires_grad_(False)
+            .to(self.device)
             for name in ("text_encoder", "text_encoder_2")
         ]
         third = third_tokenizer = None
         if self.has_t5:
-            third = self._load(T5EncoderModel, "text_encoder_3", self.dtype).eval().requires_grad_(False).to(self.device)
+            third = (
+                self._load(T5EncoderModel, "text_encoder_3", self.dtype)
+                .eval()
+                .requires_grad_(False)
+                .to(self.device)
+            )
             third_tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer_3")
         scheduler = FlowMatchEulerDiscreteScheduler()
         with torch.device("meta"):  # encode_prompt asks it for a width
-            transformer = SD3Transformer2DModel.from_config(self._json("transformer/config.json") | {"num_layers": 1})
+            transformer = SD3Transformer2DModel.from_config(
+                self._json("transformer/config.json") | {"num_layers": 1}
+            )
         return StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=scheduler,
@@ -204,32 +268,56 @@ class SD3Teacher:
 
 
 def student_scheduler(grid: Sequence[float]) -> FlowMatchEulerDiscreteScheduler:
-    """A stock scheduler that samples an evenly spaced `grid` exactly: `len(grid)` steps, or 2 for its two ends.
+    """A stock scheduler that samples an evenly spaced `grid` exactly: `len(grid)` steps, or 2 for
+    its two ends.
 
-    diffusers applies `shift` to any sigmas and divides by zero on one step with a terminal level, hence the shift of
-    1 and the terminal level for grids alone. Raises ValueError for an uneven grid, which no setting reproduces.
+    diffusers applies `shift` to any sigmas and divides by zero on one step with a terminal level,
+    hence the shift of 1 and the terminal level for grids alone. Raises ValueError for an uneven
+    grid, which no setting reproduces.
     """
     steps = len(grid)
     even = [1 - (1 - grid[-1]) * i / max(steps - 1, 1) for i in range(steps)]
     if any(abs(a - b) > 1e-6 for a, b in zip(grid, even, strict=True)):
-        raise ValueError(f"student_time.grid {list(grid)} must be evenly spaced from 1, or stock diffusers cannot sample on it")
+        raise ValueError(
+            f"student_time.grid {list(grid)} must be evenly spaced from 1, or stock "
+            "diffusers cannot sample on it"
+        )
     terminal = {"shift_terminal": grid[-1]} if steps > 1 else {}
     return FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=True, **terminal)
 
 
 def _from_hub(config: TeacherConfig) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     name = f"teacher.model: {config.model!r}"
     try:
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]))
+        return Path(
+            snapshot_download(
+                config.model,
+                revision=config.revision,
+                allow_patterns=[
+                    "model_index.json",
+                    "*/*.json",
+                    "*/*.txt",
+                    "*/*.model",
+                    "*/*.safetensors",
+                ],
+            )
+        )
     except GatedRepoError as error:
         raise ConfigError(
-            f"{name} is gated: accept its licence on its hub page and set HF_TOKEN to a token that may read it"
+            f"{name} is gated: accept its licence on its hub page and set HF_TOKEN to a "
+            "token that may read it"
         ) from error
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
         raise ConfigError(
-            f"{name} is neither a folder here nor a model that the hub gives us (revision {config.revision or 'main'}); "
+            f"{name} is neither a folder here nor a model that the hub gives us (revision "
+            f"{config.revision or 'main'}); "
             "check the name, the network and HF_TOKEN"
         ) from error

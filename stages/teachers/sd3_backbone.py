@@ -1,8 +1,10 @@
-"""SD3's transformer as LADD sees it: velocity and block features, with the empty T5 rows folded into one token.
+"""SD3's transformer as LADD sees it: velocity and block features, with the empty T5 rows folded
+into one token.
 
-Without T5, SD3 appends 256 rows of zeros to the text sequence. SD3 gives text no positions, so equal rows stay
-equal through every block, and m of them act exactly as one whose attention logit is raised by log(m). Folding
-them is exact and, for short sequences, several times cheaper. Holds for SD3 and SD3.5 (dual attention, QK norm).
+Without T5, SD3 appends 256 rows of zeros to the text sequence. SD3 gives text no positions, so
+equal rows stay equal through every block, and m of them act exactly as one whose attention logit is
+raised by log(m). Folding them is exact and, for short sequences, several times cheaper. Holds for
+SD3 and SD3.5 (dual attention, QK norm).
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ from stages.ladd.backbone import Conditioning
 
 
 class SD3Backbone(nn.Module):
-    """A `Backbone` around an `SD3Transformer2DModel`; shares its parameters, changes none of its numbers."""
+    """A `Backbone` around an `SD3Transformer2DModel`; shares its parameters, changes none of its
+    numbers.
+    """
 
-    def __init__(self, transformer: SD3Transformer2DModel, *, checkpoint_blocks: bool = False) -> None:
+    def __init__(
+        self, transformer: SD3Transformer2DModel, *, checkpoint_blocks: bool = False
+    ) -> None:
         super().__init__()
         transformer.set_attn_processor(FoldedJointAttention())
         self.transformer = transformer
@@ -36,13 +42,22 @@ class SD3Backbone(nn.Module):
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         return self(latents_BCHW, sigma_B, conditioning, want_features=False)
 
-    def features(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> list[Tensor]:
+    def features(
+        self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning
+    ) -> list[Tensor]:
         return self(latents_BCHW, sigma_B, conditioning, want_features=True)
 
     def forward(
-        self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning, *, want_features: bool
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        *,
+        want_features: bool,
     ) -> Tensor | list[Tensor]:
-        """One pass through the blocks; both public calls come through here so that wrappers (DDP, FSDP) see it."""
+        """One pass through the blocks; both public calls come through here so that wrappers (DDP,
+        FSDP) see it.
+        """
         net = self.transformer
         patch = net.config.patch_size
         rows, columns = (side // patch for side in latents_BCHW.shape[-2:])
@@ -52,7 +67,9 @@ class SD3Backbone(nn.Module):
         maps = []
         for block in net.transformer_blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                text_BLD, image_BND = checkpoint(block, image_BND, text_BLD, temb_BD, kwargs, use_reentrant=False)
+                text_BLD, image_BND = checkpoint(
+                    block, image_BND, text_BLD, temb_BD, kwargs, use_reentrant=False
+                )
             else:
                 text_BLD, image_BND = block(image_BND, text_BLD, temb_BD, kwargs)
             if want_features:
@@ -62,7 +79,9 @@ class SD3Backbone(nn.Module):
             return maps
         tokens = net.proj_out(net.norm_out(image_BND, temb_BD))
         tokens = tokens.view(-1, rows, columns, patch, patch, net.out_channels)
-        return tokens.permute(0, 5, 1, 3, 2, 4).reshape(-1, net.out_channels, rows * patch, columns * patch)
+        return tokens.permute(0, 5, 1, 3, 2, 4).reshape(
+            -1, net.out_channels, rows * patch, columns * patch
+        )
 
     def _text(self, conditioning: Conditioning, image_BND: Tensor) -> tuple[Tensor, dict]:
         tokens = conditioning.tokens_BLD
@@ -75,7 +94,8 @@ class SD3Backbone(nn.Module):
 
 
 class FoldedJointAttention:
-    """Joint attention of SD3 (Esser et al. 2024, section 4) that honours an additive bias over its keys.
+    """Joint attention of SD3 (Esser et al. 2024, section 4) that honours an additive bias over its
+    keys.
 
     Equals diffusers' `JointAttnProcessor2_0` when no bias is given.
     """
@@ -107,14 +127,22 @@ class FoldedJointAttention:
         mixed_BND = mixed.transpose(1, 2).flatten(2).to(query.dtype)
         if encoder_hidden_states is None:
             return attn.to_out[0](mixed_BND)
-        image_BND, text_BLD = mixed_BND.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1)
-        return attn.to_out[0](image_BND), text_BLD if attn.context_pre_only else attn.to_add_out(text_BLD)
+        image_BND, text_BLD = mixed_BND.split(
+            [hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1
+        )
+        return attn.to_out[0](image_BND), text_BLD if attn.context_pre_only else attn.to_add_out(
+            text_BLD
+        )
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention over (B, heads, N, D). On CPU the fused kernel's backward takes four times as long as this."""
+    """Softmax attention over (B, heads, N, D). On CPU the fused kernel's backward takes four times
+    as long as this.
+    """
     if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=None if bias is None else bias.to(query.dtype))
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=None if bias is None else bias.to(query.dtype)
+        )
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)

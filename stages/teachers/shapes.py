@@ -1,4 +1,6 @@
-"""The embedded default: a small SD3 pipeline that ships with the project; `sd3.py` does all the work."""
+"""The embedded default: a small SD3 pipeline that ships with the project; `sd3.py` does all the
+work.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ WEIGHTS = Path(__file__).parents[1] / "shapes_world" / "weights"
 
 
 class ShapesTeacher(SD3Teacher):
-    """The embedded teacher; `model` may name another folder that `ladd-pipeline teacher train shapes` made."""
+    """The embedded teacher; `model` may name another folder that `ladd-pipeline teacher train
+    shapes` made.
+    """
 
     def __init__(self, config: TeacherConfig) -> None:
-        super().__init__(config if config.model else config.model_copy(update={"model": str(WEIGHTS)}))
+        super().__init__(
+            config if config.model else config.model_copy(update={"model": str(WEIGHTS)})
+        )

@@ -23,18 +23,31 @@ ROOT = Path(__file__).parents[2]
 
 def write_config(folder: Path, model: Path, store: Path, **sections) -> Path:
     path = folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump(make_tiny_config(model, store, **sections).model_dump(mode="json")))
+    path.write_text(
+        yaml.safe_dump(make_tiny_config(model, store, **sections).model_dump(mode="json"))
+    )
     return path
 
 
 def call(*arguments: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=400, **options)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        **options,
+    )
 
 
 def run_and_kill(arguments: list[str], ready) -> None:
     """Start a run and kill -9 its whole process group as soon as `ready()`."""
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 240
     while not ready():
@@ -55,7 +68,13 @@ def finished(tmp_path_factory):
     """A finished run: its configuration file, its store, its output."""
     folder = tmp_path_factory.mktemp("chain")
     model = build_pipeline(folder / "model", t5=False)
-    config = write_config(folder, model, folder / "store", prompts={"count": 60, "samples_per_shard": 2}, distill={"steps": 8})
+    config = write_config(
+        folder,
+        model,
+        folder / "store",
+        prompts={"count": 60, "samples_per_shard": 2},
+        distill={"steps": 8},
+    )
     result = call("run", "-c", config, "--until", "distill")
     assert result.returncode == 0, result.stderr
     return config, folder / "store", result
@@ -63,8 +82,14 @@ def finished(tmp_path_factory):
 
 def test_run_names_student_and_samples(finished):
     _, store, result = finished
-    lines = dict(line.split(": ", 1) for line in result.stdout.splitlines() if line.startswith(("student: ", "samples: ")))
-    assert (Path(lines["student"]) / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
+    lines = dict(
+        line.split(": ", 1)
+        for line in result.stdout.splitlines()
+        if line.startswith(("student: ", "samples: "))
+    )
+    assert (
+        Path(lines["student"]) / "transformer" / "diffusion_pytorch_model.safetensors"
+    ).is_file()
     assert Path(lines["samples"]).read_bytes().startswith(b"\x89PNG")
     manifest = json.loads((artifact(store, "distill") / "manifest.json").read_text())
     assert manifest["counts"]["updates"] == 9
@@ -80,7 +105,9 @@ def test_second_run_computes_nothing_and_imports_neither_ray_nor_torch(finished)
         "main()\n"
         "print([m for m in ('ray', 'torch', 'diffusers', 'transformers') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "[]"
     assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
@@ -105,28 +132,41 @@ def test_runtime_field_invalidates_nothing(finished):
 
 
 def test_student_samples_on_its_grid_in_stock_diffusers(finished):
-    """A process that imports nothing of ours; `-P` and another folder keep our packages out of reach."""
+    """A process that imports nothing of ours; `-P` and another folder keep our packages out of
+    reach.
+    """
     _, store, _ = finished
     student = artifact(store, "distill") / "model"
     code = f"""
 import sys, json
 from diffusers import StableDiffusion3Pipeline, FlowMatchEulerDiscreteScheduler
-pipe = StableDiffusion3Pipeline.from_pretrained({str(student)!r}, text_encoder_3=None, tokenizer_3=None)
+student = {str(student)!r}
+pipe = StableDiffusion3Pipeline.from_pretrained(student, text_encoder_3=None, tokenizer_3=None)
 pipe.set_progress_bar_config(disable=True)
+size = {{"height": 32, "width": 32}}
+def draw(steps):
+    return pipe("a red circle", num_inference_steps=steps, guidance_scale=0, **size).images[0]
 found = {{}}
 for steps in (4, 2):
-    image = pipe("a red circle", num_inference_steps=steps, guidance_scale=0, height=32, width=32).images[0]
+    image = draw(steps)
     found[steps] = [pipe.scheduler.sigmas.tolist(), pipe.scheduler.timesteps.tolist(), image.size]
-pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained({str(student)!r}, subfolder="scheduler_one_step")
-image = pipe("a red circle", num_inference_steps=1, guidance_scale=0, height=32, width=32).images[0]
+one_step = FlowMatchEulerDiscreteScheduler.from_pretrained(student, subfolder="scheduler_one_step")
+pipe.scheduler = one_step
+image = draw(1)
 found[1] = [pipe.scheduler.sigmas.tolist(), pipe.scheduler.timesteps.tolist(), image.size]
 assert not [m for m in sys.modules if m.split(".")[0] in ("pipeline", "stages", "schemas")]
 print(json.dumps(found))
 """
-    result = subprocess.run([sys.executable, "-P", "-c", code], cwd="/", capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd="/", capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["4"] == [pytest.approx([1, 0.75, 0.5, 0.25, 0]), pytest.approx([1000, 750, 500, 250]), [32, 32]]
+    assert found["4"] == [
+        pytest.approx([1, 0.75, 0.5, 0.25, 0]),
+        pytest.approx([1000, 750, 500, 250]),
+        [32, 32],
+    ]
     assert found["2"] == [pytest.approx([1, 0.25, 0]), pytest.approx([1000, 250]), [32, 32]]
     assert found["1"] == [[1, 0], [1000], [32, 32]]
 
@@ -134,7 +174,9 @@ print(json.dumps(found))
 def shards(store: Path) -> dict[str, str]:
     folder = artifact(store, "synthesize")
     paths = [p for p in folder.rglob("*") if p.suffix in (".tar", ".parquet")]
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths
+    }
 
 
 def test_killed_run_resumes_to_the_same_bytes_and_the_same_trace(finished, tmp_path):
@@ -145,10 +187,14 @@ def test_killed_run_resumes_to_the_same_bytes_and_the_same_trace(finished, tmp_p
     store = tmp_path / "store"
     arguments = ["run", "-c", config, "--until", "distill"]
 
-    run_and_kill(arguments, lambda: len(list(store.glob("artifacts/synthesize/*/shards/*/*.json"))) >= 3)
+    run_and_kill(
+        arguments, lambda: len(list(store.glob("artifacts/synthesize/*/shards/*/*.json"))) >= 3
+    )
     assert not list(store.glob("artifacts/synthesize/*/manifest.json"))
     kept = {p: p.stat().st_mtime_ns for p in store.glob("artifacts/synthesize/*/shards/*/*.tar")}
-    run_and_kill(arguments, lambda: len(list(store.glob("training/distill/*/checkpoint_*/trace.jsonl"))) >= 1)
+    run_and_kill(
+        arguments, lambda: len(list(store.glob("training/distill/*/checkpoint_*/trace.jsonl"))) >= 1
+    )
     assert not list(store.glob("artifacts/distill/*/manifest.json"))
     done = [p for p in kept if p.with_suffix(".json").exists()]
     assert len(done) >= 3
@@ -160,7 +206,10 @@ def test_killed_run_resumes_to_the_same_bytes_and_the_same_trace(finished, tmp_p
     assert sum(p.stat().st_mtime_ns == t for p, t in marked_before.items()) >= 3
     traces = [(artifact(s, "distill") / "metrics.jsonl").read_text() for s in (store, undisturbed)]
     assert traces[0] == traces[1]
-    weights = [artifact(s, "distill") / "model/transformer/diffusion_pytorch_model.safetensors" for s in (store, undisturbed)]
+    weights = [
+        artifact(s, "distill") / "model/transformer/diffusion_pytorch_model.safetensors"
+        for s in (store, undisturbed)
+    ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -192,7 +241,9 @@ def test_flipped_byte_in_a_shard_is_named(finished, tmp_path):
     content = bytearray(tar.read_bytes())
     content[700] ^= 1
     tar.write_bytes(content)
-    result = call("run", "-c", config, "--only", "encode", "--force", "encode", "--set", f"store={copy}")
+    result = call(
+        "run", "-c", config, "--only", "encode", "--force", "encode", "--set", f"store={copy}"
+    )
     assert result.returncode in (1, 4)
     assert tar.name in result.stderr and "damaged" in result.stderr
     assert "Traceback" not in result.stderr
@@ -202,7 +253,9 @@ def test_flipped_byte_in_a_shard_is_named(finished, tmp_path):
 
 
 def test_encode_reads_img2dataset_layout(finished, tmp_path):
-    """Shards as img2dataset writes them: jpg, txt and json members, any picture size, one truncated picture."""
+    """Shards as img2dataset writes them: jpg, txt and json members, any picture size, one truncated
+    picture.
+    """
     import io
 
     import numpy as np
@@ -215,18 +268,45 @@ def test_encode_reads_img2dataset_layout(finished, tmp_path):
     samples = []
     for i, size in enumerate([(40, 40), (90, 31), (64, 20), (33, 36), (50, 50)]):
         buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(buffer, "JPEG")
+        Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(
+            buffer, "JPEG"
+        )
         picture = buffer.getvalue()[: 40 if i == 4 else None]
         caption = f"picture number {i}"
-        record = {"caption": caption, "key": f"{i:09d}", "status": "success", "width": size[0], "height": size[1]}
-        samples.append((f"{i:09d}", {"jpg": picture, "txt": caption.encode(), "json": json.dumps(record).encode()}))
+        record = {
+            "caption": caption,
+            "key": f"{i:09d}",
+            "status": "success",
+            "width": size[0],
+            "height": size[1],
+        }
+        samples.append(
+            (
+                f"{i:09d}",
+                {"jpg": picture, "txt": caption.encode(), "json": json.dumps(record).encode()},
+            )
+        )
     write_tar(tmp_path / "00000.tar", samples)
     result = call(
-        "run", "-c", config, "--until", "encode", "--set", f"store={tmp_path / 'store'}",
-        "--set", f"encode.external=[{tmp_path}/*.tar]",
-    )  # fmt: skip
+        "run",
+        "-c",
+        config,
+        "--until",
+        "encode",
+        "--set",
+        f"store={tmp_path / 'store'}",
+        "--set",
+        f"encode.external=[{tmp_path}/*.tar]",
+    )
     assert result.returncode == 0, result.stderr
     manifest = json.loads((artifact(tmp_path / "store", "encode") / "manifest.json").read_text())
-    assert manifest["counts"]["ok"] == 4 and manifest["counts"]["failed"] == 1 and manifest["counts"]["prompts"] == 4
-    rows = {name: sum(p["rows"] for p in parts) for name, parts in manifest["details"]["buckets"].items()}
+    assert (
+        manifest["counts"]["ok"] == 4
+        and manifest["counts"]["failed"] == 1
+        and manifest["counts"]["prompts"] == 4
+    )
+    rows = {
+        name: sum(p["rows"] for p in parts)
+        for name, parts in manifest["details"]["buckets"].items()
+    }
     assert rows == {"32x32": 2, "48x16": 2}

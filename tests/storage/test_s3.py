@@ -34,7 +34,12 @@ def endpoint():
 def bucket(endpoint, monkeypatch):
     import s3fs
 
-    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -67,9 +72,13 @@ def test_whole_chain_on_s3(bucket, tiny_sd3, tmp_path):
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "pipeline.cli", "run", "-c", str(path), "--until", "distill"]
-    result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     assert f"student: {bucket}/artifacts/distill/" in result.stdout
     verify = [sys.executable, "-m", "pipeline.cli", "artifacts", "verify", "-c", str(path)]
-    result = subprocess.run(verify, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(
+        verify, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=100
+    )
     assert result.stdout.startswith("4 artifacts are as their manifests say"), result.stderr

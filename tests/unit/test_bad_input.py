@@ -1,4 +1,6 @@
-"""Bad input gets one clear sentence, the right exit code, no traceback, and nothing half written."""
+"""Bad input gets one clear sentence, the right exit code, no traceback, and nothing half
+written.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from tests.conftest import make_tiny_config
 
 @pytest.fixture
 def refused(tiny_sd3, tmp_path, monkeypatch, capsys):
-    """Call the command in this process and expect it to refuse; gives the exit code and the sentence."""
+    """Call the command in this process and expect it to refuse; gives the exit code and the
+    sentence.
+    """
 
     def call(*arguments, change=None, **sections):
         config = make_tiny_config(tiny_sd3, tmp_path / "store").model_dump(mode="json")
@@ -25,7 +29,9 @@ def refused(tiny_sd3, tmp_path, monkeypatch, capsys):
         path = tmp_path / "pipeline.yaml"
         path.write_text(yaml.safe_dump(config))
         command, *rest = arguments or ("run",)
-        monkeypatch.setattr(sys, "argv", ["ladd-pipeline", command, "-c", str(path), *map(str, rest)])
+        monkeypatch.setattr(
+            sys, "argv", ["ladd-pipeline", command, "-c", str(path), *map(str, rest)]
+        )
         with pytest.raises(SystemExit) as stop:
             cli.main()
         output = capsys.readouterr()
@@ -96,17 +102,24 @@ def test_teacher_folder_without_a_transformer(refused, tiny_sd3, tmp_path):
 def test_model_that_is_nowhere(refused):
     code, text = refused(teacher={"model": "nobody/no-such-model"})
     assert code == 2
-    assert "teacher.model: 'nobody/no-such-model' is neither a folder here nor a model that the hub gives us" in text
+    assert (
+        "teacher.model: 'nobody/no-such-model' is neither a folder here nor a model that the "
+        "hub gives us" in text
+    )
 
 
 @pytest.mark.slow
 def test_truncated_shard(refused, tmp_path):
     from pipeline.shards import write_tar
 
-    write_tar(tmp_path / "00000.tar", [(f"{i:09d}", {"jpg": b"x" * 3000, "txt": b"a"}) for i in range(3)])
+    write_tar(
+        tmp_path / "00000.tar", [(f"{i:09d}", {"jpg": b"x" * 3000, "txt": b"a"}) for i in range(3)]
+    )
     content = (tmp_path / "00000.tar").read_bytes()
     (tmp_path / "00000.tar").write_bytes(content[:6000])
-    code, text = refused("run", "--until", "encode", encode={"external": [str(tmp_path / "00000.tar")]})
+    code, text = refused(
+        "run", "--until", "encode", encode={"external": [str(tmp_path / "00000.tar")]}
+    )
     assert code in (1, 4)
     assert "00000.tar is damaged or cut short" in text
 
@@ -140,7 +153,10 @@ def test_read_only_store(refused, tmp_path):
 def test_bucket_that_does_not_fit_the_teacher(refused):
     code, text = refused(prompts={"buckets": {"32x32": 1, "44x20": 1}})
     assert code == 2
-    assert "bucket 44x20 does not fit the teacher: both sides must be divisible by 8" in text and "use 48x16" in text
+    assert (
+        "bucket 44x20 does not fit the teacher: both sides must be divisible by 8" in text
+        and "use 48x16" in text
+    )
 
 
 def test_bucket_that_is_no_size(refused):
@@ -162,7 +178,9 @@ def test_only_without_its_inputs(refused):
 
 
 def test_uneven_grid(refused):
-    code, text = refused("run", distill={"student_time": {"grid": [1.0, 0.9, 0.5, 0.25], "warmup_steps": 1}})
+    code, text = refused(
+        "run", distill={"student_time": {"grid": [1.0, 0.9, 0.5, 0.25], "warmup_steps": 1}}
+    )
     assert code == 2
     assert "evenly spaced" in text
 

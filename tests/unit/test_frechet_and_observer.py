@@ -17,14 +17,16 @@ def test_frechet_distance_equals_the_textbook_formula():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(200, 6)), rng.normal(size=(150, 6)) @ rng.normal(size=(6, 6)) + 0.3
     one, two = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(one + two - 2 * sqrtm(one @ two).real)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(
+        one + two - 2 * sqrtm(one @ two).real
+    )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
 
 
 def test_frechet_distance_of_a_set_to_itself_and_to_a_shifted_one():
     x = np.random.default_rng(0).normal(size=(100, 3))
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(x, x + [3, 0, 4]) == pytest.approx(25)
+    assert frechet_distance(x, x + np.array([3, 0, 4])) == pytest.approx(25)
     with pytest.raises(ValueError, match="at least two"):
         frechet_distance(x, x[:1])
 
@@ -61,6 +63,12 @@ def test_grid_holds_every_picture_of_every_size():
     from PIL import Image
 
     wide, tall = (np.full((*s, 3), v, np.uint8) for s, v in (((40, 96), RED), ((96, 40), GREEN)))
-    sheet = np.asarray(Image.open(io.BytesIO(draw_grid(["one", "two"], [("<b>x</b> " * 9, [wide] * 2), ("y", [tall] * 2)]))))
+    sheet = np.asarray(
+        Image.open(
+            io.BytesIO(
+                draw_grid(["one", "two"], [("<b>x</b> " * 9, [wide] * 2), ("y", [tall] * 2)])
+            )
+        )
+    )
     for value in (RED, GREEN):
         assert (sheet == value).all(-1).sum() == 2 * 40 * 96 * 4

@@ -39,13 +39,23 @@ def roots(names: set[str]) -> set[str]:
 
 def test_schemas_import_neither_torch_nor_ray_nor_us():
     for path in modules("schemas"):
-        assert not roots(imported(path)) & (HEAVY | {"pipeline", "stages", "numpy", "pyarrow"}), path
+        assert not roots(imported(path)) & (HEAVY | {"pipeline", "stages", "numpy", "pyarrow"}), (
+            path
+        )
 
 
 def test_the_method_knows_no_ray_no_storage_no_command_line():
     for path in modules("stages/ladd"):
         names = imported(path)
-        assert not roots(names) & {"ray", "pipeline", "fsspec", "s3fs", "pyarrow", "typer", "diffusers"}, path
+        assert not roots(names) & {
+            "ray",
+            "pipeline",
+            "fsspec",
+            "s3fs",
+            "pyarrow",
+            "typer",
+            "diffusers",
+        }, path
         foreign = {n for n in names if n.startswith("stages.") and not n.startswith("stages.ladd")}
         assert not foreign, (path, foreign)
 
@@ -68,7 +78,9 @@ def test_only_dag_and_executor_touch_rays_dag():
     for path in [*modules("pipeline"), *modules("stages")]:
         if path.stem in ("dag", "executor", "planning"):
             continue
-        attributes = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+        attributes = {
+            n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+        }
         assert not attributes & calls, path
         assert not any(n.startswith("ray.dag") for n in imported(path)), path
 
@@ -78,11 +90,18 @@ def test_no_dumping_grounds_and_no_pickle():
         for path in modules(folder):
             assert path.stem not in ("utils", "helpers", "common"), path
             assert not roots(imported(path)) & {"pickle", "cloudpickle", "joblib", "dill"}, path
-            calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)}
+            calls = {
+                ast.unparse(n.func)
+                for n in ast.walk(ast.parse(path.read_text()))
+                if isinstance(n, ast.Call)
+            }
             assert not calls & {"torch.save", "torch.load"}, path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--preset", "shapes"], ["config", "schema"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["plan", "--preset", "shapes"], ["config", "schema"]],
+)
 def test_light_commands_import_nothing_heavy(arguments, tmp_path):
     code = (
         "import sys; from pipeline.cli import main\n"
@@ -90,7 +109,14 @@ def test_light_commands_import_nothing_heavy(arguments, tmp_path):
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
         f"found = sorted({HEAVY!r} & set(sys.modules)); print(); print(found)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=_paths(), capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=_paths(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "[]"
 

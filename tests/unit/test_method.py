@@ -89,7 +89,9 @@ def test_time_embedding_tells_levels_apart():
 
 
 @given(
-    sizes=st.dictionaries(st.sampled_from(["64x64", "96x40", "40x96"]), st.integers(0, 40), min_size=1),
+    sizes=st.dictionaries(
+        st.sampled_from(["64x64", "96x40", "40x96"]), st.integers(0, 40), min_size=1
+    ),
     batch=st.integers(1, 8),
     seed=st.integers(0, 5),
 )
@@ -99,7 +101,12 @@ def test_an_epoch_of_the_plan_sees_each_sample_at_most_once(sizes, batch, seed):
             BatchPlan(sizes, batch, seed)
         return
     plan = BatchPlan(sizes, batch, seed)
-    seen = [(bucket, row) for step in range(plan.batches_per_epoch) for bucket, rows in [plan.batch(step)] for row in rows]
+    seen = [
+        (bucket, row)
+        for step in range(plan.batches_per_epoch)
+        for bucket, rows in [plan.batch(step)]
+        for row in rows
+    ]
     assert len(seen) == len(set(seen)) == sum(size // batch * batch for size in sizes.values())
     assert all(0 <= row < sizes[bucket] for bucket, row in seen)
 
@@ -123,7 +130,9 @@ def test_a_sample_does_not_depend_on_its_batch():
     assert torch.equal(together[1:2], alone)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, [1.0]), (2, [1.0, 0.25]), (4, [1.0, 0.75, 0.5, 0.25])])
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(1, [1.0]), (2, [1.0, 0.25]), (4, [1.0, 0.75, 0.5, 0.25])]
+)
 def test_student_grid(steps, expected):
     assert student_sigmas([1.0, 0.75, 0.5, 0.25], steps) == pytest.approx(expected)
 
@@ -143,7 +152,10 @@ def test_average_follows_and_swaps_back():
 
 
 def test_state_file_round_trip_is_exact(tmp_path):
-    state = {"a": torch.randn(3, dtype=torch.bfloat16), "n": {0: [1, 2.5, None, True], "t": torch.tensor(3)}}
+    state = {
+        "a": torch.randn(3, dtype=torch.bfloat16),
+        "n": {0: [1, 2.5, None, True], "t": torch.tensor(3)},
+    }
     save_state(tmp_path / "s.safetensors", state)
     loaded = load_state(tmp_path / "s.safetensors")
     assert torch.equal(loaded["a"], state["a"]) and loaded["a"].dtype == torch.bfloat16
@@ -165,8 +177,17 @@ def test_state_file_refuses_objects(tmp_path):
 
 
 def make_trainer(backbones, **changes) -> LaddTrainer:
-    options = {"global_batch": 4, "precision": "float32", "learning_rate": 1e-3, "steps": 8, "ema_decay": 0.9}
-    options |= {"student_time": {"warmup_steps": 1}, "discriminator": {"channels": 8, "learning_rate": 1e-3, "head_start_steps": 1}}
+    options = {
+        "global_batch": 4,
+        "precision": "float32",
+        "learning_rate": 1e-3,
+        "steps": 8,
+        "ema_decay": 0.9,
+    }
+    options |= {
+        "student_time": {"warmup_steps": 1},
+        "discriminator": {"channels": 8, "learning_rate": 1e-3, "head_start_steps": 1},
+    }
     return LaddTrainer(*backbones, 24, DistillConfig.model_validate(options | changes), CPU)
 
 

@@ -29,10 +29,17 @@ def commit(store, config, *names):
         if stage.name in names:
             store.commit(
                 Manifest(
-                    stage=stage.name, key=stage.key, version=STAGES[stage.name].version, inputs=[],
-                    identity=STAGES[stage.name].identity(config), config={}, environment=Environment(python="3", packages={}),
-                    files=[], started="2026-01-01", seconds=1,
-                )  # fmt: skip
+                    stage=stage.name,
+                    key=stage.key,
+                    version=STAGES[stage.name].version,
+                    inputs=[],
+                    identity=STAGES[stage.name].identity(config),
+                    config={},
+                    environment=Environment(python="3", packages={}),
+                    files=[],
+                    started="2026-01-01",
+                    seconds=1,
+                )
             )
 
 
@@ -45,7 +52,9 @@ ALL = ("prompts", "synthesize", "encode", "distill")
 
 def test_fresh_store_runs_everything(config, store):
     assert set(actions(config, store).values()) == {"run"}
-    assert actions(config, store, until="synthesize") == dict(zip(ALL, ["run", "run", "skip", "skip"], strict=True))
+    assert actions(config, store, until="synthesize") == dict(
+        zip(ALL, ["run", "run", "skip", "skip"], strict=True)
+    )
 
 
 def test_finished_work_is_not_repeated_even_when_its_inputs_are_gone(config, store):
@@ -56,13 +65,15 @@ def test_finished_work_is_not_repeated_even_when_its_inputs_are_gone(config, sto
 
 def test_force_runs_a_finished_stage_and_what_it_misses(config, store):
     commit(store, config, *ALL)
-    assert actions(config, store, force=frozenset({"encode"})) == dict(zip(ALL, ["done", "done", "run", "done"], strict=True))
+    assert actions(config, store, force=frozenset({"encode"})) == dict(
+        zip(ALL, ["done", "done", "run", "done"], strict=True)
+    )
 
 
 def test_from_and_only_need_their_inputs(config, store):
     commit(store, config, "prompts", "synthesize")
     assert actions(config, store, only="encode")["encode"] == "run"
-    with pytest.raises(ArtifactError, match="needs the artifact of encode.*--until encode"):
+    with pytest.raises(ArtifactError, match=r"needs the artifact of encode.*--until encode"):
         make_plan(config, store, Selection(start="distill"))
     with pytest.raises(ArtifactError, match="needs the artifact of encode"):
         make_plan(config, store, Selection(only="distill"))
@@ -70,9 +81,16 @@ def test_from_and_only_need_their_inputs(config, store):
 
 @pytest.mark.parametrize(
     ("setting", "changed"),
-    [("prompts.seed=1", ALL), ("synthesize.steps=20", ALL[1:]), ("encode.dtype=float32", ALL[2:]), ("distill.seed=5", ALL[3:]),
-     ("distill.workers=2", ()), ("name=other", ()), ("teacher.dtype=float32", ALL)],
-)  # fmt: skip
+    [
+        ("prompts.seed=1", ALL),
+        ("synthesize.steps=20", ALL[1:]),
+        ("encode.dtype=float32", ALL[2:]),
+        ("distill.seed=5", ALL[3:]),
+        ("distill.workers=2", ()),
+        ("name=other", ()),
+        ("teacher.dtype=float32", ALL),
+    ],
+)
 def test_identity_fields_change_the_keys_of_what_lies_behind(config, store, setting, changed):
     other = load_config(preset="shapes", settings=[setting], environment={})
     keys = [{s.name: s.key for s in make_plan(c, store, Selection())} for c in (config, other)]
@@ -81,16 +99,25 @@ def test_identity_fields_change_the_keys_of_what_lies_behind(config, store, sett
 
 def test_plan_says_which_field_changed_from_what_to_what(config, store):
     commit(store, config, *ALL)
-    other = config.model_copy(update={"synthesize": config.synthesize.model_copy(update={"guidance_scale": 2.5})})
+    other = config.model_copy(
+        update={"synthesize": config.synthesize.model_copy(update={"guidance_scale": 2.5})}
+    )
     why = {s.name: s.why for s in make_plan(other, store, Selection())}
-    assert why["synthesize"] == f"synthesize.guidance_scale changed from {config.synthesize.guidance_scale} to 2.5"
+    assert (
+        why["synthesize"]
+        == f"synthesize.guidance_scale changed from {config.synthesize.guidance_scale} to 2.5"
+    )
     assert why["encode"] == "input changed: synthesize"
 
 
 def test_every_field_is_documented_and_either_identity_or_runtime():
     def visit(model):
         for name, field in model.model_fields.items():
-            kinds = [k for k in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(k, "model_fields")]
+            kinds = [
+                k
+                for k in (field.annotation, *getattr(field.annotation, "__args__", ()))
+                if hasattr(k, "model_fields")
+            ]
             for kind in kinds:
                 visit(kind)
             words = field.description or any(kind.__doc__ for kind in kinds) or name == "sources"
@@ -101,7 +128,12 @@ def test_every_field_is_documented_and_either_identity_or_runtime():
 
 def test_key_is_golden():
     """A refactor must not change keys: that would cost every user their artifacts."""
-    config = validate({"teacher": {"family": "sd3", "model": "m"}, "prompts": {"sources": [{"kind": "grammar"}], "count": 3, "buckets": {"64x64": 1}}})
+    config = validate(
+        {
+            "teacher": {"family": "sd3", "model": "m"},
+            "prompts": {"sources": [{"kind": "grammar"}], "count": 3, "buckets": {"64x64": 1}},
+        }
+    )
     keys = [s.key for s in make_plan(config, ArtifactStore("memory://golden"), Selection())]
     assert keys == GOLDEN_KEYS
 
@@ -118,14 +150,31 @@ def test_runtime_fields_are_not_in_the_identity(config):
 def test_precedence_flag_over_environment_over_file_over_preset(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("preset: shapes\ndistill: {steps: 11, learning_rate: 0.5}\nname: filed\n")
-    environment = {"LADD_DISTILL__LEARNING_RATE": "0.25", "LADD_DISTILL__SEED": "3", "LADD_UNRELATED": "x"}
+    environment = {
+        "LADD_DISTILL__LEARNING_RATE": "0.25",
+        "LADD_DISTILL__SEED": "3",
+        "LADD_UNRELATED": "x",
+    }
     config = load_config(file, settings=["distill.seed=4"], environment=environment)
-    assert (config.name, config.distill.steps, config.distill.learning_rate, config.distill.seed) == ("filed", 11, 0.25, 4)
-    assert config.prompts.samples_per_shard == load_config(preset="shapes", environment={}).prompts.samples_per_shard
+    assert (
+        config.name,
+        config.distill.steps,
+        config.distill.learning_rate,
+        config.distill.seed,
+    ) == ("filed", 11, 0.25, 4)
+    assert (
+        config.prompts.samples_per_shard
+        == load_config(preset="shapes", environment={}).prompts.samples_per_shard
+    )
 
 
 def test_scientific_notation_without_a_dot_is_a_number():
-    assert load_config(preset="shapes", settings=["distill.learning_rate=1e-6"], environment={}).distill.learning_rate == 1e-6
+    assert (
+        load_config(
+            preset="shapes", settings=["distill.learning_rate=1e-6"], environment={}
+        ).distill.learning_rate
+        == 1e-6
+    )
 
 
 @pytest.mark.parametrize("setting", ["distill", "=3", "distill.steps=[1"])
@@ -146,9 +195,15 @@ def test_unknown_preset_suggests():
 
 
 def test_changed_fields_reach_into_lists_and_missing_sections():
-    assert changed_fields({"a": {"b": 1}}, {"a": {"b": 2, "c": None}}) == ["a.b changed from 1 to 2"]
+    assert changed_fields({"a": {"b": 1}}, {"a": {"b": 2, "c": None}}) == [
+        "a.b changed from 1 to 2"
+    ]
 
 
 def test_external_shards_take_synthesis_out_of_the_graph(store):
     config = load_config(preset="shapes", settings=["encode.external=[x.tar]"], environment={})
-    assert [s.name for s in make_plan(config, store, Selection())] == ["prompts", "encode", "distill"]
+    assert [s.name for s in make_plan(config, store, Selection())] == [
+        "prompts",
+        "encode",
+        "distill",
+    ]

@@ -30,7 +30,11 @@ def run_stage(tiny_sd3, store, **prompts):
     context = StageContext("prompts", "k", config, ArtifactStore(str(store)), {}, lambda *a: None)
     result = stage.run(context)
     folder = store / "artifacts" / "prompts" / "k"
-    rows = [row for p in sorted(folder.glob("prompts/*.parquet")) for row in pq.read_table(p).to_pylist()]
+    rows = [
+        row
+        for p in sorted(folder.glob("prompts/*.parquet"))
+        for row in pq.read_table(p).to_pylist()
+    ]
     return result, rows, folder
 
 
@@ -52,19 +56,44 @@ def test_cleaning_composes_unicode_and_folds_white_space():
 
 
 def test_drops_are_counted_by_reason(tiny_sd3, tmp_path):
-    lines = ["a red circle", "A RED circle", " a  red circle ", "something violent", "a " * 30, "!", "a blue ring", "\x00"]
+    lines = [
+        "a red circle",
+        "A RED circle",
+        " a  red circle ",
+        "something violent",
+        "a " * 30,
+        "!",
+        "a blue ring",
+        "\x00",
+    ]
     source = text_file(tmp_path / "p.txt", lines)
-    result, rows, _ = run_stage(tiny_sd3, tmp_path / "s", **source, block=["violen[ct]"], min_tokens=2)
+    result, rows, _ = run_stage(
+        tiny_sd3, tmp_path / "s", **source, block=["violen[ct]"], min_tokens=2
+    )
     assert {row["prompt"] for row in rows} == {"a red circle", "a blue ring"}
-    expected = {"drawn": 8, "kept": 2, "dropped_duplicate": 2, "dropped_blocked": 1, "dropped_long": 1, "dropped_short": 1, "dropped_empty": 1}
+    expected = {
+        "drawn": 8,
+        "kept": 2,
+        "dropped_duplicate": 2,
+        "dropped_blocked": 1,
+        "dropped_long": 1,
+        "dropped_short": 1,
+        "dropped_empty": 1,
+    }
     assert {name: result.counts[name] for name in expected} == expected
 
 
 def test_near_duplicates_are_dropped_and_the_first_is_kept(tiny_sd3, tmp_path):
     base = "a big red circle left of a small blue ring"
-    source = text_file(tmp_path / "p.txt", [base, base + "s", "a white cross", base.replace("circle", "square")])
+    source = text_file(
+        tmp_path / "p.txt", [base, base + "s", "a white cross", base.replace("circle", "square")]
+    )
     result, rows, _ = run_stage(tiny_sd3, tmp_path / "s", **source, near_duplicates=0.85)
-    assert [row["prompt"] for row in rows] == [base, "a white cross", base.replace("circle", "square")]
+    assert [row["prompt"] for row in rows] == [
+        base,
+        "a white cross",
+        base.replace("circle", "square"),
+    ]
     assert result.counts["dropped_near_duplicate"] == 1
 
 
@@ -111,7 +140,9 @@ def test_seeds_belong_to_samples():
 
 
 def test_shard_plan_holds_every_training_sample_once(tiny_sd3, tmp_path):
-    result, rows, folder = run_stage(tiny_sd3, tmp_path / "s", images_per_prompt=3, samples_per_shard=5)
+    result, rows, folder = run_stage(
+        tiny_sd3, tmp_path / "s", images_per_prompt=3, samples_per_shard=5
+    )
     train = [row for row in rows if row["split"] == "train"]
     keys = []
     for shard in result.details["shards"]:
@@ -131,8 +162,10 @@ def test_two_runs_give_the_same_bytes(tiny_sd3, tmp_path):
 
 
 def test_every_prompt_may_be_dropped_but_that_is_an_error(tiny_sd3, tmp_path):
-    with pytest.raises(StageFailed, match="no prompt survived.*dropped_blocked 1"):
-        run_stage(tiny_sd3, tmp_path / "s", **text_file(tmp_path / "p.txt", ["a red ring"]), block=["red"])
+    with pytest.raises(StageFailed, match=r"no prompt survived.*dropped_blocked 1"):
+        run_stage(
+            tiny_sd3, tmp_path / "s", **text_file(tmp_path / "p.txt", ["a red ring"]), block=["red"]
+        )
 
 
 def write_as(path: Path, prompts: list[str]) -> str:
@@ -176,8 +209,12 @@ def test_broken_files_are_named(name, content, message, tmp_path):
 
 def test_sources_are_mixed_by_weight_until_dry(tmp_path):
     sources = [
-        FileSource(kind="file", url=write_as(tmp_path / "a.txt", [f"a{i}" for i in range(300)]), weight=3),
-        FileSource(kind="file", url=write_as(tmp_path / "b.txt", [f"b{i}" for i in range(300)]), weight=1),
+        FileSource(
+            kind="file", url=write_as(tmp_path / "a.txt", [f"a{i}" for i in range(300)]), weight=3
+        ),
+        FileSource(
+            kind="file", url=write_as(tmp_path / "b.txt", [f"b{i}" for i in range(300)]), weight=1
+        ),
     ]
     drawn = [name for _, name in mixed(sources, 0)]
     assert len(drawn) == 600

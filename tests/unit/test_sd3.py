@@ -1,4 +1,6 @@
-"""The SD3 family against stock diffusers: folding, geometry, embeddings, latents, schedulers, all text encoders."""
+"""The SD3 family against stock diffusers: folding, geometry, embeddings, latents, schedulers, all
+text encoders.
+"""
 
 from __future__ import annotations
 
@@ -28,44 +30,65 @@ def test_backbone_equals_diffusers_forward(dual, qk_norm, null_tokens):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 4, 8, 12, generator=generator)
     sigma = torch.tensor([1.0, 0.4, 0.05])
-    tokens, pooled = torch.randn(3, 5, 24, generator=generator), torch.randn(3, 24, generator=generator)
+    tokens, pooled = (
+        torch.randn(3, 5, 24, generator=generator),
+        torch.randn(3, 24, generator=generator),
+    )
     with torch.no_grad():
         expected = net(
-            hidden_states=x, timestep=1000 * sigma, pooled_projections=pooled, return_dict=False,
+            hidden_states=x,
+            timestep=1000 * sigma,
+            pooled_projections=pooled,
+            return_dict=False,
             encoder_hidden_states=torch.cat([tokens, torch.zeros(3, null_tokens, 24)], dim=1),
-        )[0]  # fmt: skip
+        )[0]
         found = SD3Backbone(net).velocity(x, sigma, Conditioning(tokens, pooled, null_tokens))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny_sd3", "tiny_sd35_t5"])
 def test_sampling_equals_the_stock_pipeline(name, request):
-    """Prompt encoding, sigmas, guidance and decoding together: the same picture as diffusers' own pipeline."""
+    """Prompt encoding, sigmas, guidance and decoding together: the same picture as diffusers' own
+    pipeline.
+    """
     folder = request.getfixturevalue(name)
     has_t5 = name.endswith("t5")
-    teacher = open_teacher(TeacherConfig(model=str(folder), dtype="float32", use_t5=has_t5, max_sequence_length=12))
+    teacher = open_teacher(
+        TeacherConfig(model=str(folder), dtype="float32", use_t5=has_t5, max_sequence_length=12)
+    )
     assert teacher.has_t5 is has_t5
     bucket = Bucket(48, 32)
     noise, _ = initial_noise([3], teacher.latent_shape(bucket))
     told, untold = teacher.encode_prompts(["a red circle"]), teacher.encode_prompts([""])
     assert told.null_tokens == (0 if has_t5 else 12)
     latents = sample_euler(
-        teacher.backbone(), noise, told, teacher.sigmas(3, bucket), guidance_scale=4.0, unconditional=untold
+        teacher.backbone(),
+        noise,
+        told,
+        teacher.sigmas(3, bucket),
+        guidance_scale=4.0,
+        unconditional=untold,
     )
     absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, **absent)
     pipe.set_progress_bar_config(disable=True)
     expected = pipe(
-        "a red circle", height=32, width=48, num_inference_steps=3, guidance_scale=4.0, latents=noise.clone(),
-        max_sequence_length=12, output_type="latent",
-    ).images  # fmt: skip
+        "a red circle",
+        height=32,
+        width=48,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        latents=noise.clone(),
+        max_sequence_length=12,
+        output_type="latent",
+    ).images
     torch.testing.assert_close(latents, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_geometry_and_bucket_checks(tiny_teacher):
     assert (tiny_teacher.unit, tiny_teacher.vae_factor, tiny_teacher.latent_channels) == (8, 4, 4)
     assert tiny_teacher.latent_shape(Bucket(48, 32)) == (4, 8, 12)
-    with pytest.raises(ConfigError, match="divisible by 8.*use 48x16"):
+    with pytest.raises(ConfigError, match=r"divisible by 8.*use 48x16"):
         tiny_teacher.check_bucket(Bucket(44, 20))
     with pytest.raises(ConfigError, match="larger than the teacher's position table: 128"):
         tiny_teacher.check_bucket(Bucket(256, 16))
@@ -98,8 +121,12 @@ def test_uneven_grid_is_refused():
 
 def test_student_folder_is_complete_and_loads(tiny_teacher, tmp_path):
     with torch.no_grad():
-        tiny_teacher.save_student(tmp_path / "m", lambda b: [p.zero_() for p in b.parameters()], [1.0, 0.5])
-    pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "m", text_encoder_3=None, tokenizer_3=None)
+        tiny_teacher.save_student(
+            tmp_path / "m", lambda b: [p.zero_() for p in b.parameters()], [1.0, 0.5]
+        )
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        tmp_path / "m", text_encoder_3=None, tokenizer_3=None
+    )
     assert all(p.abs().sum() == 0 for p in pipe.transformer.parameters())
     assert json.loads((tmp_path / "m" / "student.json").read_text()) == {"grid": [1.0, 0.5]}
     pipe.scheduler.set_timesteps(2)

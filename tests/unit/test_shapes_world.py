@@ -74,14 +74,21 @@ def test_parser_forgives_case_and_commas_and_names_what_it_cannot_read():
 
 @pytest.mark.parametrize("size", BUCKETS)
 def test_rendering_is_deterministic_and_of_the_right_size(size):
-    pictures = [render([sample_scene(sample_spec(random.Random(i)), *size, random.Random(i)) for i in range(4)]) for _ in range(2)]
+    pictures = [
+        render(
+            [sample_scene(sample_spec(random.Random(i)), *size, random.Random(i)) for i in range(4)]
+        )
+        for _ in range(2)
+    ]
     assert pictures[0].shape == (4, size[1], size[0], 3) and pictures[0].dtype == np.uint8
     assert np.array_equal(*pictures)
 
 
 def test_caption_leaves_the_rest_of_the_scene_open():
     spec = parse("a red circle on gray")
-    pictures = render([sample_scene(spec, 64, 64, random.Random(i)) for i in range(8)]).astype(float)
+    pictures = render([sample_scene(spec, 64, 64, random.Random(i)) for i in range(8)]).astype(
+        float
+    )
     assert np.abs(pictures[0] - pictures[1:]).mean((1, 2, 3)).min() > 2
 
 
@@ -113,9 +120,16 @@ def test_every_stated_attribute_is_judged(prompt, wrong):
     assert {name for name, right in result.items() if not right} == wrong
 
 
-@pytest.mark.parametrize(("place", "right"), [("left", True), ("right", False), ("top", True), ("middle", False)])
+@pytest.mark.parametrize(
+    ("place", "right"), [("left", True), ("right", False), ("top", True), ("middle", False)]
+)
 def test_place_is_judged_by_the_halves_of_the_picture(place, right):
-    where = {"left": "on the left", "right": "on the right", "top": "at the top", "middle": "in the middle"}[place]
+    where = {
+        "left": "on the left",
+        "right": "on the right",
+        "top": "at the top",
+        "middle": "in the middle",
+    }[place]
     assert shows_all(seen(RED_CIRCLE), f"a circle {where}") is right
 
 

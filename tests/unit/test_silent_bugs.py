@@ -6,6 +6,7 @@ Every docstring says how to put it in; each was put in once and its test seen to
 from __future__ import annotations
 
 import contextlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,18 +48,24 @@ class Straight:
 
 
 def test_01_no_noise_is_left_in_clean_latents(tiny_teacher):
-    """Bug: drop the last 0 from the sigmas (`sigmas[:-2]` in `sample_euler`, or `[:-1]` of the scheduler's)."""
+    """Bug: drop the last 0 from the sigmas (`sigmas[:-2]` in `sample_euler`, or `[:-1]` of the
+    scheduler's).
+    """
     target = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     noise, generators = initial_noise([1, 2], target.shape[1:])
     sigmas = tiny_teacher.sigmas(7, Bucket(32, 32))
     assert sigmas[0] == 1.0 and sigmas[-1] == 0.0
-    torch.testing.assert_close(sample_euler(Straight(target), noise, None, sigmas), target, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        sample_euler(Straight(target), noise, None, sigmas), target, atol=1e-5, rtol=0
+    )
     clean = sample_consistency(Straight(target), noise, None, SIGMAS, generators)
     torch.testing.assert_close(clean, target, atol=1e-5, rtol=0)
 
 
 def test_02_teacher_data_is_guided(tiny_config, tiny_teacher, monkeypatch):
-    """Bug: leave `guidance_scale` out of the call in `Synthesizer._make`, or mix the two halves up."""
+    """Bug: leave `guidance_scale` out of the call in `Synthesizer._make`, or mix the two halves
+    up.
+    """
     from stages import synthesize
 
     maker = synthesize.Synthesizer.__new__(synthesize.Synthesizer)
@@ -66,7 +73,11 @@ def test_02_teacher_data_is_guided(tiny_config, tiny_teacher, monkeypatch):
     maker.teacher, maker.backbone = tiny_teacher, tiny_teacher.backbone()
     maker.unconditional = tiny_teacher.encode_prompts([""])
     seen = {}
-    monkeypatch.setattr(tiny_teacher, "decode_latents", lambda z: seen.setdefault("z", z).new_zeros(1, 8, 8, 3).byte().numpy())
+    monkeypatch.setattr(
+        tiny_teacher,
+        "decode_latents",
+        lambda z: seen.setdefault("z", z).new_zeros(1, 8, 8, 3).byte().numpy(),
+    )
     sample = {"key": "k", "prompt": "a red ring", "seed": 5, "width": 32, "height": 32}
     maker._make([sample])
 
@@ -74,7 +85,7 @@ def test_02_teacher_data_is_guided(tiny_config, tiny_teacher, monkeypatch):
     sigmas = tiny_teacher.sigmas(2, Bucket(32, 32))
     told, untold = tiny_teacher.encode_prompts(["a red ring"]), tiny_teacher.encode_prompts([""])
     with torch.no_grad():
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in pairwise(sigmas):
             level = torch.tensor([sigma])
             with_prompt = maker.backbone.velocity(x, level, told)
             without = maker.backbone.velocity(x, level, untold)
@@ -104,17 +115,29 @@ def recorded_update(tiny_backbones, tiny_batch, sigma):
     heads = DiscriminatorHeads(teacher.tap_widths, 24, 8)
     draws = draws_for(latents, sigma)
     accumulate_gradients(
-        Recording(student, "student"), Recording(teacher, "teacher"), heads, latents, conditioning, draws,
+        Recording(student, "student"),
+        Recording(teacher, "teacher"),
+        heads,
+        latents,
+        conditioning,
+        draws,
         autocast=no_autocast,
-    )  # fmt: skip
+    )
     return fed, latents, draws
 
 
 def test_03_student_sees_the_noised_latent(tiny_backbones, tiny_batch):
-    """Bug: pass `draws.student_noise_BCHW` to the student in `accumulate_gradients` whatever its level."""
+    """Bug: pass `draws.student_noise_BCHW` to the student in `accumulate_gradients` whatever its
+    level.
+    """
     fed, latents, draws = recorded_update(tiny_backbones, tiny_batch, SIGMAS)
-    (x, level), = fed["student"]
-    expected = torch.stack([(1 - t) * z + t * e for z, e, t in zip(latents, draws.student_noise_BCHW, SIGMAS, strict=True)])
+    ((x, level),) = fed["student"]
+    expected = torch.stack(
+        [
+            (1 - t) * z + t * e
+            for z, e, t in zip(latents, draws.student_noise_BCHW, SIGMAS, strict=True)
+        ]
+    )
     torch.testing.assert_close(x, expected)
     assert level.tolist() == SIGMAS
 
@@ -123,11 +146,16 @@ def test_04_fake_is_the_clean_estimate_not_the_velocity(tiny_backbones, tiny_bat
     """Bug: use `velocity` in place of `clean_estimate(...)` in `accumulate_gradients`."""
     fed, latents, draws = recorded_update(tiny_backbones, tiny_batch, SIGMAS)
     x_t = fed["student"][0][0]
-    fake = torch.stack([x - t * v for x, v, t in zip(x_t, fed["velocity"].detach(), SIGMAS, strict=True)])
+    fake = torch.stack(
+        [x - t * v for x, v, t in zip(x_t, fed["velocity"].detach(), SIGMAS, strict=True)]
+    )
     expected = add_noise(fake, draws.renoise_noise_BCHW, draws.renoise_sigma_B)
     torch.testing.assert_close(fed["teacher"][0][0], expected)
-    exact = clean_estimate(add_noise(latents, draws.student_noise_BCHW, draws.student_sigma_B),
-                           draws.student_noise_BCHW - latents, draws.student_sigma_B)  # fmt: skip
+    exact = clean_estimate(
+        add_noise(latents, draws.student_noise_BCHW, draws.student_sigma_B),
+        draws.student_noise_BCHW - latents,
+        draws.student_sigma_B,
+    )
     torch.testing.assert_close(exact, latents, atol=1e-5, rtol=1e-5)
 
 
@@ -150,12 +178,20 @@ def test_05_real_latents_are_shifted_and_scaled(tiny_teacher):
 
 
 def test_06_gradient_reaches_the_student_through_the_frozen_teacher(tiny_backbones, tiny_batch):
-    """Bug: wrap `fake_features` in `torch.no_grad()` in `accumulate_gradients`, or detach `fake`."""
+    """Bug: wrap `fake_features` in `torch.no_grad()` in `accumulate_gradients`, or detach
+    `fake`.
+    """
     student, teacher = tiny_backbones
     heads = DiscriminatorHeads(teacher.tap_widths, 24, 8)
     latents, conditioning = tiny_batch
     accumulate_gradients(
-        student, teacher, heads, latents, conditioning, draws_for(latents, SIGMAS), autocast=no_autocast
+        student,
+        teacher,
+        heads,
+        latents,
+        conditioning,
+        draws_for(latents, SIGMAS),
+        autocast=no_autocast,
     )
     assert student.transformer.proj_out.weight.grad.abs().sum() > 0
     assert student.transformer.pos_embed.proj.weight.grad.abs().sum() > 0
@@ -184,11 +220,15 @@ def test_07_features_keep_the_latents_shape(shape):
 
 
 def test_08_activation_checkpointing_leaves_the_taps_right(tiny_batch):
-    """Bug: collect features by appending in a forward hook: the backward pass runs each block again."""
+    """Bug: collect features by appending in a forward hook: the backward pass runs each block
+    again.
+    """
     latents, conditioning = tiny_batch
     results = []
     for checkpoint_blocks in (False, True):
-        backbone = SD3Backbone(tiny_transformer(), checkpoint_blocks=checkpoint_blocks).requires_grad_(False)
+        backbone = SD3Backbone(
+            tiny_transformer(), checkpoint_blocks=checkpoint_blocks
+        ).requires_grad_(False)
         x = latents.clone().requires_grad_()
         maps = backbone.features(x, torch.full((4,), 0.6), conditioning)
         sum((k + 1) * m.square().mean() for k, m in enumerate(maps)).backward()
@@ -219,7 +259,9 @@ def test_09_the_average_is_what_is_sampled_and_saved(tiny_teacher, tmp_path):
         write = staticmethod(lambda name, content: None)
 
     grids.put(1, {"store": Store, "folder": "x"})
-    original = SD3Transformer2DModel.from_pretrained(tiny_teacher.folder / "transformer").proj_out.bias
+    original = SD3Transformer2DModel.from_pretrained(
+        tiny_teacher.folder / "transformer"
+    ).proj_out.bias
     torch.testing.assert_close(seen[0], original)
     torch.testing.assert_close(student.transformer.proj_out.bias, original + 1)
 
@@ -229,11 +271,15 @@ def test_09_the_average_is_what_is_sampled_and_saved(tiny_teacher, tmp_path):
 
 
 def test_10_ranks_draw_different_noise_that_does_not_depend_on_their_number():
-    """Bug: seed `draw` by step alone, or by the position within the rank's share instead of the global slot."""
+    """Bug: seed `draw` by step alone, or by the position within the rank's share instead of the
+    global slot.
+    """
     config = DistillConfig()
 
     def noise(slots):
-        return draw(7, 3, slots, torch.Size((4, 8, 8)), config.student_time, config.renoise, student_step=3)
+        return draw(
+            7, 3, slots, torch.Size((4, 8, 8)), config.student_time, config.renoise, student_step=3
+        )
 
     whole, first, second = noise(range(8)), noise(range(4)), noise(range(4, 8))
     for name in ("student_sigma_B", "student_noise_BCHW", "renoise_sigma_B", "renoise_noise_BCHW"):
@@ -242,5 +288,7 @@ def test_10_ranks_draw_different_noise_that_does_not_depend_on_their_number():
     flat = whole.student_noise_BCHW.flatten(1)
     assert torch.pdist(flat).min() > 1
     assert torch.pdist(torch.cat([flat, whole.renoise_noise_BCHW.flatten(1)])).min() > 1
-    other_step = draw(7, 4, range(8), torch.Size((4, 8, 8)), StudentTimeConfig(), RenoiseConfig(), student_step=4)
+    other_step = draw(
+        7, 4, range(8), torch.Size((4, 8, 8)), StudentTimeConfig(), RenoiseConfig(), student_step=4
+    )
     assert not torch.equal(other_step.student_noise_BCHW, whole.student_noise_BCHW)

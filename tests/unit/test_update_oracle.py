@@ -1,4 +1,6 @@
-"""One whole LADD update against an oracle written out in plain autograd: losses and every gradient."""
+"""One whole LADD update against an oracle written out in plain autograd: losses and every
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from stages.ladd.update import accumulate_gradients
 
 
 def oracle(student, teacher, heads, x0, conditioning, draws):
-    """LADD's equations, one sample and one tap at a time, nothing shared with the implementation but the nets."""
+    """LADD's equations, one sample and one tap at a time, nothing shared with the implementation
+    but the nets.
+    """
     adversarial, judged = [], []
     for b in range(len(x0)):
         c = conditioning.select([b])
@@ -27,10 +31,19 @@ def oracle(student, teacher, heads, x0, conditioning, draws):
 
         adversarial.append(torch.stack([-m.mean() for m in logits(fake)]).mean())
         pairs = zip(logits(x0[b]), logits(fake.detach()), strict=True)
-        judged.append(torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean())
+        judged.append(
+            torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
+        )
     student_loss, heads_loss = torch.stack(adversarial).mean(), torch.stack(judged).mean()
-    student_grads = torch.autograd.grad(student_loss, list(student.parameters()), retain_graph=True, allow_unused=True)
-    return student_loss, heads_loss, student_grads, torch.autograd.grad(heads_loss, list(heads.parameters()))
+    student_grads = torch.autograd.grad(
+        student_loss, list(student.parameters()), retain_graph=True, allow_unused=True
+    )
+    return (
+        student_loss,
+        heads_loss,
+        student_grads,
+        torch.autograd.grad(heads_loss, list(heads.parameters())),
+    )
 
 
 def test_update_equals_plain_autograd(tiny_backbones, tiny_batch):
@@ -47,12 +60,17 @@ def test_update_equals_plain_autograd(tiny_backbones, tiny_batch):
     expected = oracle(student, teacher, heads, latents, conditioning, draws)
     losses = [
         accumulate_gradients(
-            student, teacher, heads, latents[rows], conditioning.select(rows),
+            student,
+            teacher,
+            heads,
+            latents[rows],
+            conditioning.select(rows),
             Draws(*(getattr(draws, name)[rows] for name in draws.__dataclass_fields__)),
-            share=0.5, autocast=contextlib.nullcontext,
+            share=0.5,
+            autocast=contextlib.nullcontext,
         )
         for rows in (slice(0, 2), slice(2, 4))
-    ]  # fmt: skip
+    ]
     torch.testing.assert_close(sum(0.5 * x.student for x in losses), expected[0])
     torch.testing.assert_close(sum(0.5 * x.discriminator for x in losses), expected[1])
     compared = 0
@@ -73,7 +91,14 @@ def test_head_start_leaves_the_student_alone(tiny_backbones, tiny_batch):
     noise = torch.randn(latents.shape)
     draws = Draws(torch.ones(4), noise, torch.full((4,), 0.5), noise)
     accumulate_gradients(
-        student, teacher, heads, latents, conditioning, draws, train_student=False, autocast=contextlib.nullcontext
+        student,
+        teacher,
+        heads,
+        latents,
+        conditioning,
+        draws,
+        train_student=False,
+        autocast=contextlib.nullcontext,
     )
     assert all(p.grad is None for p in student.parameters())
     assert heads.heads[0].logit.weight.grad.abs().sum() > 0
