@@ -102,9 +102,10 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:
-    for name in reversed(path):
-        value = {name: value}
-    return value
+    nested: dict[str, Any] = {path[-1]: value}
+    for name in reversed(path[:-1]):
+        nested = {name: nested}
+    return nested
 
 
 def _parse(text: str, where: str) -> Any:

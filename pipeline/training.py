@@ -86,7 +86,12 @@ def train_on_ray(
     cpus = plan.cpus_per_worker or max(1.0, resources.get("CPU", 1) // plan.workers)
     trainer = TorchTrainer(
         _entry,
-        train_loop_config={"worker": worker, "settings": settings, "cpus": cpus},
+        train_loop_config={
+            "worker": worker,
+            "settings": settings,
+            "cpus": cpus,
+            "context": context,
+        },
         scaling_config=train.ScalingConfig(
             num_workers=plan.workers,
             use_gpu=use_gpu,
@@ -104,6 +109,10 @@ def train_on_ray(
         result = trainer.fit()
     except Exception as error:
         raise StageFailed(_reason(error)) from error
+    verdict = context.store.read(_verdict(context))
+    if verdict is not None:
+        context.store.remove(_verdict(context))
+        raise StageFailed(verdict.decode())
     if result.checkpoint is None:
         raise StageFailed(f"{context.stage}: training ended without a checkpoint")
     folder = Path(tempfile.mkdtemp(prefix="ladd-checkpoint-"))
@@ -112,7 +121,20 @@ def train_on_ray(
 
 
 def _entry(loop: dict[str, Any]) -> None:
-    loop["worker"](TrainingRun(loop["cpus"]), loop["settings"])
+    """What each Ray Train worker runs.
+
+    An error of ours would be the same at every new start: it is left on the store, not raised, so
+    that Ray Train starts again only after what may pass, such as a worker's death.
+    """
+    try:
+        loop["worker"](TrainingRun(loop["cpus"]), loop["settings"])
+    except LaddError as error:
+        context: StageContext = loop["context"]
+        context.store.write(_verdict(context), str(error).encode())
+
+
+def _verdict(context: StageContext) -> str:
+    return f"{_SUFFIX}/{context.stage}/{context.key}/error.txt"
 
 
 def _arrow_filesystem(context: StageContext) -> Any:

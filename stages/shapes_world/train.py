@@ -35,9 +35,9 @@ from stages.shapes_world.train_transformer import (
 )
 from stages.shapes_world.train_vae import train_vae
 
-STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 5200}
+STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 4100}
 SCENES = 60_000
-CURRICULUM = ((0.0, math.pi), (0.35, TILT))
+CURRICULUM = ((0.0, math.pi), (0.44, TILT))
 """From which share of the transformer's steps scenes with objects turned by how much: first freely,
 then upright.
 """

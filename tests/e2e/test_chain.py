@@ -310,3 +310,19 @@ def test_encode_reads_img2dataset_layout(finished, tmp_path):
         for name, parts in manifest["details"]["buckets"].items()
     }
     assert rows == {"32x32": 2, "48x16": 2}
+
+
+def test_divergence_aborts_once_and_keeps_the_last_good_checkpoint(finished, tmp_path):
+    config, store, _ = finished
+    copy = tmp_path / "store"
+    subprocess.run(["cp", "-r", store, copy], check=True)
+    settings = [f"store={copy}", "distill.learning_rate=1e30", "distill.checkpoint_every=1"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    result = call("run", "-c", config, "--until", "distill", *arguments)
+    assert result.returncode == 1
+    assert "not a finite number; the last good checkpoint is kept" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "to resume: ladd-pipeline run" in result.stderr
+    new = [p for p in copy.glob("training/distill/*") if p.name != artifact(store, "distill").name]
+    assert list(new[0].glob("checkpoint_*/state.safetensors"))
+    assert len(list(copy.glob("artifacts/distill/*/manifest.json"))) == 1
