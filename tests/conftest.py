@@ -164,7 +164,7 @@ def make_tiny_config(model: Path, store: Path, **sections) -> PipelineConfig:
         },
     }
     for name, values in sections.items():
-        content[name] = {**content[name], **values} if isinstance(values, dict) else values
+        content[name] = {**content.get(name, {}), **values} if isinstance(values, dict) else values
     return PipelineConfig.model_validate(content)
 
 
