@@ -194,6 +194,10 @@ class StudentTimeConfig(Frozen):
             or len(set(self.grid)) != len(self.grid)
         ):
             raise ValueError("grid must fall from 1.0, each level once")
+        last, gaps = self.grid[-1], max(len(self.grid) - 1, 1)
+        even = [1 - (1 - last) * i / gaps for i in range(len(self.grid))]
+        if any(abs(a - b) > 1e-6 for a, b in zip(self.grid, even, strict=True)):
+            raise ValueError("grid must be evenly spaced, or stock diffusers cannot sample on it")
         for name in ("probabilities", "warmup_probabilities"):
             values = getattr(self, name)
             if len(values) != len(self.grid) or abs(sum(values) - 1) > 1e-6:

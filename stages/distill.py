@@ -39,17 +39,6 @@ from stages.teachers import open_teacher
 STATE, TRACE = "state.safetensors", "trace.jsonl"
 
 
-def check(config: PipelineConfig) -> None:
-    """Raises ConfigError for a grid that a stock scheduler cannot sample on."""
-    grid = config.distill.student_time.grid
-    even = [1 - (1 - grid[-1]) * i / max(len(grid) - 1, 1) for i in range(len(grid))]
-    if any(abs(a - b) > 1e-6 for a, b in zip(grid, even, strict=True)):
-        raise ConfigError(
-            f"distill.student_time.grid {grid} must be evenly spaced from 1, or stock "
-            "diffusers cannot sample on it"
-        )
-
-
 def run(context: StageContext) -> StageResult:
     config = context.config.distill
     sizes = {
