@@ -51,7 +51,13 @@ def load_config(
             raise ConfigError(f"--set {setting!r} is not of the form section.field=value")
         merged = merge(merged, _nested(path.split("."), _parse(value, f"--set {path}")))
     config = validate(merged)
-    return config.model_copy(update={"teacher": pinned(config.teacher)})
+    update = {"teacher": pinned(config.teacher), "store": _absolute(config.store)}
+    return config.model_copy(update=update)
+
+
+def _absolute(store: str) -> str:
+    """A local store by its full path: workers run in folders of their own."""
+    return store if "://" in store else str(Path(store).expanduser().absolute())
 
 
 def validate(content: dict[str, Any]) -> PipelineConfig:

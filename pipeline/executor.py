@@ -195,10 +195,10 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
             try:
                 outcome = ray.get(reference)
             except LaddError as error:
-                observer.event("failed", stage=name, error=str(error))
-                raise _original(error) from error
+                observer.event("failed", stage=name)
+                raise _original(error) from None
             except ray.exceptions.RayError as error:
-                observer.event("failed", stage=name, error=str(error))
+                observer.record("failed", stage=name, error=str(error))
                 raise StageFailed(f"{name} failed unexpectedly: {_last_line(error)}") from error
             observer.event("done", stage=name, seconds=f"{outcome['seconds']:.0f} s")
             yield outcome

@@ -69,8 +69,7 @@ class Observer:
 
     def event(self, kind: str, **fields: Any) -> None:
         """A fact worth keeping: a stage started, done, failed; a warning."""
-        row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields}
-        self.events.append(row)
+        row = self.record(kind, **fields)
         if self.log_format == "json":
             print(json.dumps(row), file=sys.stderr, flush=True)
         else:
@@ -78,6 +77,12 @@ class Observer:
             (self._bars.console if self._bars else self._console).print(
                 f"{kind}  {text}", markup=False, soft_wrap=True
             )
+
+    def record(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Keep an event for `events.jsonl` without showing it: tracebacks of what nobody foresaw."""
+        row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields}
+        self.events.append(row)
+        return row
 
     def progress(self, stage: str, unit: str, done: int, total: int) -> None:
         """How far a stage is; a unit that starts with `warning` is an event instead."""
