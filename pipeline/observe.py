@@ -79,7 +79,9 @@ class Observer:
             )
 
     def record(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Keep an event for `events.jsonl` without showing it: tracebacks of what nobody foresaw."""
+        """Keep an event for `events.jsonl` without showing it: tracebacks of what nobody
+        foresaw.
+        """
         row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields}
         self.events.append(row)
         return row

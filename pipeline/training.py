@@ -8,6 +8,7 @@ Ray.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def train_on_ray(
             "settings": settings,
             "cpus": cpus,
             "context": context,
+            "cwd": os.getcwd(),
         },
         scaling_config=train.ScalingConfig(
             num_workers=plan.workers,
@@ -126,6 +128,8 @@ def _entry(loop: dict[str, Any]) -> None:
     An error of ours would be the same at every new start: it is left on the store, not raised, so
     that Ray Train starts again only after what may pass, such as a worker's death.
     """
+    if os.path.isdir(loop["cwd"]):  # Ray Train moves workers to a folder of its own
+        os.chdir(loop["cwd"])
     try:
         loop["worker"](TrainingRun(loop["cpus"]), loop["settings"])
     except LaddError as error:

@@ -29,15 +29,9 @@ def write_config(folder: Path, model: Path, store: Path, **sections) -> Path:
     return path
 
 
-def call(*arguments: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        **options,
-    )
+def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
 
 
 def run_and_kill(arguments: list[str], ready) -> None:
