@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from schemas.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from stages.teachers.protocol import Teacher
+
+# transformers warns at import that torchvision is absent; nothing here needs it.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 FAMILIES = {
     "sd3": "stages.teachers.sd3:SD3Teacher",
