@@ -237,7 +237,7 @@ def sample(
 
     with _student_folder(student, store, stages) as folder:
         for path in draw_prompts(
-            folder, loaded, prompts, steps, bucket or next(iter(loaded.prompts.buckets)), seed, out
+            folder, prompts, steps, bucket or next(iter(loaded.prompts.buckets)), seed, out
         ):
             print(path)
 

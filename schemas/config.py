@@ -85,8 +85,6 @@ class PromptsConfig(Frozen):
     """
     samples_per_shard: int = Field(1024, ge=1)
     """Pictures in one shard, the unit of work and of resume."""
-    tokenizer_workers: int = runtime(0, ge=0)
-    """Threads that count tokens; 0 lets the library choose."""
 
     @field_validator("block")
     @classmethod

@@ -8,7 +8,6 @@ are plain `.npy`, one bucket a file, to be memory-mapped; the manifest's `detail
 from __future__ import annotations
 
 import glob
-import hashlib
 import io
 import json
 import tempfile
@@ -65,16 +64,14 @@ def run(context: StageContext) -> StageResult:
             f"encode: no picture could be encoded ({dict(counts)}); look at the sidecars in "
             f"{context.folder}"
         )
-    shards = _write_prompt_lists(context, done)
+    lists = _write_prompt_lists(context, done)
+    shards = [name.removesuffix(".prompts.parquet") for name in lists]
     if config.embeddings == "stored":
         build = partial(PromptEncoder, context.config, context.store, context.folder)
         done |= map_shards(context, shards, build, config.pool, unit="prompt shards")
     counts["prompts"] = sum(stats.details.get("prompts", 0) for stats in done.values())
     files = {f: (s.sizes[f], digest) for s in done.values() for f, digest in s.files.items()}
-    listing = context.store.list(context.folder)
-    for name in (f"{shard}.prompts.parquet" for shard in shards):
-        with context.store.local(f"{context.folder}/{name}") as path:
-            files[name] = (listing[name], hashlib.sha256(path.read_bytes()).hexdigest())
+    files |= lists
     seconds = sum(stats.seconds for stats in done.values())
     return StageResult(
         files=files,
@@ -114,9 +111,11 @@ def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
     return {shard: {"artifact": made, "entry": entry} for shard, entry in tars.items()}
 
 
-def _write_prompt_lists(context: StageContext, done: dict[str, ShardStats]) -> list[str]:
+def _write_prompt_lists(
+    context: StageContext, done: dict[str, ShardStats]
+) -> dict[str, tuple[int, str]]:
     """Each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second
-    pass.
+    pass. Returns each list's file with its bytes and sha256.
     """
     prompts: dict[str, str] = {}
     for stats in done.values():
@@ -126,15 +125,13 @@ def _write_prompt_lists(context: StageContext, done: dict[str, ShardStats]) -> l
             zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)
         )
     ordered = sorted(prompts.items())
-    shards = []
+    written = {}
     for at in range(0, len(ordered), PROMPTS_PER_SHARD):
-        shard = f"shards/prompts/{at // PROMPTS_PER_SHARD:06d}"
+        name = f"shards/prompts/{at // PROMPTS_PER_SHARD:06d}.prompts.parquet"
         rows = [{"prompt_id": i, "prompt": p} for i, p in ordered[at : at + PROMPTS_PER_SHARD]]
-        context.store.write(
-            f"{context.folder}/{shard}.prompts.parquet", table_bytes(rows, PROMPT_SCHEMA)
-        )
-        shards.append(shard)
-    return shards
+        table = table_bytes(rows, PROMPT_SCHEMA)
+        written[name] = context.store.write(f"{context.folder}/{name}", table)
+    return written
 
 
 def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 from schemas.bucket import Bucket
-from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.sampling import initial_noise, sample_consistency, student_sigmas
 from stages.sample_grid import draw_grid
@@ -47,7 +46,6 @@ def _as_teacher(folder: Path) -> Any:
 
 def draw_prompts(
     folder: Path,
-    config: PipelineConfig,
     prompts: Sequence[str],
     steps: int,
     bucket: str,

@@ -205,7 +205,7 @@ def train_transformer(
         for optimizer, rate in ((muon, muon_rate), (adam, adam_rate)):
             for param_group in optimizer.param_groups:
                 param_group["lr"] = rate * scale
-        sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) * 1.1 + 0.2)
+        sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) * 1.1 + 0.5)
         noise = torch.randn(latents.shape, generator=generator)
         level = sigma.view(-1, 1, 1, 1)
         conditioning = conditioner(texts)

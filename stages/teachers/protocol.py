@@ -50,8 +50,8 @@ class Teacher(Protocol):
         ...
 
     def decode_latents(self, latents_BCHW: Tensor) -> np.ndarray:
-        """Latents as `encode_pictures` makes them to uint8 pictures (B, H, W, 3). NaN stays
-        visible: see `is_finite`.
+        """Latents as `encode_pictures` makes them to uint8 pictures (B, H, W, 3). NaN
+        becomes 0: look at the latents to notice it.
         """
         ...
 

@@ -22,7 +22,7 @@ def refused(tiny_sd3, tmp_path, monkeypatch, capsys):
     sentence.
     """
 
-    def call(*arguments, change=None, **sections):
+    def call(*arguments, **sections):
         config = make_tiny_config(tiny_sd3, tmp_path / "store").model_dump(mode="json")
         for name, values in sections.items():
             config[name] = {**config[name], **values} if isinstance(values, dict) else values
