@@ -183,6 +183,10 @@ class StudentTimeConfig(Frozen):
     """The same during warm-up: low noise first."""
     warmup_steps: int = Field(500, ge=0)
     """Updates with the warm-up probabilities."""
+    rollout: Probability = 0.0
+    """Share of the samples below the first level whose input is noised from the student's own
+    earlier steps, not from the teacher's latents. Costs one forward a level.
+    """
 
     @model_validator(mode="after")
     def _one_probability_each(self) -> StudentTimeConfig:
@@ -206,6 +210,39 @@ class StudentTimeConfig(Frozen):
         return self
 
 
+class ObjectiveConfig(Frozen):
+    """What student and heads minimise. The paper's choice is hinge alone."""
+
+    adversarial: Literal["hinge", "softplus"] = "hinge"
+    """softplus is the non-saturating loss: its gradient never dies, also when the heads win."""
+    regression_weight: float = Field(0.0, ge=0)
+    """Of the mean squared error between the student's clean estimate and the teacher's latents."""
+    r1_weight: float = Field(0.0, ge=0)
+    """Of the approximate R1 penalty on real samples (APT, Lin et al. 2025); 100 there."""
+    r1_sigma: float = Field(0.01, gt=0)
+    """Deviation of the noise that the penalty adds to the heads' input."""
+
+
+class LoraConfig(Frozen):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    rank: int = Field(64, ge=1)
+    """Of each adapter."""
+    alpha: float | None = Field(None, gt=0)
+    """The adapters are scaled by alpha / rank; empty means alpha = rank."""
+    targets: list[str] = Field(
+        [
+            *("to_q", "to_k", "to_v", "to_out.0"),
+            *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+            *("net.0.proj", "net.2"),
+        ],
+        min_length=1,
+    )
+    """Endings of the names of the linear layers that get an adapter; by default all of attention
+    and MLP.
+    """
+
+
 class DiscriminatorConfig(Frozen):
     """The heads behind the frozen teacher's attention blocks."""
 
@@ -215,13 +252,15 @@ class DiscriminatorConfig(Frozen):
     """Of the heads."""
     head_start_steps: int = Field(0, ge=0)
     """Updates in which the heads alone learn, before the student's first."""
+    updates_per_student: int = Field(1, ge=1)
+    """Updates of the heads for each of the student, each on a new batch."""
 
 
 class DistillConfig(Frozen):
     """LADD (Sauer et al. 2024)."""
 
     steps: int = Field(10_000, ge=1)
-    """Updates of the student; the heads' head start comes on top."""
+    """Updates of the student; the heads' head start and further updates come on top."""
     global_batch: int = Field(64, ge=1)
     """Samples of an update over all workers and accumulation rounds."""
     micro_batch: int | None = Field(None, ge=1)
@@ -250,6 +289,9 @@ class DistillConfig(Frozen):
     student_time: StudentTimeConfig = StudentTimeConfig()
     renoise: RenoiseConfig = RenoiseConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    lora: LoraConfig | None = None
+    """Train adapters in place of the student's full weights."""
     checkpoint_blocks: bool = runtime(False)
     """Activation checkpointing: less memory, about a third more time."""
     workers: int = runtime(1, ge=1)
@@ -270,6 +312,12 @@ class DistillConfig(Frozen):
     """Updates between lines on TensorBoard and in the progress."""
     retries: int = runtime(3, ge=0)
     """How often Ray Train starts again after a worker's death."""
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the heads: the head start, and all that belong to the student's."""
+        heads = self.discriminator
+        return heads.head_start_steps + self.steps * heads.updates_per_student
 
     @model_validator(mode="after")
     def _batches_divide(self) -> DistillConfig:

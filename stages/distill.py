@@ -88,7 +88,9 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="ladd-latents-") as cache:
         data = LatentData(settings["latents"], Path(cache), teacher.encode_prompts)
         plan = BatchPlan(data.sizes, distill.global_batch, distill.seed)
-        student = teacher.backbone(dtype=torch.float32, checkpoint_blocks=distill.checkpoint_blocks)
+        student = teacher.backbone(
+            dtype=torch.float32, checkpoint_blocks=distill.checkpoint_blocks, lora=distill.lora
+        )
         frozen = teacher.backbone(checkpoint_blocks=distill.checkpoint_blocks)
         pooled_width = data.conditioning([0]).pooled_BP.shape[1]
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, device)
@@ -97,7 +99,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
             teacher, frozen, student, trainer.average, config, settings["prompts"], device
         )
         share = distill.global_batch // run.world
-        while trainer.step < trainer.total_steps:
+        while trainer.step < distill.total_steps:
             bucket, rows = plan.batch(trainer.step)
             latents, conditioning = data.batch(
                 bucket, rows[run.rank * share : (run.rank + 1) * share]
@@ -111,7 +113,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
                     "distill.discriminator.learning_rate"
                 ) from error
             trace.add(trainer.step, bucket, metrics)
-            done = trainer.step == trainer.total_steps
+            done = trainer.step == distill.total_steps
             if (
                 run.rank == 0
                 and distill.sample_prompts
@@ -145,7 +147,7 @@ class _Trace:
     def __init__(self, run: TrainingRun, settings: dict[str, Any], resumed: list[str]) -> None:
         self.lines = resumed
         self._settings, self._config = settings, settings["config"].distill
-        self._total = self._config.steps + self._config.discriminator.head_start_steps
+        self._total = self._config.total_steps
         self._watch = HealthWatch()
         self._board = None
         if run.rank == 0:
@@ -312,7 +314,9 @@ def _finish(
     files = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        teacher.save_student(model, load_average, config.distill.student_time.grid)
+        teacher.save_student(
+            model, load_average, config.distill.student_time.grid, lora=config.distill.lora
+        )
         for path in sorted(p for p in model.rglob("*") if p.is_file()):
             name = f"model/{path.relative_to(model).as_posix()}"
             files[name] = context.store.put(path, f"{context.folder}/{name}")

@@ -7,7 +7,8 @@ x_t - t v` (Liu et al. 2022; Esser et al. 2024, section 2). Legend in `backbone.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -38,15 +39,28 @@ def _over_pixels(sigma_B: Tensor, like_BCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """All randomness of one update, a row a sample."""
+    """All randomness of one update, a row a sample. What an option needs is None without it."""
 
     student_sigma_B: Tensor
     student_noise_BCHW: Tensor
     renoise_sigma_B: Tensor
     renoise_noise_BCHW: Tensor
+    near_noise_BCHW: Tensor | None = None
+    """For the approximate R1 penalty."""
+    rolls_out_B: Tensor | None = None
+    """Whether a sample's input comes from the student's own earlier steps."""
+    rollout_noise_BKCHW: Tensor | None = None
+    """For each earlier level of the grid."""
 
     def to(self, device: torch.device | str) -> Draws:
-        return Draws(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return self._each(lambda tensor: tensor.to(device))
+
+    def select(self, rows: slice) -> Draws:
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        values = (getattr(self, field.name) for field in fields(self))
+        return Draws(*(None if value is None else change(value) for value in values))
 
 
 def draw(
@@ -58,12 +72,14 @@ def draw(
     renoise: RenoiseConfig,
     *,
     student_step: int,
+    near: bool = False,
 ) -> Draws:
     """Noise and noise levels for the samples `slots` of the global batch of update `step`.
 
     A sample's draws depend on seed, step and slot alone: two ranks never draw alike, and the number
     of ranks does not matter. Student levels follow LADD's section 4, its warm-up counted in
-    `student_step`; the discriminator's level is `sigmoid(N(mean, std))` (section 3.2).
+    `student_step`; the discriminator's level is `sigmoid(N(mean, std))` (section 3.2). `near` asks
+    for the noise of the R1 penalty.
     """
     warm = student_step >= time.warmup_steps
     probabilities = torch.tensor(time.probabilities if warm else time.warmup_probabilities)
@@ -71,24 +87,27 @@ def draw(
     rows = []
     for slot in slots:
         generator = torch.Generator().manual_seed(_seed_of(seed, step, slot))
-        level = torch.multinomial(probabilities, 1, generator=generator)
-        student_noise = torch.randn(shape_CHW, generator=generator)
-        renoise_level = torch.randn(1, generator=generator) * renoise.std + renoise.mean
-        rows.append(
-            (
-                grid[level],
-                student_noise,
-                renoise_level.sigmoid(),
-                torch.randn(shape_CHW, generator=generator),
-            )
+
+        def noise(*shape: int, generator: torch.Generator = generator) -> Tensor:
+            return torch.randn((*shape, *shape_CHW), generator=generator)
+
+        row = Draws(
+            grid[torch.multinomial(probabilities, 1, generator=generator)[0]],
+            noise(),
+            (torch.randn((), generator=generator) * renoise.std + renoise.mean).sigmoid(),
+            noise(),
         )
-    levels, noises, renoise_levels, renoise_noises = zip(*rows, strict=True)
-    return Draws(
-        torch.cat(levels),
-        torch.stack(noises),
-        torch.cat(renoise_levels),
-        torch.stack(renoise_noises),
-    )
+        if near:
+            row = replace(row, near_noise_BCHW=noise())
+        if time.rollout > 0:
+            row = replace(
+                row,
+                rolls_out_B=torch.rand((), generator=generator) < time.rollout,
+                rollout_noise_BKCHW=noise(len(grid) - 1),
+            )
+        rows.append(row)
+    columns = ([getattr(row, field.name) for row in rows] for field in fields(Draws))
+    return Draws(*(None if column[0] is None else torch.stack(column) for column in columns))
 
 
 def _seed_of(*parts: int) -> int:

@@ -1,7 +1,7 @@
-"""Hinge losses over the logits of all heads (Lim and Ye 2017; LADD, section 3).
+"""Adversarial losses over the logits of all heads (LADD, section 3), and the penalty on the heads.
 
 Every tap counts alike, and within a tap every place: buckets compare. Logits are (B, h, w), above 0
-means real.
+means real. `kind` is hinge (Lim and Ye 2017) or softplus (non-saturating, Goodfellow et al. 2014).
 """
 
 from __future__ import annotations
@@ -13,14 +13,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """`mean relu(1 - D(real)) + mean relu(1 + D(fake))`, averaged over taps: a scalar, 2 when heads
-    know nothing.
+def discriminator_loss(
+    real: Sequence[Tensor], fake: Sequence[Tensor], kind: str = "hinge"
+) -> Tensor:
+    """`mean f(-D(real)) + mean f(D(fake))`, averaged over taps, a scalar; f is `relu(1 + x)` for
+    hinge (2 in all when heads know nothing) and `softplus(x)`.
     """
-    terms = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
+    cost = F.softplus if kind == "softplus" else _hinge
+    terms = [cost(-r).mean() + cost(f).mean() for r, f in zip(real, fake, strict=True)]
     return torch.stack(terms).mean()
 
 
-def student_loss(fake: Sequence[Tensor]) -> Tensor:
-    """`-mean D(fake)`, averaged over taps: a scalar, negative while the student fools the heads."""
-    return -torch.stack([logits.mean() for logits in fake]).mean()
+def student_loss(fake: Sequence[Tensor], kind: str = "hinge") -> Tensor:
+    """`mean softplus(-D(fake))`, or for hinge `-mean D(fake)`, averaged over taps: a scalar that
+    falls while the student fools the heads.
+    """
+    terms = [(F.softplus(-x) if kind == "softplus" else -x).mean() for x in fake]
+    return torch.stack(terms).mean()
+
+
+def r1_penalty(real: Sequence[Tensor], near: Sequence[Tensor]) -> Tensor:
+    """Approximate R1 (APT, Lin et al. 2025): `mean (D(real) - D(near))^2`, averaged over taps.
+    `near` are the logits of the same noised samples, a little disturbed, at the same noise
+    level.
+    """
+    terms = [(r - n).square().mean() for r, n in zip(real, near, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def _hinge(x: Tensor) -> Tensor:
+    return F.relu(1 + x)

@@ -20,6 +20,7 @@ from stages.ladd.ema import ExponentialAverage
 from stages.ladd.flow import draw
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.parallel import rank_and_world, sum_over_ranks
+from stages.ladd.rollout import rolled_out
 from stages.ladd.update import accumulate_gradients
 
 
@@ -55,17 +56,14 @@ class LaddTrainer:
         self.average = ExponentialAverage(student, config.ema_decay)
         options = {"betas": config.betas, "weight_decay": config.weight_decay}
         self.student_optimizer = torch.optim.AdamW(
-            student.parameters(), lr=config.learning_rate, **options
+            [p for p in student.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            **options,
         )
         self.heads_optimizer = torch.optim.AdamW(
             heads.parameters(), lr=config.discriminator.learning_rate, **options
         )
         self.step = 0
-
-    @property
-    def total_steps(self) -> int:
-        """Updates in all, the heads' head start included."""
-        return self.config.steps + self.config.discriminator.head_start_steps
 
     def update(self, x0_BCHW: Tensor, conditioning: Conditioning) -> dict[str, float]:
         """Train on this rank's share of the global batch; returns metrics of the whole batch.
@@ -77,8 +75,9 @@ class LaddTrainer:
         rank, world = rank_and_world()
         share = config.global_batch // world
         assert len(x0_BCHW) == share
-        head_start = config.discriminator.head_start_steps
-        train_student = self.step >= head_start
+        turn = self.step - config.discriminator.head_start_steps
+        student_step = max(turn // config.discriminator.updates_per_student, 0)
+        train_student = turn >= 0 and turn % config.discriminator.updates_per_student == 0
         x0_BCHW, conditioning = x0_BCHW.to(self.device), conditioning.to(self.device)
         sums = torch.zeros(4, device=self.device)
         for rows in self._micro_batches(share):
@@ -91,8 +90,19 @@ class LaddTrainer:
                 x0_BCHW.shape[1:],
                 config.student_time,
                 config.renoise,
-                student_step=max(self.step - head_start, 0),
+                student_step=student_step,
+                near=config.objective.r1_weight > 0,
             ).to(self.device)
+            start = None
+            if config.student_time.rollout > 0:
+                with self.autocast():
+                    start = rolled_out(
+                        self.student,
+                        x0_BCHW[rows],
+                        conditioning.select(rows),
+                        draws,
+                        config.student_time.grid,
+                    )
             part = len(slots) / config.global_batch
             losses = accumulate_gradients(
                 self.student,
@@ -101,6 +111,8 @@ class LaddTrainer:
                 x0_BCHW[rows],
                 conditioning.select(rows),
                 draws,
+                start_BCHW=start,
+                objective=config.objective,
                 share=part,
                 train_student=train_student,
                 autocast=self.autocast,
@@ -135,7 +147,7 @@ class LaddTrainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if train_student:
-            self.average.update(self.student, self.step - head_start)
+            self.average.update(self.student, student_step)
         self.step += 1
         return metrics
 
@@ -164,16 +176,17 @@ class LaddTrainer:
     def _rate_scale(self, name: str) -> float:
         """Linear warm-up of the student's rate, and the linear fall of both at the end."""
         config = self.config
+        in_all = config.steps * config.discriminator.updates_per_student
         scale = 1.0
         if config.decay_share > 0:
             scale = min(
                 scale,
-                max(0.02, (self.total_steps - self.step) / (config.decay_share * config.steps)),
+                max(0.02, (config.total_steps - self.step) / (config.decay_share * in_all)),
             )
         if name == "student" and config.warmup_updates > 0:
-            scale *= min(
-                1.0, (self.step - config.discriminator.head_start_steps + 1) / config.warmup_updates
-            )
+            turn = self.step - config.discriminator.head_start_steps
+            done = turn // config.discriminator.updates_per_student
+            scale *= min(1.0, (done + 1) / config.warmup_updates)
         return scale
 
 

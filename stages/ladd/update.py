@@ -2,7 +2,8 @@
 
 With F one forward of the transformer for one sample: student forward and backward 3F, teacher on
 the student's latents with gradient to its input 2F, teacher on the data's latents 1F: 6F for both
-nets' updates. Pure torch. Legend in `backbone.py`.
+nets' updates. One call for real and fake would cost 7F: the backward pass would go through both.
+Pure torch. Legend in `backbone.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from schemas.config import ObjectiveConfig
 from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.flow import Draws, add_noise, clean_estimate
 from stages.ladd.heads import DiscriminatorHeads
-from stages.ladd.losses import discriminator_loss, student_loss
+from stages.ladd.losses import discriminator_loss, r1_penalty, student_loss
+
+_HINGE = ObjectiveConfig()
 
 
 @dataclass(frozen=True)
@@ -37,37 +41,54 @@ def accumulate_gradients(
     conditioning: Conditioning,
     draws: Draws,
     *,
+    start_BCHW: Tensor | None = None,
+    objective: ObjectiveConfig = _HINGE,
     share: float = 1.0,
     train_student: bool = True,
     autocast: Callable[[], torch.autocast],
 ) -> Losses:
     """Add the gradients of one micro-batch to student and heads (LADD, section 3 and figure 2).
 
-    `x0_BCHW` are clean latents that the teacher made, float32. `share` is the micro-batch's part of
-    the global batch. Without `train_student` (the heads' head start) the student gets no gradient.
+    `x0_BCHW` are clean latents that the teacher made, float32; `start_BCHW` takes their place in
+    the student's input where it rolls out. `share` is the micro-batch's part of the global batch.
+    Without `train_student` (the heads learn alone) the student gets no gradient.
     The teacher's parameters must be frozen; gradient reaches the student through the teacher's
     activations.
     """
     sigma, noise = draws.renoise_sigma_B, draws.renoise_noise_BCHW
     with torch.set_grad_enabled(train_student), autocast():
-        x_t = add_noise(x0_BCHW, draws.student_noise_BCHW, draws.student_sigma_B)
+        start = x0_BCHW if start_BCHW is None else start_BCHW
+        x_t = add_noise(start, draws.student_noise_BCHW, draws.student_sigma_B)
         velocity = student.velocity(x_t, draws.student_sigma_B, conditioning).float()
         fake = clean_estimate(x_t, velocity, draws.student_sigma_B)
         fake_features = teacher.features(add_noise(fake, noise, sigma), sigma, conditioning)
     if train_student:
         heads.requires_grad_(False)
         with autocast():
-            loss_student = student_loss(heads(fake_features, sigma, conditioning.pooled_BP))
+            fooled = heads(fake_features, sigma, conditioning.pooled_BP)
+        loss_student = student_loss(fooled, objective.adversarial)
+        if objective.regression_weight > 0:
+            distance = (fake - x0_BCHW).square().mean()
+            loss_student = loss_student + objective.regression_weight * distance
         (share * loss_student).backward()
         heads.requires_grad_(True)
     with torch.no_grad(), autocast():
-        real_features = teacher.features(add_noise(x0_BCHW, noise, sigma), sigma, conditioning)
+        real_noised = add_noise(x0_BCHW, noise, sigma)
+        real_features = teacher.features(real_noised, sigma, conditioning)
     with autocast():
         real = heads(real_features, sigma, conditioning.pooled_BP)
         judged = heads(
             [features.detach() for features in fake_features], sigma, conditioning.pooled_BP
         )
-    loss_heads = discriminator_loss(real, judged)
+    loss_heads = discriminator_loss(real, judged, objective.adversarial)
+    if objective.r1_weight > 0:
+        assert draws.near_noise_BCHW is not None
+        with torch.no_grad(), autocast():
+            near_noised = real_noised + objective.r1_sigma * draws.near_noise_BCHW
+            near_features = teacher.features(near_noised, sigma, conditioning)
+        with autocast():
+            near = heads(near_features, sigma, conditioning.pooled_BP)
+        loss_heads = loss_heads + objective.r1_weight * r1_penalty(real, near)
     (share * loss_heads).backward()
     means = [
         torch.stack([logits.detach().mean() for logits in side]).mean() for side in (real, judged)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.bucket import Bucket
+from schemas.config import LoraConfig
 from stages.ladd.backbone import Conditioning
 
 
@@ -32,10 +33,14 @@ class Teacher(Protocol):
         ...
 
     def backbone(
-        self, *, dtype: torch.dtype | None = None, checkpoint_blocks: bool = False
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        checkpoint_blocks: bool = False,
+        lora: LoraConfig | None = None,
     ) -> nn.Module:
         """A new copy of the transformer as a `stages.ladd.backbone.Backbone`; by default in the
-        teacher's dtype.
+        teacher's dtype. With `lora`, adapters that change nothing yet; they alone take gradients.
         """
         ...
 
@@ -64,11 +69,17 @@ class Teacher(Protocol):
         ...
 
     def save_student(
-        self, folder: Path, load_weights: Callable[[nn.Module], None], grid: Sequence[float]
+        self,
+        folder: Path,
+        load_weights: Callable[[nn.Module], None],
+        grid: Sequence[float],
+        *,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Write a complete diffusers folder around a student that samples on `grid` in stock
         diffusers.
 
-        `load_weights` fills the fresh backbone that it is given.
+        `load_weights` fills the fresh backbone that it is given. Adapters are merged, and kept
+        beside in the folder `lora`.
         """
         ...

@@ -33,10 +33,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from schemas.bucket import Bucket
-from schemas.config import TeacherConfig
+from schemas.config import LoraConfig, TeacherConfig
 from schemas.errors import ConfigError
 from stages.ladd.backbone import Conditioning
 from stages.teachers.sd3_backbone import SD3Backbone
+from stages.teachers.sd3_lora import add_adapters, save_and_merge
 
 diffusers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()
@@ -99,9 +100,15 @@ class SD3Teacher:
             )
 
     def backbone(
-        self, *, dtype: torch.dtype | None = None, checkpoint_blocks: bool = False
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        checkpoint_blocks: bool = False,
+        lora: LoraConfig | None = None,
     ) -> nn.Module:
         transformer = self._load(SD3Transformer2DModel, "transformer", dtype or self.dtype)
+        if lora is not None:
+            add_adapters(transformer, lora)
         return SD3Backbone(transformer.to(self.device), checkpoint_blocks=checkpoint_blocks)
 
     def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
@@ -159,7 +166,12 @@ class SD3Teacher:
         return scheduler.sigmas.tolist()
 
     def save_student(
-        self, folder: Path, load_weights: Callable[[nn.Module], None], grid: Sequence[float]
+        self,
+        folder: Path,
+        load_weights: Callable[[nn.Module], None],
+        grid: Sequence[float],
+        *,
+        lora: LoraConfig | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for source in sorted(self.folder.iterdir()):
@@ -167,8 +179,10 @@ class SD3Teacher:
                 if source.name.endswith("_3") and not self.has_t5:
                     continue
                 shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
-        backbone = self.backbone(dtype=torch.float32)
+        backbone = self.backbone(dtype=torch.float32, lora=lora)
         load_weights(backbone)
+        if lora is not None:
+            save_and_merge(backbone.transformer, folder / "lora")
         backbone.transformer.to(self.dtype).save_pretrained(
             folder / "transformer", safe_serialization=True
         )

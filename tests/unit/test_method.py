@@ -230,7 +230,7 @@ def test_divergence_stops_training_and_leaves_the_weights(tiny_backbones, tiny_b
 def test_rates_warm_up_and_fall(tiny_backbones):
     trainer = make_trainer(tiny_backbones, warmup_updates=4, decay_share=0.5)
     scales = []
-    for step in range(1, trainer.total_steps):
+    for step in range(1, trainer.config.total_steps):
         trainer.step = step
         scales.append(trainer._rate_scale("student"))
     assert scales == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25])

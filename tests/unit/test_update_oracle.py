@@ -6,15 +6,24 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 import torch
 from torch.nn import functional as F
 
+from schemas.config import ObjectiveConfig
 from stages.ladd.flow import Draws
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.update import accumulate_gradients
 
+OBJECTIVES = {
+    "the paper's": ObjectiveConfig(),
+    "softplus": ObjectiveConfig(adversarial="softplus"),
+    "regression": ObjectiveConfig(regression_weight=0.7),
+    "R1": ObjectiveConfig(r1_weight=50.0, r1_sigma=0.1),
+}
 
-def oracle(student, teacher, heads, x0, conditioning, draws):
+
+def oracle(student, teacher, heads, x0, conditioning, draws, objective):
     """LADD's equations, one sample and one tap at a time, nothing shared with the implementation
     but the nets.
     """
@@ -25,14 +34,28 @@ def oracle(student, teacher, heads, x0, conditioning, draws):
         x_t = (1 - t) * x0[b] + t * draws.student_noise_BCHW[b]
         fake = x_t - t * student.velocity(x_t[None], t[None], c)[0]
 
-        def logits(latent, b=b, c=c, s=s):
-            noised = (1 - s) * latent + s * draws.renoise_noise_BCHW[b]
+        def logits(latent, shift=0.0, b=b, c=c, s=s):
+            noised = (1 - s) * latent + s * draws.renoise_noise_BCHW[b] + shift
             return heads(teacher.features(noised[None], s[None], c), s[None], c.pooled_BP)
 
-        adversarial.append(torch.stack([-m.mean() for m in logits(fake)]).mean())
-        pairs = zip(logits(x0[b]), logits(fake.detach()), strict=True)
+        real, near = logits(x0[b]), logits(x0[b], objective.r1_sigma * draws.near_noise_BCHW[b])
+        if objective.adversarial == "hinge":
+            fooling = [-m.mean() for m in logits(fake)]
+            telling = [
+                F.relu(1 - r).mean() + F.relu(1 + f).mean()
+                for r, f in zip(real, logits(fake.detach()), strict=True)
+            ]
+        else:
+            fooling = [-F.logsigmoid(m).mean() for m in logits(fake)]
+            telling = [
+                -F.logsigmoid(r).mean() - F.logsigmoid(-f).mean()
+                for r, f in zip(real, logits(fake.detach()), strict=True)
+            ]
+        penalty = [((r - n) ** 2).mean() for r, n in zip(real, near, strict=True)]
+        distance = ((fake - x0[b]) ** 2).mean()
+        adversarial.append(torch.stack(fooling).mean() + objective.regression_weight * distance)
         judged.append(
-            torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
+            torch.stack(telling).mean() + objective.r1_weight * torch.stack(penalty).mean()
         )
     student_loss, heads_loss = torch.stack(adversarial).mean(), torch.stack(judged).mean()
     student_grads = torch.autograd.grad(
@@ -46,7 +69,8 @@ def oracle(student, teacher, heads, x0, conditioning, draws):
     )
 
 
-def test_update_equals_plain_autograd(tiny_backbones, tiny_batch):
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_update_equals_plain_autograd(objective, tiny_backbones, tiny_batch):
     student, teacher = tiny_backbones
     latents, conditioning = tiny_batch
     torch.manual_seed(4)
@@ -56,8 +80,9 @@ def test_update_equals_plain_autograd(tiny_backbones, tiny_batch):
         torch.randn(latents.shape),
         torch.tensor([0.9, 0.4, 0.7, 0.1]),
         torch.randn(latents.shape),
+        torch.randn(latents.shape),
     )
-    expected = oracle(student, teacher, heads, latents, conditioning, draws)
+    expected = oracle(student, teacher, heads, latents, conditioning, draws, objective)
     losses = [
         accumulate_gradients(
             student,
@@ -65,7 +90,8 @@ def test_update_equals_plain_autograd(tiny_backbones, tiny_batch):
             heads,
             latents[rows],
             conditioning.select(rows),
-            Draws(*(getattr(draws, name)[rows] for name in draws.__dataclass_fields__)),
+            draws.select(rows),
+            objective=objective,
             share=0.5,
             autocast=contextlib.nullcontext,
         )
@@ -79,7 +105,7 @@ def test_update_equals_plain_autograd(tiny_backbones, tiny_batch):
             if gradient is None:
                 assert parameter.grad is None
                 continue
-            torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=2e-4)
+            torch.testing.assert_close(parameter.grad, gradient, atol=2e-6, rtol=5e-4)
             compared += gradient.abs().sum() > 0
     assert compared > 100
 

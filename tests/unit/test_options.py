@@ -1,0 +1,155 @@
+"""Options of the method that are off by default: rollout, more head updates, adapters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from schemas.config import (
+    DiscriminatorConfig,
+    DistillConfig,
+    LoraConfig,
+    RenoiseConfig,
+    StudentTimeConfig,
+    TeacherConfig,
+)
+from schemas.errors import ConfigError
+from stages.ladd.flow import draw
+from stages.ladd.rollout import rolled_out
+from stages.ladd.trainer import LaddTrainer
+from stages.teachers import open_teacher
+
+GRID = [1.0, 0.75, 0.5, 0.25]
+
+
+def make_trainer(backbones, **changes) -> LaddTrainer:
+    config = DistillConfig(
+        **{"steps": 4, "global_batch": 4, "precision": "float32", "learning_rate": 1e-3} | changes
+    )
+    return LaddTrainer(*backbones, 24, config, torch.device("cpu"))
+
+
+def test_rollout_is_what_the_sampler_holds_before_each_level(tiny_backbones, tiny_batch):
+    student, (latents, conditioning) = tiny_backbones[0], tiny_batch
+    time = StudentTimeConfig(
+        probabilities=(0.25,) * 4, warmup_steps=0, warmup_probabilities=(0.25,) * 4, rollout=1.0
+    )
+    draws = draw(3, 0, range(4), latents.shape[1:], time, RenoiseConfig(), student_step=0)
+    draws = replace(draws, student_sigma_B=torch.tensor(GRID))
+    made = rolled_out(student, latents, conditioning, draws, GRID)
+    assert torch.equal(made[0], latents[0]), "the first level starts from noise: nothing before it"
+    for row in (1, 2, 3):
+        noises = draws.rollout_noise_BKCHW[row, :row]
+        expected = _consistency(student, noises, conditioning.select([row]), GRID[:row])
+        torch.testing.assert_close(made[row], expected, atol=1e-5, rtol=1e-4)
+
+
+def _consistency(student, noises, conditioning, levels):
+    x0 = None
+    for noise, level in zip(noises, levels, strict=True):
+        x = noise if x0 is None else (1 - level) * x0 + level * noise
+        with torch.no_grad():
+            v = student.velocity(x[None], torch.tensor([level]), conditioning)[0]
+        x0 = x - level * v
+    return x0
+
+
+def test_rollout_leaves_the_other_draws_alone():
+    shape, renoise = torch.Size((2, 4, 4)), RenoiseConfig()
+    plain = draw(0, 5, range(8), shape, StudentTimeConfig(), renoise, student_step=900)
+    time = StudentTimeConfig(rollout=0.5)
+    rolled = draw(0, 5, range(8), shape, time, renoise, student_step=900, near=True)
+    for name in ("student_sigma_B", "student_noise_BCHW", "renoise_sigma_B", "renoise_noise_BCHW"):
+        assert torch.equal(getattr(plain, name), getattr(rolled, name))
+    assert plain.rollout_noise_BKCHW is None and plain.near_noise_BCHW is None
+    assert rolled.rollout_noise_BKCHW.shape == (8, 3, 2, 4, 4)
+    assert 0 < rolled.rolls_out_B.sum() < 8
+
+
+def test_rollout_trains_on_other_inputs(tiny_backbones, tiny_batch):
+    time = {"probabilities": (0, 0, 0, 1.0), "warmup_steps": 0}
+    losses = [
+        make_trainer(tiny_backbones, student_time=StudentTimeConfig(**time, rollout=share)).update(
+            *tiny_batch
+        )["student_loss"]
+        for share in (0.0, 1.0)
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_heads_may_learn_several_times_for_each_update_of_the_student(tiny_backbones, tiny_batch):
+    trainer = make_trainer(
+        tiny_backbones,
+        steps=2,
+        discriminator=DiscriminatorConfig(head_start_steps=1, updates_per_student=3),
+    )
+    assert trainer.config.total_steps == 7
+    moved = []
+    for _ in range(trainer.config.total_steps):
+        before = [p.clone() for p in trainer.student.parameters()]
+        trainer.update(*tiny_batch)
+        after = trainer.student.parameters()
+        moved.append(any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+    assert moved == [False, True, False, False, True, False, False]
+
+
+def test_adapters_alone_are_trained(tiny_sd3):
+    teacher = open_teacher(TeacherConfig(model=str(tiny_sd3), use_t5=False, dtype="float32"))
+    lora = LoraConfig(rank=2)
+    student = teacher.backbone(dtype=torch.float32, lora=lora)
+    names = [name for name, p in student.named_parameters() if p.requires_grad]
+    assert names and all("lora_" in name for name in names)
+    blocks = student.transformer.transformer_blocks
+    for layer in (blocks[0].attn.to_q, blocks[0].ff.net[2], blocks[0].attn.add_k_proj):
+        assert hasattr(layer, "lora_A")
+
+
+def test_an_adapter_student_is_saved_merged_and_as_diffusers_lora(tiny_sd3, tmp_path):
+    teacher = open_teacher(TeacherConfig(model=str(tiny_sd3), use_t5=False, dtype="float32"))
+    lora = LoraConfig(rank=2, alpha=4)
+    student = teacher.backbone(dtype=torch.float32, lora=lora)
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(backbone):
+        adapters = [p for p in backbone.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for adapter in adapters:
+                adapter.copy_(torch.randn(adapter.shape, generator=generator) * 0.1)
+
+    fill(student)
+    generator.manual_seed(0)
+    teacher.save_student(tmp_path, fill, GRID, lora=lora)
+    shape = (1, 4, 8, 12)
+    x, sigma = torch.randn(shape, generator=generator), torch.tensor([0.7])
+    conditioning = teacher.encode_prompts(["a dog"])
+    expected = student.velocity(x, sigma, conditioning)
+    merged = open_teacher(TeacherConfig(model=str(tmp_path), use_t5=False, dtype="float32"))
+    found = merged.backbone().velocity(x, sigma, conditioning)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    base = teacher.backbone().velocity(x, sigma, conditioning)
+    assert (expected - base).abs().max() > 1e-2
+    stock = StableDiffusion3Pipeline.from_pretrained(
+        tiny_sd3, text_encoder_3=None, tokenizer_3=None
+    )
+    stock.load_lora_weights(tmp_path / "lora")
+    pieces = {
+        "hidden_states": x,
+        "timestep": 1000 * sigma,
+        "pooled_projections": conditioning.pooled_BP,
+        "encoder_hidden_states": torch.nn.functional.pad(
+            conditioning.tokens_BLD, (0, 0, 0, conditioning.null_tokens)
+        ),
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(
+            stock.transformer(**pieces, return_dict=False)[0], expected, atol=1e-4, rtol=1e-3
+        )
+
+
+def test_an_adapter_on_no_layer_is_refused(tiny_sd3):
+    teacher = open_teacher(TeacherConfig(model=str(tiny_sd3), use_t5=False))
+    with pytest.raises(ConfigError, match=r"distill\.lora\.targets: no layer .* to_qq"):
+        teacher.backbone(lora=LoraConfig(targets=["to_qq"]))
