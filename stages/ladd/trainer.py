@@ -54,7 +54,7 @@ class LaddTrainer:
             )
         self.heads = heads.to(device)
         self.average = ExponentialAverage(student, config.ema_decay)
-        options = {"betas": config.betas, "weight_decay": config.weight_decay}
+        options = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
         self.student_optimizer = torch.optim.AdamW(
             [p for p in student.parameters() if p.requires_grad],
             lr=config.learning_rate,

@@ -62,24 +62,25 @@ def accumulate_gradients(
         velocity = student.velocity(x_t, draws.student_sigma_B, conditioning).float()
         fake = clean_estimate(x_t, velocity, draws.student_sigma_B)
         fake_features = teacher.features(add_noise(fake, noise, sigma), sigma, conditioning)
+    # The heads judge the fakes once for both losses: what the student's loss sends back stops at
+    # the features, and goes on from there through teacher and student.
+    leaves = [features.detach().requires_grad_(train_student) for features in fake_features]
+    with autocast():
+        judged = heads(leaves, sigma, conditioning.pooled_BP)
+    loss_student = student_loss(judged, objective.adversarial)
     if train_student:
-        heads.requires_grad_(False)
-        with autocast():
-            fooled = heads(fake_features, sigma, conditioning.pooled_BP)
-        loss_student = student_loss(fooled, objective.adversarial)
+        (share * loss_student).backward(inputs=leaves, retain_graph=True)
+        roots, sent_back = list(fake_features), [leaf.grad for leaf in leaves]
         if objective.regression_weight > 0:
-            distance = (fake - x0_BCHW).square().mean()
-            loss_student = loss_student + objective.regression_weight * distance
-        (share * loss_student).backward()
-        heads.requires_grad_(True)
+            distance = objective.regression_weight * (fake - x0_BCHW).square().mean()
+            loss_student = loss_student + distance
+            roots, sent_back = [*roots, share * distance], [*sent_back, None]
+        torch.autograd.backward(roots, sent_back)
     with torch.no_grad(), autocast():
         real_noised = add_noise(x0_BCHW, noise, sigma)
         real_features = teacher.features(real_noised, sigma, conditioning)
     with autocast():
         real = heads(real_features, sigma, conditioning.pooled_BP)
-        judged = heads(
-            [features.detach() for features in fake_features], sigma, conditioning.pooled_BP
-        )
     loss_heads = discriminator_loss(real, judged, objective.adversarial)
     if objective.r1_weight > 0:
         assert draws.near_noise_BCHW is not None
@@ -89,10 +90,8 @@ def accumulate_gradients(
         with autocast():
             near = heads(near_features, sigma, conditioning.pooled_BP)
         loss_heads = loss_heads + objective.r1_weight * r1_penalty(real, near)
-    (share * loss_heads).backward()
+    (share * loss_heads).backward(inputs=list(heads.parameters()))
     means = [
         torch.stack([logits.detach().mean() for logits in side]).mean() for side in (real, judged)
     ]
-    # Before the student's first update its loss is what the heads say of it now.
-    loss_student = loss_student.detach() if train_student else -means[1]
-    return Losses(loss_student, loss_heads.detach(), *means)
+    return Losses(loss_student.detach(), loss_heads.detach(), *means)
