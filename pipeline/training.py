@@ -56,15 +56,17 @@ class TrainingRun:
                 yield Path(folder)
 
     def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
-        """Make a checkpoint: `fill` writes its files into a folder, on rank 0 alone. Every rank
-        must call this.
+        """Make a checkpoint: `fill` writes this rank's files into a folder, and the folders of all
+        ranks are laid together. Every rank must call this. Training goes on while they are sent.
         """
-        if self.rank != 0:
-            self._train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            fill(Path(folder))
-            self._train.report(metrics, checkpoint=self._train.Checkpoint.from_directory(folder))
+        folder = tempfile.mkdtemp(prefix="ladd-checkpoint-")
+        fill(Path(folder))
+        self._train.report(
+            metrics,
+            checkpoint=self._train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=self._train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
 
 
 def train_on_ray(

@@ -292,6 +292,12 @@ class DistillConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     lora: LoraConfig | None = None
     """Train adapters in place of the student's full weights."""
+    shard_over: int = runtime(1, ge=1)
+    """Workers that share one copy of the student's weights (FSDP2); 1 keeps one on each."""
+    shard_teacher: bool = runtime(False)
+    """Whether the frozen teacher is shared out in the same way."""
+    compile_blocks: bool = runtime(False)
+    """torch.compile, block by block: slower to start, faster from then on."""
     checkpoint_blocks: bool = runtime(False)
     """Activation checkpointing: less memory, about a third more time."""
     workers: int = runtime(1, ge=1)
@@ -324,6 +330,10 @@ class DistillConfig(Frozen):
         if self.global_batch % self.workers:
             raise ValueError(
                 f"global_batch {self.global_batch} does not divide by workers {self.workers}"
+            )
+        if self.workers % self.shard_over:
+            raise ValueError(
+                f"workers {self.workers} does not divide by shard_over {self.shard_over}"
             )
         share = self.global_batch // self.workers
         if self.micro_batch is not None and share % self.micro_batch:

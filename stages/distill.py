@@ -26,18 +26,19 @@ from pipeline.store import Artifact, ArtifactStore
 from pipeline.training import TrainingPlan, TrainingRun, train_on_ray
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig
-from schemas.errors import ConfigError, StageFailed
+from schemas.errors import ArtifactError, ConfigError, StageFailed
 from stages.devices import worker_device
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
+from stages.ladd.checkpoint import CheckpointError, load_tensors
 from stages.ladd.ema import ExponentialAverage
+from stages.ladd.parallelize import compile_blocks, spread
 from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler, student_sigmas
-from stages.ladd.state_file import load_state, save_state
 from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
 from stages.latent_data import LatentData
 from stages.sample_grid import draw_grid
 from stages.teachers import open_teacher
 
-STATE, TRACE = "state.safetensors", "trace.jsonl"
+STATE, TRACE = "state", "trace.jsonl"
 
 
 def run(context: StageContext) -> StageResult:
@@ -93,6 +94,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
         )
         frozen = teacher.backbone(checkpoint_blocks=distill.checkpoint_blocks)
         pooled_width = data.conditioning([0]).pooled_BP.shape[1]
+        _spread(student, frozen, config, device)
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, device)
         trace = _Trace(run, settings, resumed=_resume(run, trainer))
         samples = SampleGrids(
@@ -114,14 +116,11 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
                 ) from error
             trace.add(trainer.step, bucket, metrics)
             done = trainer.step == distill.total_steps
-            if (
-                run.rank == 0
-                and distill.sample_prompts
-                and (done or trainer.step % distill.sample_every == 0)
-            ):
-                trace.warn(samples.put(trainer.step, settings))
+            if distill.sample_prompts and (done or trainer.step % distill.sample_every == 0):
+                # On all ranks: where weights are sharded they work together.
+                trace.warn(samples.put(trainer.step, settings, keep=run.rank == 0))
             if done or trainer.step % distill.checkpoint_every == 0:
-                run.save(metrics, lambda folder: _fill(folder, trainer, trace))
+                run.save(metrics, lambda folder: _fill(folder, trainer, trace, run.rank))
         trace.close()
 
 
@@ -130,13 +129,30 @@ def _resume(run: TrainingRun, trainer: LaddTrainer) -> list[str]:
     with run.resume_folder() as folder:
         if folder is None:
             return []
-        trainer.load_state_dict(load_state(folder / STATE, trainer.device))
+        try:
+            trainer.load(folder / STATE)
+        except CheckpointError as error:
+            raise ArtifactError(f"distill: {error}") from error
         return (folder / TRACE).read_text().splitlines()
 
 
-def _fill(folder: Path, trainer: LaddTrainer, trace: _Trace) -> None:
-    save_state(folder / STATE, trainer.state_dict())
-    (folder / TRACE).write_text("".join(f"{line}\n" for line in trace.lines))
+def _fill(folder: Path, trainer: LaddTrainer, trace: _Trace, rank: int) -> None:
+    trainer.save(folder / STATE)
+    if rank == 0:
+        (folder / TRACE).write_text("".join(f"{line}\n" for line in trace.lines))
+
+
+def _spread(
+    student: nn.Module, frozen: nn.Module, config: PipelineConfig, device: torch.device
+) -> None:
+    """Compile both nets' blocks and spread them over the workers, as the configuration says."""
+    distill = config.distill
+    if distill.compile_blocks:
+        compile_blocks(student)
+        compile_blocks(frozen)
+    spread(student, device, distill.shard_over, getattr(torch, distill.precision))
+    if distill.shard_teacher:
+        spread(frozen, device, distill.shard_over, getattr(torch, config.teacher.dtype))
 
 
 class _Trace:
@@ -200,8 +216,10 @@ class SampleGrids:
             rows = pq.read_table(path).to_pylist()
         self.samples = _one_of_each_bucket(rows, self.config.distill.sample_prompts)
 
-    def put(self, step: int, settings: dict[str, Any]) -> list[str]:
-        """Write `samples/step-NNNNNN.png` beside the artifact; returns health warnings."""
+    def put(self, step: int, settings: dict[str, Any], *, keep: bool) -> list[str]:
+        """Write `samples/step-NNNNNN.png` beside the artifact, on the rank that is to `keep` it;
+        returns health warnings.
+        """
         if not self.samples:
             return []
         self.average.swap_with(self.student)
@@ -211,7 +229,8 @@ class SampleGrids:
         finally:
             self.student.train()
             self.average.swap_with(self.student)
-        settings["store"].write(f"{settings['folder']}/samples/step-{step:06d}.png", png)
+        if keep:
+            settings["store"].write(f"{settings['folder']}/samples/step-{step:06d}.png", png)
         return warnings
 
     def _draw(self) -> tuple[bytes, list[str]]:
@@ -303,12 +322,11 @@ def _finish(
     grids.
     """
     config = context.config
-    state = load_state(checkpoint / STATE)
     teacher = open_teacher(config.teacher)
 
     def load_average(backbone: nn.Module) -> None:
         average = ExponentialAverage(backbone, config.distill.ema_decay)
-        average.load_state_dict(state["average"])
+        load_tensors(checkpoint / STATE, {f"average.{n}": p for n, p in average.named_parameters()})
         average.copy_to(backbone)
 
     files = {}

@@ -1,11 +1,15 @@
-"""What several ranks share: gradients. The rest of the method does not know how many there are."""
+"""What several ranks share: gradients and their norm. The rest of the method does not know how many
+there are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -24,3 +28,15 @@ def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     distributed.all_reduce(flat)
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def clip_gradients(net: nn.Module, limit: float) -> float:
+    """Sum a net's gradients over all ranks, scale them down to the norm `limit`, and return the
+    norm that they had.
+
+    Gradients of a net that `parallelize.spread` holds are summed already.
+    """
+    if not isinstance(net, FSDPModule):
+        sum_over_ranks([p.grad for p in net.parameters() if p.grad is not None])
+    norm = nn.utils.clip_grad_norm_(net.parameters(), limit)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

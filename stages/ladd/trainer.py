@@ -7,19 +7,25 @@ A resumed trainer repeats an undisturbed one exactly: all randomness comes from 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from schemas.config import DistillConfig
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.checkpoint import (
+    begin_optimizer,
+    load_tensors,
+    names_in,
+    optimizer_tensors,
+    save_tensors,
+)
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.flow import draw
 from stages.ladd.heads import DiscriminatorHeads
-from stages.ladd.parallel import rank_and_world, sum_over_ranks
+from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.rollout import rolled_out
 from stages.ladd.update import accumulate_gradients
 
@@ -132,11 +138,7 @@ class LaddTrainer:
         if train_student:
             trained.append(("student", self.student, self.student_optimizer, config.learning_rate))
         for name, net, _, _ in trained:
-            gradients = [p.grad for p in net.parameters() if p.grad is not None]
-            sum_over_ranks(gradients)
-            metrics[f"{name}_grad_norm"] = nn.utils.clip_grad_norm_(
-                net.parameters(), config.clip_norm
-            ).item()
+            metrics[f"{name}_grad_norm"] = clip_gradients(net, config.clip_norm)
         if not all(torch.isfinite(torch.tensor(list(metrics.values())))):
             raise TrainingDiverged(
                 f"update {self.step}: {metrics} holds a value that is not a finite number"
@@ -156,18 +158,37 @@ class LaddTrainer:
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, for `state_file.save_state`."""
-        return {"step": self.step} | {name: part.state_dict() for name, part in self._parts()}
+    def save(self, folder: Path) -> None:
+        """Write everything that the next update depends on. Every rank calls this."""
+        save_tensors(folder, self._tensors())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        for name, part in self._parts():
-            part.load_state_dict(state[name])
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote, on any number of ranks. Raises CheckpointError."""
+        names = names_in(folder)
+        for part, net, optimizer in self._learners():
+            prefix = f"{part}_optimizer."
+            own = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+            begin_optimizer(net, optimizer, own)
+        tensors = self._tensors()
+        load_tensors(folder, tensors)
+        self.step = int(tensors["step"])
 
-    def _parts(self) -> Iterator[tuple[str, Any]]:
-        for name in ("student", "heads", "average", "student_optimizer", "heads_optimizer"):
-            yield name, getattr(self, name)
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"step": torch.tensor(self.step)}
+        for part, net, optimizer in self._learners():
+            trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+            for prefix, named in (
+                (part, trained),
+                (f"{part}_optimizer", optimizer_tensors(net, optimizer)),
+            ):
+                tensors |= {f"{prefix}.{name}": value for name, value in named.items()}
+        return tensors | {f"average.{name}": p for name, p in self.average.named_parameters()}
+
+    def _learners(self) -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
+        return [
+            ("student", self.student, self.student_optimizer),
+            ("heads", self.heads, self.heads_optimizer),
+        ]
 
     def _micro_batches(self, share: int) -> list[slice]:
         size = self.config.micro_batch or share

@@ -1,7 +1,7 @@
 """Makes the embedded teacher from nothing: every part in turn, each resumable, then a whole
 diffusers folder.
 
-The shipped weights took 100 minutes on two busy CPU cores; their log is docs/teacher-training.
+The shipped weights took three hours on two busy CPU cores; their log is docs/teacher-training.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from stages.shapes_world.train_transformer import (
 )
 from stages.shapes_world.train_vae import train_vae
 
-STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 4100}
+STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 11_500}
 SCENES = 60_000
-CURRICULUM = ((0.0, math.pi), (0.44, TILT))
+CURRICULUM = ((0.0, math.pi), (0.16, TILT))
 """From which share of the transformer's steps scenes with objects turned by how much: first freely,
 then upright.
 """

@@ -36,6 +36,10 @@ class SD3Backbone(nn.Module):
         self.tap_widths = [transformer.inner_dim] * len(transformer.transformer_blocks)
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        return self.transformer.transformer_blocks
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.transformer.dtype
 

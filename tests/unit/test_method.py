@@ -197,10 +197,10 @@ def test_a_resumed_trainer_repeats_the_undisturbed_one(tiny_backbones, tiny_batc
     spare = copy.deepcopy(tiny_backbones)
     straight = make_trainer(tiny_backbones)
     first = [straight.update(*tiny_batch) for _ in range(2)]
-    save_state(tmp_path / "state.safetensors", straight.state_dict())
+    straight.save(tmp_path)
     expected = [straight.update(*tiny_batch) for _ in range(3)]
     resumed = make_trainer(spare)
-    resumed.load_state_dict(load_state(tmp_path / "state.safetensors"))
+    resumed.load(tmp_path)
     assert resumed.step == 2
     assert [resumed.update(*tiny_batch) for _ in range(3)] == expected
     assert "student_grad_norm" not in first[0] and "student_grad_norm" in first[1]

@@ -1,0 +1,89 @@
+"""A trainer's state as sharded safetensors, by torch.distributed.checkpoint: no pickle, and
+readable by another number of ranks than wrote it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import checkpoint as dcp
+from torch.optim import Optimizer
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message names its folder."""
+
+
+def save_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors, each rank its shards. Every rank calls this, with a folder of its own or
+    one for all.
+    """
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _quiet():
+        dcp.save(tensors, storage_writer=writer, no_dist=not distributed.is_initialized())
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the tensors of a checkpoint. Raises CheckpointError when it cannot be read."""
+    return set(_read(folder, lambda reader: reader.read_metadata().state_dict_metadata))
+
+
+def load_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors` in place, each with what has its name, cut as this rank holds it.
+
+    Raises CheckpointError when the checkpoint lacks one, has it in another shape, or is damaged.
+    """
+    alone = not distributed.is_initialized()
+    _read(folder, lambda reader: dcp.load(tensors, storage_reader=reader, no_dist=alone))
+
+
+def _read(folder: Path, work: Any) -> Any:
+    try:
+        with _quiet():
+            return work(dcp.HuggingFaceStorageReader(str(folder)))
+    except Exception as error:
+        # torch wraps what its readers raise into kinds of its own, safetensors' errors among them.
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"the checkpoint {folder} cannot be read ({reason[-1] if reason else error!r}); delete "
+            "it to go on from the one before it"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that one process alone saves or loads: that is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def optimizer_tensors(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments and step counts by the names of their weights; empty before its first
+    step.
+    """
+    return {
+        f"{name}.{key}": value
+        for name, parameter in net.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def begin_optimizer(net: nn.Module, optimizer: Optimizer, names: Collection[str]) -> None:
+    """Give the optimizer empty moments for each weight that has its own among `names`, to be
+    filled.
+    """
+    for name, parameter in net.named_parameters():
+        if f"{name}.step" in names:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                **{key: torch.zeros_like(parameter) for key in _MOMENTS},
+            }

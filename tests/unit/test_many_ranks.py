@@ -1,0 +1,146 @@
+"""Training on two ranks: the same losses as on one, whole or sharded, and checkpoints that move
+between them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from schemas.config import DistillConfig
+from stages.ladd.backbone import Conditioning
+from stages.ladd.checkpoint import CheckpointError
+from stages.ladd.parallelize import spread
+from stages.ladd.trainer import LaddTrainer
+from stages.teachers.sd3_backbone import SD3Backbone
+
+STEPS = 20
+CPU = torch.device("cpu")
+WAYS = {
+    "replicated": {"shard_over": 1},
+    "student sharded": {"shard_over": 2},
+    "both sharded": {"shard_over": 2, "shard_teacher": True},
+}
+
+
+def batch_of(step: int) -> tuple[torch.Tensor, Conditioning]:
+    generator = torch.Generator().manual_seed(step)
+    latents = torch.randn(4, 4, 8, 12, generator=generator)
+    tokens = torch.randn(4, 5, 24, generator=generator)
+    return latents, Conditioning(tokens, torch.randn(4, 24, generator=generator), null_tokens=7)
+
+
+def train(
+    rank: int, world: int, way: dict[str, Any], steps: range, load: str, save: str
+) -> list[dict[str, float]]:
+    """Metrics of the updates `steps`, from the checkpoint `load` if named, leaving `save`."""
+    from tests.conftest import tiny_transformer
+
+    torch.manual_seed(0)
+    student, teacher = SD3Backbone(tiny_transformer()), SD3Backbone(tiny_transformer())
+    teacher.requires_grad_(False)
+    config = DistillConfig(
+        steps=STEPS,
+        global_batch=4,
+        workers=world,
+        precision="float32",
+        learning_rate=1e-3,
+        discriminator={"learning_rate": 1e-3, "head_start_steps": 2, "channels": 8},
+        student_time={"warmup_steps": 5, "rollout": 0.5},
+        shard_over=way.get("shard_over", 1),
+    )
+    spread(student, CPU, config.shard_over, torch.float32)
+    if way.get("shard_teacher"):
+        spread(teacher, CPU, config.shard_over, torch.float32)
+    trainer = LaddTrainer(student, teacher, 24, config, CPU)
+    if load:
+        trainer.load(Path(load))
+    assert trainer.step == steps.start
+    share = 4 // world
+    rows = slice(rank * share, (rank + 1) * share)
+    metrics = []
+    for step in steps:
+        latents, conditioning = batch_of(step)
+        metrics.append(trainer.update(latents[rows], conditioning.select(rows)))
+    if save:
+        trainer.save(Path(save))
+    return metrics
+
+
+def _rank(rank: int, port: int, jobs: dict[str, tuple], out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    traces = {name: train(rank, 2, *job) for name, job in jobs.items()}
+    if rank == 0:
+        Path(out).write_text(json.dumps(traces))
+    distributed.destroy_process_group()
+
+
+HALF = STEPS // 2
+
+
+@pytest.fixture(scope="module")
+def on_one() -> list[dict[str, float]]:
+    return train(0, 1, {}, range(STEPS), "", "")
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory) -> tuple[Path, dict[str, list[dict[str, float]]]]:
+    """Folder of the checkpoints at half way, and the traces of all jobs."""
+    folder = tmp_path_factory.mktemp("ranks")
+    train(0, 1, {}, range(HALF), "", str(folder / "one"))
+    jobs = {}
+    for name, way in WAYS.items():
+        saved = str(folder / name)
+        jobs[f"{name}, first half"] = (way, range(HALF), "", saved)
+        jobs[f"{name}, second half"] = (way, range(HALF, STEPS), saved, "")
+    jobs["from one"] = (WAYS["both sharded"], range(HALF, STEPS), str(folder / "one"), "")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = folder / "traces.json"
+    multiprocessing.spawn(_rank, (port, jobs, str(out)), nprocs=2)
+    return folder, json.loads(out.read_text())
+
+
+def assert_same_trace(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(found) == len(expected)
+    for step, (row, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert row == pytest.approx(wanted, rel=2e-3, abs=2e-4), f"update {step}"
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_two_ranks_repeat_the_losses_of_one(name, on_one, on_two):
+    assert len({row["student_loss"] for row in on_one}) == STEPS
+    traces = on_two[1]
+    assert_same_trace(traces[f"{name}, first half"], on_one[:HALF])
+    assert_same_trace(traces[f"{name}, second half"], on_one[HALF:])
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_checkpoint_of_two_ranks_goes_on_on_one(name, on_one, on_two):
+    found = train(0, 1, {}, range(HALF, STEPS), str(on_two[0] / name), "")
+    assert_same_trace(found, on_one[HALF:])
+
+
+def test_a_checkpoint_of_one_rank_goes_on_on_two(on_one, on_two):
+    assert_same_trace(on_two[1]["from one"], on_one[HALF:])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    train(0, 1, {}, range(3), "", str(tmp_path))
+    file = next(tmp_path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        train(0, 1, {}, range(3, 4), str(tmp_path), "")
+    file.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train(0, 1, {}, range(3, 4), str(tmp_path), "")
