@@ -94,7 +94,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
         )
         frozen = teacher.backbone(checkpoint_blocks=distill.checkpoint_blocks)
         pooled_width = data.conditioning([0]).pooled_BP.shape[1]
-        _spread(student, frozen, config, device)
+        _prepare(student, frozen, config, device)
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, device)
         trace = _Trace(run, settings, resumed=_resume(run, trainer))
         samples = SampleGrids(
@@ -142,7 +142,7 @@ def _fill(folder: Path, trainer: LaddTrainer, trace: _Trace, rank: int) -> None:
         (folder / TRACE).write_text("".join(f"{line}\n" for line in trace.lines))
 
 
-def _spread(
+def _prepare(
     student: nn.Module, frozen: nn.Module, config: PipelineConfig, device: torch.device
 ) -> None:
     """Compile both nets' blocks and spread them over the workers, as the configuration says."""
@@ -210,7 +210,7 @@ class SampleGrids:
 
     def __post_init__(self) -> None:
         self._teacher_pictures: dict[str, np.ndarray] = {}
-        self._teacher_spread: float | None = None
+        self._teacher_distance: float | None = None
         entry = next(f for f in self.prompts.manifest.files if f.path == "held_out.parquet")
         with self.prompts.checked(entry) as path:
             rows = pq.read_table(path).to_pylist()
@@ -256,10 +256,10 @@ class SampleGrids:
         the first prompt).
         """
         alike = [{**self.samples[0], "seed": self.samples[0]["seed"] + i} for i in range(4)]
-        if self._teacher_spread is None:
-            self._teacher_spread = _spread(self._from_teacher(alike))
+        if self._teacher_distance is None:
+            self._teacher_distance = _distance(self._from_teacher(alike))
         return HealthWatch().observe_diversity(
-            _spread(self._from_student(alike, 4)), self._teacher_spread
+            _distance(self._from_student(alike, 4)), self._teacher_distance
         )
 
     def _from_teacher(self, samples: list[dict[str, Any]]) -> torch.Tensor:
@@ -298,7 +298,7 @@ class SampleGrids:
         )
 
 
-def _spread(latents_BCHW: torch.Tensor) -> float:
+def _distance(latents_BCHW: torch.Tensor) -> float:
     """Mean distance between the latents of a batch."""
     return torch.pdist(latents_BCHW.flatten(1).float().cpu()).mean().item()
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,8 +50,9 @@ def _read(folder: Path, work: Any) -> Any:
     try:
         with _quiet():
             return work(dcp.HuggingFaceStorageReader(str(folder)))
-    except Exception as error:
-        # torch wraps what its readers raise into kinds of its own, safetensors' errors among them.
+    except (Exception, CheckpointException) as error:
+        # torch wraps what its readers raise, safetensors' errors among them, into this kind of its
+        # own, which is no Exception.
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"the checkpoint {folder} cannot be read ({reason[-1] if reason else error!r}); delete "

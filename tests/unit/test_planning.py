@@ -138,7 +138,7 @@ def test_key_is_golden():
     assert keys == GOLDEN_KEYS
 
 
-GOLDEN_KEYS = ["ffb340f0b8babfdc", "09dab0c3ea0b1b15", "7997fcf6c54dd602", "8eda3aeace73904c"]
+GOLDEN_KEYS = ["ffb340f0b8babfdc", "09dab0c3ea0b1b15", "7997fcf6c54dd602", "36fb7c20c62c4ba0"]
 
 
 def test_runtime_fields_are_not_in_the_identity(config):

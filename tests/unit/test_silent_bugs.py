@@ -258,7 +258,7 @@ def test_09_the_average_is_what_is_sampled_and_saved(tiny_teacher, tmp_path):
     class Store:
         write = staticmethod(lambda name, content: None)
 
-    grids.put(1, {"store": Store, "folder": "x"})
+    grids.put(1, {"store": Store, "folder": "x"}, keep=True)
     original = SD3Transformer2DModel.from_pretrained(
         tiny_teacher.folder / "transformer"
     ).proj_out.bias
