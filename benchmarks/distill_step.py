@@ -7,19 +7,22 @@ Both sides run the same nets and batch and make one update of the student and on
 With F one forward of the transformer for one sample, ours costs 6F (`stages/ladd/update.py`), the
 alternating schedule 8F: its discriminator iteration runs the student anew. The matrix rate is the
 best that one `torch.matmul` reaches in the same run and dtype; the FLOPs of a step are counted by
-torch from the operations that really ran.
+torch from the operations that really ran. Peak memory is that of nets, optimizers and two steps, as
+the system sees it, each schedule in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
 import torch
 from diffusers import SD3Transformer2DModel
+from peak_memory import in_own_process, resident_peak
 from torch.utils.flop_counter import FlopCounterMode
 
 from schemas.config import DistillConfig, RenoiseConfig, StudentTimeConfig
@@ -140,9 +143,20 @@ def main() -> None:
     parser.add_argument("--text", type=int, default=77, help="text tokens")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--measure", choices=["ours", "alternating"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
-    step = Step(args.batch, args.side, args.text, dtype)
+
+    def build() -> Step:
+        return Step(args.batch, args.side, args.text, dtype)
+
+    if args.measure:
+        print(json.dumps(resident_peak(lambda: two_steps(build(), args.measure))))
+        return
+    peaks = {
+        name: in_own_process(*sys.argv[1:], "--measure", name) for name in ("ours", "alternating")
+    }
+    step = build()
     size = sum(p.numel() for p in step.student.parameters()) / 1e6
     with FlopCounterMode(display=False) as counter:
         step.ours()
@@ -162,8 +176,13 @@ def main() -> None:
         f"step {flops / ours / 1e9:.0f} GFLOP/s of {rate / 1e9:.0f} GFLOP/s matrix rate: "
         f"{flops / ours / rate:.2f}"
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of the process {peak:.2f} GiB")
+    print("peak memory  " + ", ".join(f"{n} {peak / 2**30:.2f} GiB" for n, peak in peaks.items()))
+
+
+def two_steps(step: Step, schedule: str) -> None:
+    """The second finds the optimizers' moments in place."""
+    for _ in range(2):
+        getattr(step, schedule)()
 
 
 if __name__ == "__main__":

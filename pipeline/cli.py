@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import ArtifactError, ConfigError, LaddError
+from schemas.errors import ArtifactError, ConfigError, GateFailed, LaddError, StageFailed
 
 app = typer.Typer(
     help="From prompts to a few-step student: Latent Adversarial Diffusion Distillation for SD3.",
@@ -97,7 +97,7 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
-for _name in ("prompts", "synthesize", "encode", "distill"):
+for _name in ("prompts", "synthesize", "encode", "distill", "pairs", "dpo", "eval"):
     app.command(_name)(_stage_command(_name))
 
 
@@ -263,10 +263,117 @@ def score(
 
     no_student = contextlib.nullcontext()
     with no_student if teacher_only else _student_folder(student, store, stages) as folder:
-        rows = score_table(
-            loaded, folder, prompts, lambda text: print(text, file=sys.stderr, flush=True)
+        rows = score_table(loaded, {"student": folder} if folder else {}, prompts, _to_stderr)
+    _show_rows(rows, out)
+
+
+@app.command()
+def sweep(
+    stage: Annotated[str, typer.Argument(help="Which stage's results are compared: distill.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.field=value,value; every combination is a trial."),
+    ] = None,
+    score: Annotated[
+        int, typer.Option(help="Judge the students on so many held-out prompts (shapes alone).")
+    ] = 0,
+    at_once: Annotated[
+        int, typer.Option(help="Trials side by side; each waits for its resources.")
+    ] = 4,
+    out: Annotated[Path | None, typer.Option(help="Also write the table as JSON.")] = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    log_format: LogFormat = "text",
+) -> None:
+    """Run one stage with several configurations, each an artifact of its own, and compare."""
+    from pipeline.observe import Observer
+    from pipeline.store import ArtifactStore
+    from pipeline.sweep import make_trials, run_trials
+
+    if stage != "distill":
+        raise ConfigError(f"sweep compares students: the stage is distill, not {stage!r}")
+    trials = make_trials(config, preset, set_ or ())
+    store = ArtifactStore(trials[0].config.store)
+    signal.signal(signal.SIGTERM, _terminate)
+    rows, students = [], {}
+    with Observer(log_format) as observer:
+        for trial, result in run_trials(stage, trials, store, observer, at_once):
+            if isinstance(result, LaddError):
+                rows.append({"trial": trial.name, "artifact": f"failed: {result}"})
+                continue
+            metrics = {name: f"{value:.4g}" for name, value in result.manifest.metrics.items()}
+            rows.append({"trial": trial.name, "artifact": result.manifest.key} | metrics)
+            if store.is_local:
+                students[trial.name] = Path(store.path(result.name("model")))
+    if score and students:
+        from stages.shapes_table import score_table
+
+        _show_rows(rows, None)
+        rows = score_table(trials[0].config, students, score, _to_stderr)
+    _show_rows(rows, out)
+    if not students:
+        raise StageFailed("no trial has made a student")
+
+
+@app.command()
+def compare(
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A system of the evaluation, such as student_4; may be given again. By default "
+            "the teacher, the student at its most steps and the tuned student, in all pairs."
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts to judge; LADD's authors took 128.")] = 128,
+    questions: Annotated[
+        str, typer.Option(help="quality, alignment, or both.")
+    ] = "quality,alignment",
+    votes: Annotated[Path, typer.Option(help="The file that keeps the votes.")] = Path(
+        "votes.sqlite"
+    ),
+    results: Annotated[bool, typer.Option("--results", help="Print what the votes say.")] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write the votes as preference pairs (jsonl), for pairs.url."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8765,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let people judge the evaluation's pictures on a blind A/B page."""
+    _, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
+    found = store.find("eval", next(stage.key for stage in stages if stage.name == "eval"))
+    if found is None:
+        raise ArtifactError(
+            "this configuration has no evaluation yet; `ladd-pipeline run --until eval` makes it"
         )
-    _table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+    from pipeline.compare import command
+
+    signal.signal(signal.SIGTERM, _terminate)
+    command.compare(
+        found,
+        votes,
+        systems=system or (),
+        prompts=prompts,
+        questions=[name.strip() for name in questions.split(",") if name.strip()],
+        results=results,
+        as_json=as_json,
+        export=export,
+        host=host,
+        port=port,
+    )
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _show_rows(rows: list[dict[str, Any]], out: Path | None) -> None:
+    columns = list({name: None for row in rows for name in row})
+    _table(columns, [[str(row.get(name, "")) for name in columns] for row in rows])
     if out is not None:
         out.write_text(json.dumps(rows, indent=2) + "\n")
 
@@ -472,6 +579,12 @@ def _run(
         print(f"student: {found.url}/{found.manifest.details['model']}")
         for grid in found.manifest.details["samples"][-1:]:
             print(f"samples: {found.url}/{grid}")
+    judged = next((s for s in stages if s.name == "eval"), None)
+    if judged and (found := store.find("eval", judged.key)):
+        print(f"tuned student: {found.url}/{found.manifest.details['model']}")
+        print(f"report: {found.url}/report.html")
+        if failed := found.manifest.details["failed_gates"]:
+            raise GateFailed("; ".join(failed))
 
 
 def _terminate(*_: object) -> None:
@@ -523,8 +636,6 @@ def _artifact(store: Any, key: str) -> Any:
 @contextlib.contextmanager
 def _student_folder(student: Path | None, store: Any, stages: Any) -> Iterator[Path]:
     """A local folder with the student: the one named, or this configuration's from the store."""
-    import tempfile
-
     if student is not None:
         if not (student / "model_index.json").exists():
             raise ArtifactError(f"{student} is not a diffusers folder: it has no model_index.json")
@@ -536,16 +647,8 @@ def _student_folder(student: Path | None, store: Any, stages: Any) -> Iterator[P
         raise ArtifactError(
             "this configuration has no student yet; `ladd-pipeline run --until distill` makes it"
         )
-    if store.is_local:
-        yield Path(store.path(found.name("model")))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for entry in found.files("model/"):
-            target = Path(folder) / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with found.checked(entry) as path:
-                target.write_bytes(path.read_bytes())
-        yield Path(folder) / "model"
+    with found.local_folder("model") as folder:
+        yield folder
 
 
 def main() -> None:

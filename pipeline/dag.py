@@ -19,6 +19,9 @@ STAGES = {
         Stage("synthesize", version=1, sections=("synthesize", "teacher")),
         Stage("encode", version=1, sections=("encode", "teacher")),
         Stage("distill", version=1, sections=("distill", "teacher")),
+        Stage("pairs", version=1, sections=("pairs", "synthesize", "teacher")),
+        Stage("dpo", version=1, sections=("dpo", "teacher")),
+        Stage("eval", version=1, sections=("eval", "synthesize", "teacher")),
     )
 }
 
@@ -33,5 +36,17 @@ def declare(stage: Callable[[str], Any], config: PipelineConfig) -> dict[str, An
         pictures = None
         latents = stage("encode").bind()
     student = stage("distill").bind(prompts, latents)
-    nodes = {"prompts": prompts, "synthesize": pictures, "encode": latents, "distill": student}
+    drawn_by_student = config.pairs.model == "student" and config.pairs.url is None
+    pairs = stage("pairs").bind(*((prompts, student) if drawn_by_student else (prompts,)))
+    tuned = stage("dpo").bind(prompts, pairs, student)
+    judged = stage("eval").bind(prompts, student, tuned)
+    nodes = {
+        "prompts": prompts,
+        "synthesize": pictures,
+        "encode": latents,
+        "distill": student,
+        "pairs": pairs,
+        "dpo": tuned,
+        "eval": judged,
+    }
     return {name: node for name, node in nodes.items() if node is not None}

@@ -78,7 +78,7 @@ def execute(
             check(config)
     # The store must be writable before an hour of work, not after it.
     started = datetime.now(UTC)
-    record = f"runs/{started:%Y%m%dT%H%M%S}-{config.name}"
+    record = f"runs/{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     summary = {
         "started": started.isoformat(),
         "command": sys.argv[1:],
@@ -118,12 +118,17 @@ def to_line(event: dict[str, Any]) -> bytes:
 
 @contextlib.contextmanager
 def ray_cluster(config: PipelineConfig) -> Iterator[None]:
-    """Join the configured cluster, or start Ray on this machine for the time being."""
+    """Join the configured cluster, or start Ray on this machine for the time being; within another
+    such block, that one's cluster serves.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",

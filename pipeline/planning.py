@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.dag import STAGES, declare
+from pipeline.memory_estimate import memory_words
 from pipeline.store import ArtifactStore
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
@@ -193,11 +194,20 @@ def estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> st
         * config.prompts.images_per_prompt
     )
     many = "all" if pictures is None else f"up to {pictures:,}"
-    distill = config.distill
+    distill, pairs, dpo = config.distill, config.pairs, config.dpo
     evaluations = config.synthesize.steps * (2 if config.synthesize.guidance_scale > 1 else 1)
     return {
         "prompts": "all prompts" if prompts is None else f"{prompts:,} prompts",
         "synthesize": f"{many} pictures, {evaluations} teacher passes each",
         "encode": f"{many} pictures",
-        "distill": f"{distill.steps:,} updates of {distill.global_batch}, 6 passes a sample",
+        "distill": f"{distill.steps:,} updates of {distill.global_batch}, 6 passes a sample"
+        + (memory_words(config) if name == "distill" else ""),
+        "pairs": f"pairs of {pairs.url}"
+        if pairs.url is not None
+        else f"{pairs.prompts:,} prompts, {pairs.pictures_per_prompt} pictures each by the "
+        f"{pairs.model}, ranked by {pairs.reward.name}",
+        "dpo": f"up to {dpo.steps:,} updates of {dpo.global_batch}, 6 passes a pair; "
+        f"{len({0.0, *dpo.scales})} scales on {dpo.chooser_prompts:,} prompts",
+        "eval": f"up to {config.eval.prompts:,} held-out prompts, "
+        f"{2 * len(config.eval.student_steps) + 2} ways of drawing them",
     }[name]

@@ -259,6 +259,22 @@ class Artifact:
                 f"{self.manifest.stage}`"
             ) from error
 
+    @contextlib.contextmanager
+    def local_folder(self, prefix: str) -> Iterator[Path]:
+        """A local path of a folder of the artifact: the folder itself where the store is one, else
+        a checked copy for the time being.
+        """
+        if self.store.is_local:
+            yield Path(self.store.path(self.name(prefix)))
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            for entry in self.files(f"{prefix}/"):
+                target = Path(scratch) / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with self.checked(entry) as path:
+                    target.write_bytes(path.read_bytes())
+            yield Path(scratch) / prefix
+
     def _digest(self, entry: FileEntry) -> str:
         with self.store.local(self.name(entry.path)) as path:
             return file_digest(path)

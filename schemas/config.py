@@ -278,6 +278,8 @@ class DistillConfig(Frozen):
     """Of AdamW, for student and heads."""
     weight_decay: float = Field(0.0, ge=0)
     """Of AdamW, for student and heads."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """Of the student; adamw8bit (torchao) keeps the moments in a quarter of the memory."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Of the weights that are saved as the student."""
     clip_norm: float = Field(1.0, gt=0)
@@ -296,6 +298,8 @@ class DistillConfig(Frozen):
     """Workers that share one copy of the student's weights (FSDP2); 1 keeps one on each."""
     shard_teacher: bool = runtime(False)
     """Whether the frozen teacher is shared out in the same way."""
+    ema_device: Literal["same", "cpu"] = runtime("same")
+    """Where the averaged weights live; cpu frees a GPU of them and costs their way over the bus."""
     compile_blocks: bool = runtime(False)
     """torch.compile, block by block: slower to start, faster from then on."""
     checkpoint_blocks: bool = runtime(False)
@@ -316,6 +320,8 @@ class DistillConfig(Frozen):
     """Held-out prompts in a sample grid; 0 draws none."""
     log_every: int = runtime(10, ge=1)
     """Updates between lines on TensorBoard and in the progress."""
+    cache_gb: float = runtime(50.0, ge=0)
+    """Local disk of each worker for rows of latents and embeddings that lie on a remote store."""
     retries: int = runtime(3, ge=0)
     """How often Ray Train starts again after a worker's death."""
 
@@ -344,6 +350,154 @@ class DistillConfig(Frozen):
         return self
 
 
+class ScoreConfig(Frozen):
+    """One judge of pictures, or one space of features."""
+
+    name: str
+    """A file in stages/scores."""
+    model: str | None = None
+    """Folder or hub id of its weights; the embedded scores need none."""
+    revision: str | None = None
+    """Hub revision of the weights."""
+
+
+class PairsConfig(Frozen):
+    """Preference pairs: two pictures of one prompt, and which of them is better."""
+
+    model: Literal["teacher", "student"] = "teacher"
+    """Which model draws the pairs and is then tuned. The paper tunes the teacher and puts the
+    adapters on the student; the student is tuned on pairs from its own sampling grid.
+    """
+    url: str | None = None
+    """Read pairs from this file instead: Pick-a-Pic's parquet columns, or a jsonl with prompt,
+    winner and loser (paths or URLs of pictures).
+    """
+    prompts: int = Field(1000, ge=1)
+    """Training prompts of which pairs are made."""
+    pictures_per_prompt: int = Field(4, ge=2)
+    """Pictures drawn of each; the best and the worst make the pair."""
+    student_steps: int = Field(4, ge=1)
+    """Sampling steps where the student draws."""
+    reward: ScoreConfig = ScoreConfig(name="pick_score")
+    """The score that ranks the pictures."""
+    margin: float = Field(0.0, ge=0)
+    """A pair whose rewards differ by no more than this is a near-tie: dropped, and counted."""
+    held_out_fraction: Probability = 0.1
+    """Share of pairs, by hash of the prompt, kept to watch the tuning."""
+    micro_batch: int = Field(8, ge=1)
+    """Pictures sampled together."""
+    prompts_per_shard: int = Field(64, ge=1)
+    """The unit of work and of resume."""
+    seed: int = 0
+    """Base of the pictures' seeds."""
+    pool: WorkerPool = runtime(WorkerPool())
+
+
+class DpoConfig(Frozen):
+    """Diffusion-DPO (Wallace et al. 2023) for rectified flow, with adapters."""
+
+    steps: int = Field(2000, ge=1)
+    """Updates at most; the early stop may end it sooner."""
+    global_batch: int = Field(32, ge=1)
+    """Pairs of an update over all workers and accumulation rounds."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Pairs in one forward pass; empty takes the whole share of a worker."""
+    beta: float = Field(2000.0, gt=0)
+    """How strongly the reference holds; errors are means over elements, hence its size."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Of AdamW."""
+    warmup_updates: int = Field(0, ge=0)
+    """Linear warm-up of the learning rate."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+    lora: LoraConfig = LoraConfig(rank=128)
+    """The adapters that are trained."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the forward passes; adapters stay float32."""
+    watch_every: int = Field(100, ge=1)
+    """Updates between looks at the held-out pairs."""
+    patience: int = Field(3, ge=1)
+    """Stop when the held-out loss has not fallen for so many looks; the best look's adapters are
+    kept.
+    """
+    scales: list[Annotated[float, Field(ge=0)]] = Field([0.25, 0.5, 0.75, 1.0], min_length=1)
+    """Of the adapters on the student; the best is chosen by `chooser`."""
+    chooser: ScoreConfig = ScoreConfig(name="clip_score")
+    """The score that chooses the scale: another than the one that made the pairs."""
+    chooser_prompts: int = Field(200, ge=1)
+    """Training prompts on which it is chosen, none of which made a pair where there are enough."""
+    seed: int = 0
+    """Of batches and noise."""
+    workers: int = runtime(1, ge=1)
+    """Ray Train workers."""
+    cpus_per_worker: float | None = runtime(None, gt=0)
+    """CPUs of each; empty shares the cluster's CPUs between them."""
+    use_gpu: bool | None = runtime(None)
+    """Empty takes GPUs where the cluster has them."""
+    checkpoint_every: int = runtime(200, ge=1)
+    """Updates between checkpoints."""
+    checkpoints_kept: int = runtime(2, ge=1)
+    """Older ones are deleted."""
+    checkpoint_blocks: bool = runtime(False)
+    """Activation checkpointing: less memory, about a third more time."""
+    log_every: int = runtime(10, ge=1)
+    """Updates between lines on TensorBoard and in the progress."""
+    retries: int = runtime(3, ge=0)
+    """How often Ray Train starts again after a worker's death."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> DpoConfig:
+        share, rest = divmod(self.global_batch, self.workers)
+        if rest:
+            raise ValueError(
+                f"global_batch {self.global_batch} does not divide by workers {self.workers}"
+            )
+        if self.micro_batch is not None and share % self.micro_batch:
+            raise ValueError(
+                f"a worker's share of {share} pairs does not divide by micro_batch "
+                f"{self.micro_batch}"
+            )
+        return self
+
+
+class EvalConfig(Frozen):
+    """How teacher, student and tuned student are judged, on held-out prompts."""
+
+    prompts: int = Field(1000, ge=8)
+    """Held-out prompts at most."""
+    url: str | None = None
+    """Judge on the prompts of this file instead (GenEval's evaluation_metadata.jsonl, or any that
+    `prompts` reads); a prompt of it that was trained on is refused.
+    """
+    scores: list[ScoreConfig] = Field(
+        [ScoreConfig(name="clip_score"), ScoreConfig(name="pick_score")], min_length=1
+    )
+    """Each judges every picture."""
+    features: ScoreConfig = ScoreConfig(name="clip_features")
+    """The space of FID, KID, CMMD, precision, recall and diversity."""
+    student_steps: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4], min_length=1)
+    """The student's, and the teacher's for comparison."""
+    tuned_steps: int = Field(4, ge=1)
+    """Of the tuned student."""
+    alike_prompts: int = Field(50, ge=1)
+    """Prompts that are drawn several times, to measure diversity within a prompt."""
+    alike_seeds: int = Field(4, ge=2)
+    """How often each of them."""
+    bootstrap: int = Field(2000, ge=100)
+    """Resamples of the prompts behind each interval."""
+    gates: dict[str, str] = Field(default_factory=dict)
+    """Demands such as `student_4.attributes: ">= 0.85"`; one that fails gives exit code 6."""
+    wall_prompts: int = Field(12, ge=1)
+    """Rows of the sample wall in the report."""
+    micro_batch: int = Field(8, ge=1)
+    """Pictures sampled together."""
+    prompts_per_shard: int = Field(128, ge=1)
+    """The unit of work and of resume."""
+    seed: int = 0
+    """Of the bootstrap."""
+    pool: WorkerPool = runtime(WorkerPool())
+
+
 class RayConfig(Frozen):
     """The cluster. Nothing here changes a result."""
 
@@ -368,3 +522,6 @@ class PipelineConfig(Frozen):
     synthesize: SynthesizeConfig = SynthesizeConfig()
     encode: EncodeConfig = EncodeConfig()
     distill: DistillConfig = DistillConfig()
+    pairs: PairsConfig = PairsConfig()
+    dpo: DpoConfig = DpoConfig()
+    eval: EvalConfig = EvalConfig()

@@ -21,3 +21,9 @@ class ArtifactError(LaddError):
     """An artifact or input is missing or damaged."""
 
     exit_code = 4
+
+
+class GateFailed(LaddError):
+    """The work is done, and its result misses a demand of the configuration."""
+
+    exit_code = 6

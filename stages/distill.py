@@ -12,7 +12,10 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +25,31 @@ import torch
 from torch import nn
 
 from pipeline.stage import StageContext, StageResult
-from pipeline.store import Artifact, ArtifactStore
+from pipeline.store import Artifact
 from pipeline.training import TrainingPlan, TrainingRun, train_on_ray
-from schemas.bucket import Bucket
-from schemas.config import PipelineConfig
-from schemas.errors import ArtifactError, ConfigError, StageFailed
+from schemas.config import DistillConfig, PipelineConfig
+from schemas.errors import ConfigError, StageFailed
 from stages.devices import worker_device
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
-from stages.ladd.checkpoint import CheckpointError, load_tensors
+from stages.ladd.checkpoint import load_tensors
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.parallelize import compile_blocks, spread
-from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler, student_sigmas
+from stages.ladd.sampling import student_sigmas
 from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
 from stages.latent_data import LatentData
+from stages.painters import student_painter, teacher_painter
 from stages.sample_grid import draw_grid
 from stages.teachers import open_teacher
+from stages.teachers.protocol import Teacher
+from stages.training_trace import STATE, TRACE, TrainingTrace, fill_checkpoint, resume
 
-STATE, TRACE = "state", "trace.jsonl"
+
+def check(config: PipelineConfig) -> None:
+    """Raises ConfigError when the optimizer's library is not installed."""
+    if config.distill.optimizer == "adamw8bit" and find_spec("torchao") is None:
+        raise ConfigError(
+            "distill.optimizer: adamw8bit needs torchao; install ladd-pipeline[eight-bit]"
+        )
 
 
 def run(context: StageContext) -> StageResult:
@@ -86,112 +97,93 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
     device = worker_device(run.cpus)
     teacher = open_teacher(config.teacher)
     teacher.place(device)
-    with tempfile.TemporaryDirectory(prefix="ladd-latents-") as cache:
-        data = LatentData(settings["latents"], Path(cache), teacher.encode_prompts)
+    cache = int(distill.cache_gb * 1e9)
+    artifact = settings["latents"]
+    with closing(LatentData(artifact, teacher.encode_prompts, cache_bytes=cache)) as data:
         plan = BatchPlan(data.sizes, distill.global_batch, distill.seed)
-        student = teacher.backbone(
-            dtype=torch.float32, checkpoint_blocks=distill.checkpoint_blocks, lora=distill.lora
+        student = _backbone(
+            teacher,
+            config,
+            device,
+            getattr(torch, distill.precision),
+            dtype=torch.float32,
+            lora=distill.lora,
         )
-        frozen = teacher.backbone(checkpoint_blocks=distill.checkpoint_blocks)
+        frozen = _backbone(
+            teacher,
+            config,
+            device,
+            getattr(torch, config.teacher.dtype) if distill.shard_teacher else None,
+        )
         pooled_width = data.conditioning([0]).pooled_BP.shape[1]
-        _prepare(student, frozen, config, device)
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, device)
-        trace = _Trace(run, settings, resumed=_resume(run, trainer))
+        trace = TrainingTrace(
+            run,
+            settings,
+            resume(run, trainer, "distill"),
+            total=distill.total_steps,
+            log_every=distill.log_every,
+            watch=HealthWatch().observe,
+        )
         samples = SampleGrids(
             teacher, frozen, student, trainer.average, config, settings["prompts"], device
         )
-        share = distill.global_batch // run.world
-        while trainer.step < distill.total_steps:
-            bucket, rows = plan.batch(trainer.step)
-            latents, conditioning = data.batch(
-                bucket, rows[run.rank * share : (run.rank + 1) * share]
-            )
-            try:
-                metrics = trainer.update(latents, conditioning)
-            except TrainingDiverged as error:
-                raise StageFailed(
-                    f"distill: {error}; the last good checkpoint is kept. Lower "
-                    "distill.learning_rate or "
-                    "distill.discriminator.learning_rate"
-                ) from error
-            trace.add(trainer.step, bucket, metrics)
-            done = trainer.step == distill.total_steps
-            if distill.sample_prompts and (done or trainer.step % distill.sample_every == 0):
-                # On all ranks: where weights are sharded they work together.
-                trace.warn(samples.put(trainer.step, settings, keep=run.rank == 0))
-            if done or trainer.step % distill.checkpoint_every == 0:
-                run.save(metrics, lambda folder: _fill(folder, trainer, trace, run.rank))
+        with closing(data.ahead(_wanted(plan, run, trainer.step, distill))) as batches:
+            for bucket, latents, conditioning in batches:
+                try:
+                    metrics = trainer.update(latents, conditioning)
+                except TrainingDiverged as error:
+                    raise StageFailed(
+                        f"distill: {error}; the last good checkpoint is kept. Lower "
+                        "distill.learning_rate or "
+                        "distill.discriminator.learning_rate"
+                    ) from error
+                trace.add(trainer.step, {"bucket": bucket, **metrics})
+                done = trainer.step == distill.total_steps
+                if distill.sample_prompts and (done or trainer.step % distill.sample_every == 0):
+                    # On all ranks: where weights are sharded they work together.
+                    trace.warn(samples.put(trainer.step, settings, keep=run.rank == 0))
+                if done or trainer.step % distill.checkpoint_every == 0:
+                    run.save(
+                        metrics, lambda folder: fill_checkpoint(folder, trainer, trace, run.rank)
+                    )
         trace.close()
 
 
-def _resume(run: TrainingRun, trainer: LaddTrainer) -> list[str]:
-    """Load the latest checkpoint, if any; returns the lines of its trace."""
-    with run.resume_folder() as folder:
-        if folder is None:
-            return []
-        try:
-            trainer.load(folder / STATE)
-        except CheckpointError as error:
-            raise ArtifactError(f"distill: {error}") from error
-        return (folder / TRACE).read_text().splitlines()
+def _wanted(
+    plan: BatchPlan, run: TrainingRun, start: int, distill: DistillConfig
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Bucket and rows of this worker's part of every update from `start` on."""
+    share = distill.global_batch // run.world
+    for step in range(start, distill.total_steps):
+        bucket, rows = plan.batch(step)
+        yield bucket, rows[run.rank * share : (run.rank + 1) * share]
 
 
-def _fill(folder: Path, trainer: LaddTrainer, trace: _Trace, rank: int) -> None:
-    trainer.save(folder / STATE)
-    if rank == 0:
-        (folder / TRACE).write_text("".join(f"{line}\n" for line in trace.lines))
-
-
-def _prepare(
-    student: nn.Module, frozen: nn.Module, config: PipelineConfig, device: torch.device
-) -> None:
-    """Compile both nets' blocks and spread them over the workers, as the configuration says."""
-    distill = config.distill
-    if distill.compile_blocks:
-        compile_blocks(student)
-        compile_blocks(frozen)
-    spread(student, device, distill.shard_over, getattr(torch, distill.precision))
-    if distill.shard_teacher:
-        spread(frozen, device, distill.shard_over, getattr(torch, config.teacher.dtype))
-
-
-class _Trace:
-    """Metrics of every update: lines for the checkpoint, TensorBoard, progress and warnings, on
-    rank 0.
+def _backbone(
+    teacher: Teacher,
+    config: PipelineConfig,
+    device: torch.device,
+    gathered: torch.dtype | None,
+    **options: Any,
+) -> nn.Module:
+    """A backbone, its blocks compiled where the configuration says so, and, unless `gathered` is
+    None, spread over the workers, its weights gathered in that dtype. Where they are sharded each
+    worker loads its shards alone.
     """
+    distill = config.distill
 
-    def __init__(self, run: TrainingRun, settings: dict[str, Any], resumed: list[str]) -> None:
-        self.lines = resumed
-        self._settings, self._config = settings, settings["config"].distill
-        self._total = self._config.total_steps
-        self._watch = HealthWatch()
-        self._board = None
-        if run.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
+    def prepare(net: nn.Module) -> None:
+        if distill.compile_blocks:
+            compile_blocks(net)
+        if gathered is not None:
+            spread(net, device, distill.shard_over, gathered)
 
-            store: ArtifactStore = settings["store"]
-            folder = f"{settings['folder']}/tensorboard"
-            where = store.path(folder) if store.is_local else f"{store.url.rstrip('/')}/{folder}"
-            self._board = SummaryWriter(where, purge_step=len(resumed) + 1 if resumed else None)
-            settings["report"]("updates", len(resumed), self._total)
-
-    def add(self, step: int, bucket: str, metrics: dict[str, float]) -> None:
-        self.lines.append(json.dumps({"step": step, "bucket": bucket, **metrics}))
-        if self._board is None:
-            return
-        self.warn(self._watch.observe(metrics))
-        if step % self._config.log_every == 0 or step == self._total:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
-            self._settings["report"]("updates", step, self._total)
-
-    def warn(self, warnings: list[str]) -> None:
-        for text in warnings:
-            self._settings["report"](f"warning: {text}", len(self.lines), self._total)
-
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+    sharded = prepare if gathered is not None and distill.shard_over > 1 else None
+    net = teacher.backbone(checkpoint_blocks=distill.checkpoint_blocks, shard=sharded, **options)
+    if sharded is None:
+        prepare(net)
+    return net
 
 
 @dataclass
@@ -263,39 +255,20 @@ class SampleGrids:
         )
 
     def _from_teacher(self, samples: list[dict[str, Any]]) -> torch.Tensor:
-        making, bucket = self.config.synthesize, Bucket(samples[0]["width"], samples[0]["height"])
-        noise, _, conditioning = self._start(samples, bucket)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.frozen.dtype == torch.bfloat16
-        ):
-            return sample_euler(
-                self.frozen,
-                noise,
-                conditioning,
-                self.teacher.sigmas(making.steps, bucket),
-                guidance_scale=making.guidance_scale,
-                unconditional=self.teacher.encode_prompts([""]),
-            )
+        making = self.config.synthesize
+        return teacher_painter(
+            self.teacher, self.frozen, self.device, making.steps, making.guidance_scale
+        )(samples)
 
     def _from_student(self, samples: list[dict[str, Any]], steps: int) -> torch.Tensor:
-        noise, generators, conditioning = self._start(
-            samples, Bucket(samples[0]["width"], samples[0]["height"])
-        )
-        sigmas = student_sigmas(self.config.distill.student_time.grid, steps)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.distill.precision == "bfloat16"
-        ):
-            return sample_consistency(self.student, noise, conditioning, sigmas, generators)
-
-    def _start(self, samples: list[dict[str, Any]], bucket: Bucket):
-        noise, generators = initial_noise(
-            [s["seed"] for s in samples], self.teacher.latent_shape(bucket)
-        )
-        return (
-            noise.to(self.device),
-            generators,
-            self.teacher.encode_prompts([s["prompt"] for s in samples]),
-        )
+        distill = self.config.distill
+        return student_painter(
+            self.teacher,
+            self.student,
+            self.device,
+            student_sigmas(distill.student_time.grid, steps),
+            bfloat16=distill.precision == "bfloat16",
+        )(samples)
 
 
 def _distance(latents_BCHW: torch.Tensor) -> float:

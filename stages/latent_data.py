@@ -1,20 +1,23 @@
-"""The latents artifact as training reads it: memory-mapped files, rows by bucket, conditioning by
-prompt.
+"""The latents artifact as training reads it: rows by bucket, conditioning by prompt, ahead of need.
 
-A store that is not a folder is copied once to a local cache, file by file, each checked against the
-manifest.
+Files in a folder are memory-mapped. From any other store a row is fetched by range when a coming
+batch wants it, and kept in a bounded local cache: a global shuffle needs neither whole files nor
+all data.
 """
 
 from __future__ import annotations
 
-import os
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -22,12 +25,16 @@ from torch import Tensor
 from pipeline.store import Artifact, check_file
 from schemas.errors import ArtifactError
 from stages.ladd.backbone import Conditioning
+from stages.row_files import FetchedRows, MappedRows, RangeCache, Rows
+
+READ_AHEAD = 4
+"""Batches that are read before they are asked for."""
+_TABLES_AT_ONCE = 16
 
 
 @dataclass
 class _Bucket:
-    files: list[np.ndarray]
-    ends: list[int]
+    latents: Rows
     prompt_rows: np.ndarray
     """Row of each sample's prompt in the sorted list of all prompts."""
 
@@ -35,96 +42,133 @@ class _Bucket:
 class LatentData:
     """Random access to latents and conditioning.
 
-    `encode_prompts` is asked only where the artifact holds no embeddings. Raises ArtifactError for
-    a file that is missing or damaged.
+    `encode_prompts` is asked only where the artifact holds no embeddings. At most `cache_bytes` of
+    a remote artifact are kept here. Raises ArtifactError for a file that is missing or damaged.
     """
 
     def __init__(
         self,
         artifact: Artifact,
-        cache: Path,
         encode_prompts: Callable[[Sequence[str]], Conditioning] | None = None,
+        *,
+        cache_bytes: int = 50 * 10**9,
     ) -> None:
-        self._artifact, self._cache = artifact, cache
-        layout = artifact.manifest.details
-        tables = [pq.read_table(self._local(name)) for name in layout["prompts"]]
-        self.prompts: list[str] = [p for t in tables for p in t["prompt"].to_pylist()]
-        ids = np.asarray([i for t in tables for i in t["prompt_id"].to_pylist()])
-        self._buckets = {name: self._open(parts, ids) for name, parts in layout["buckets"].items()}
+        self._artifact, self._encode_prompts = artifact, encode_prompts
+        self._entries = {entry.path: entry for entry in artifact.manifest.files}
+        self._layout: dict[str, Any] = artifact.manifest.details
+        self._cache = None
+        if not artifact.store.is_local:
+            for wrong in artifact.verify(contents=False):
+                raise ArtifactError(f"{wrong}; run `ladd-pipeline run --force encode`")
+            self._cache = RangeCache(artifact.store.filesystem, cache_bytes)
+        ids = self._column(self._layout["prompts"], "prompt_id")
+        self._buckets = {
+            name: self._open(parts, ids) for name, parts in self._layout["buckets"].items()
+        }
         self._embeddings = [
-            [self._map(files[part]) for files in layout["embeddings"]]
+            self._rows([files[part] for files in self._layout["embeddings"]])
             for part in ("tokens", "pooled")
+            if self._layout["embeddings"]
         ]
-        self._ends = list(accumulate(len(array) for array in self._embeddings[0]))
-        self._null_tokens = layout["null_tokens"]
-        self._encode_prompts = encode_prompts
         self.sizes = {name: len(bucket.prompt_rows) for name, bucket in self._buckets.items()}
 
     def batch(self, bucket: str, rows: Sequence[int]) -> tuple[Tensor, Conditioning]:
         """Latents (B, C, H, W) float32 and their conditioning, float32, on the CPU."""
-        data = self._buckets[bucket]
-        latents = np.stack([_row(data.files, data.ends, int(row)) for row in rows]).astype(
-            np.float32
-        )
-        return torch.from_numpy(latents), self.conditioning(data.prompt_rows[list(rows)])
+        latents, prompt_rows, stored = self._read(bucket, rows)
+        return latents, stored or self._encoded(prompt_rows)
+
+    def ahead(
+        self, wanted: Iterable[tuple[str, Sequence[int]]], depth: int = READ_AHEAD
+    ) -> Iterator[tuple[str, Tensor, Conditioning]]:
+        """The bucket and batch of each of `wanted`, in order, each read in another thread while
+        the `depth` batches before it are worked on.
+
+        Nothing else may read meanwhile; close the iterator before its end is reached.
+        """
+        pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        waiting: deque[tuple[str, Future]] = deque()
+        wanted = iter(wanted)
+        try:
+            while True:
+                for bucket, rows in wanted:
+                    waiting.append((bucket, pool.submit(self._read, bucket, rows)))
+                    if len(waiting) > depth:
+                        break
+                if not waiting:
+                    return
+                bucket, reading = waiting.popleft()
+                latents, prompt_rows, stored = reading.result()
+                # Encoders are not run beside the training, only its turn comes.
+                yield bucket, latents, stored or self._encoded(prompt_rows)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def conditioning(self, prompt_rows: Sequence[int]) -> Conditioning:
-        if not self._ends:
-            assert self._encode_prompts is not None, "the artifact holds no embeddings"
-            return self._encode_prompts([self.prompts[row] for row in prompt_rows])
-        tokens, pooled = (
-            torch.from_numpy(
-                np.stack([_row(arrays, self._ends, int(row)) for row in prompt_rows]).astype(
-                    np.float32
-                )
-            )
-            for arrays in self._embeddings
-        )
-        return Conditioning(tokens, pooled, self._null_tokens)
+        return self._stored(prompt_rows) or self._encoded(prompt_rows)
 
-    def _open(self, parts: list[dict], ids: np.ndarray) -> _Bucket:
-        files = [self._map(part["file"]) for part in parts]
-        wanted = [
-            pq.read_table(self._local(part["index"]), columns=["prompt_id"])["prompt_id"]
-            for part in parts
-        ]
-        names = np.concatenate(
-            [column.to_numpy(zero_copy_only=False).astype(ids.dtype) for column in wanted]
-        )
-        return _Bucket(files, list(accumulate(len(f) for f in files)), np.searchsorted(ids, names))
+    @cached_property
+    def prompts(self) -> list[str]:
+        """All prompts, in the order of their ids."""
+        return self._column(self._layout["prompts"], "prompt").to_pylist()
 
-    def _map(self, name: str) -> np.ndarray:
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    def _read(
+        self, bucket: str, rows: Sequence[int]
+    ) -> tuple[Tensor, np.ndarray, Conditioning | None]:
+        data = self._buckets[bucket]
+        prompt_rows = data.prompt_rows[list(rows)]
+        return _floats(data.latents.take(rows)), prompt_rows, self._stored(prompt_rows)
+
+    def _stored(self, prompt_rows: Sequence[int]) -> Conditioning | None:
+        if not self._embeddings:
+            return None
+        tokens, pooled = (_floats(part.take(prompt_rows)) for part in self._embeddings)
+        return Conditioning(tokens, pooled, self._layout["null_tokens"])
+
+    def _encoded(self, prompt_rows: Sequence[int]) -> Conditioning:
+        assert self._encode_prompts is not None, "the artifact holds no embeddings"
+        return self._encode_prompts([self.prompts[row] for row in prompt_rows])
+
+    def _open(self, parts: list[dict[str, Any]], ids: pa.Array) -> _Bucket:
+        names = self._column([part["index"] for part in parts], "prompt_id")
+        rows = pc.index_in(names, value_set=ids)
+        assert rows.null_count == 0, "a sample whose prompt is not listed"
+        return _Bucket(self._rows([part["file"] for part in parts]), rows.to_numpy())
+
+    def _rows(self, names: list[str]) -> Rows:
+        """Several `.npy` files of the artifact as one."""
+        if self._cache is None:
+            return MappedRows([self._mapped(name) for name in names])
+        path = self._artifact.store.path
+        sizes = {path(self._artifact.name(name)): self._entries[name].size for name in names}
+        return FetchedRows(self._cache, sizes)
+
+    def _mapped(self, name: str) -> np.ndarray:
+        entry, where = self._entries[name], f"{self._artifact.url}/{name}"
+        path = Path(self._artifact.store.path(self._artifact.name(name)))
+        if not path.is_file():
+            raise ArtifactError(f"{where} is missing; run `ladd-pipeline run --force encode`")
+        if path.stat().st_size != entry.size:
+            check_file(path, entry.size, entry.sha256, where, "encode")
         try:
-            return np.load(self._local(name), mmap_mode="r", allow_pickle=False)
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
-            raise ArtifactError(
-                f"{self._artifact.url}/{name} is not a readable .npy file: {error}"
-            ) from error
+            raise ArtifactError(f"{where} is not a readable .npy file: {error}") from error
 
-    def _local(self, name: str) -> Path:
-        """The file itself, or a checked copy in the cache."""
-        store, entry = (
-            self._artifact.store,
-            next(f for f in self._artifact.manifest.files if f.path == name),
-        )
-        where = f"{self._artifact.url}/{name}"
-        if store.is_local:
-            path = Path(store.path(self._artifact.name(name)))
-            if not path.is_file():
-                raise ArtifactError(f"{where} is missing; run `ladd-pipeline run --force encode`")
-            if path.stat().st_size != entry.size:
-                check_file(path, entry.size, entry.sha256, where, "encode")
-            return path
-        path = self._cache / self._artifact.manifest.key / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._artifact.checked(entry) as copy:
-                partial = path.with_name(f"{path.name}.{os.getpid()}")
-                partial.write_bytes(copy.read_bytes())
-                os.replace(partial, path)
-        return path
+    def _column(self, names: Sequence[str], column: str) -> pa.Array:
+        """One column of several Parquet files, each checked against the manifest."""
+
+        def read(name: str) -> pa.ChunkedArray:
+            with self._artifact.checked(self._entries[name]) as path:
+                return pq.read_table(path, columns=[column])[column]
+
+        with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:
+            parts = list(pool.map(read, names))
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks]).combine_chunks()
 
 
-def _row(arrays: list[np.ndarray], ends: list[int], row: int) -> np.ndarray:
-    file = bisect_right(ends, row)
-    return arrays[file][row - (ends[file] - len(arrays[file]))]
+def _floats(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).float()

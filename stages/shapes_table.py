@@ -20,7 +20,8 @@ import torch
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
-from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler, student_sigmas
+from stages.ladd.sampling import student_sigmas
+from stages.painters import Painter, Sample, student_painter, teacher_painter
 from stages.prompt_sources import read_grammar
 from stages.prompts import bucket_of, seed_of, split_of
 from stages.scores.frechet import frechet_distance
@@ -29,9 +30,11 @@ from stages.shapes_world.captions import parse
 from stages.shapes_world.scenes import render, sample_scene
 from stages.student import open_student
 from stages.teachers import open_teacher
+from stages.teachers.protocol import Teacher
 from stages.teachers.shapes import WEIGHTS
 
 BATCH = 32
+CPU = torch.device("cpu")
 
 
 def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, Any]]]:
@@ -50,36 +53,27 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
     groups: dict[Bucket, list[dict[str, Any]]] = defaultdict(list)
     for prompt in islice(drawn, count):
         bucket = Bucket.parse(bucket_of(prompt, prompts.buckets))
-        groups[bucket].append({"prompt": prompt, "seed": seed_of(prompts.seed, prompt, 0)})
+        seed = seed_of(prompts.seed, prompt, 0)
+        groups[bucket].append(
+            {"prompt": prompt, "seed": seed, "width": bucket.width, "height": bucket.height}
+        )
     return dict(sorted(groups.items()))
 
 
 @torch.no_grad()
 def score_table(
-    config: PipelineConfig, student: Path | None, count: int, report: Callable[[str], None]
+    config: PipelineConfig, students: dict[str, Path], count: int, report: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """One row a sampler: `all attributes` in percent, `Frechet` to the teacher's own steps (None
-    for real scenes).
+    for real scenes). `students` are names and diffusers folders.
     """
     teacher = open_teacher(config.teacher)
     net = teacher.backbone()
     making = config.synthesize
     samples = held_out(config, count)
-    empty = teacher.encode_prompts([""])
 
-    def from_teacher(steps: int, guidance_scale: float):
-        def sample(noise, _generators, conditioning, bucket):
-            with _autocast(net.dtype):
-                return sample_euler(
-                    net,
-                    noise,
-                    conditioning,
-                    teacher.sigmas(steps, bucket),
-                    guidance_scale=guidance_scale,
-                    unconditional=empty,
-                )
-
-        return sample
+    def from_teacher(steps: int, guidance_scale: float) -> Painter:
+        return teacher_painter(teacher, net, CPU, steps, guidance_scale)
 
     judged = {"real scenes": _judge(samples, _draw_real, report, "real scenes")}
     reference = f"teacher, {making.steps} steps, guidance {making.guidance_scale:g}"
@@ -89,17 +83,14 @@ def score_table(
         for n in (4, 2, 1)
         for g in (making.guidance_scale, 1.0)
     }
-    if student is not None:
-        backbone, grid = open_student(student)
-        for n in (4, 2, 1):
-
-            def sample(noise, generators, conditioning, bucket, n=n):
-                with _autocast(torch.bfloat16):
-                    return sample_consistency(
-                        backbone, noise, conditioning, student_sigmas(grid, n), generators
-                    )
-
-            samplers[f"student, {n} step{'s'[: n > 1]}"] = sample
+    for title, folder in students.items():
+        backbone, grid = open_student(folder)
+        samplers |= {
+            f"{title}, {n} step{'s'[: n > 1]}": student_painter(
+                teacher, backbone, CPU, student_sigmas(grid, n)
+            )
+            for n in (4, 2, 1)
+        }
     for name, sampler in samplers.items():
         judged[name] = _judge(samples, _drawer(teacher, sampler), report, name)
     goal = judged[reference]["features"]
@@ -121,22 +112,16 @@ def score_table(
     return rows
 
 
-def _autocast(dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+def _drawer(teacher: Teacher, painter: Painter) -> Callable[[list[Sample]], np.ndarray]:
+    return lambda part: teacher.decode_latents(painter(part))
 
 
-def _drawer(teacher: Any, sampler: Callable) -> Callable:
-    def draw(part: list[dict[str, Any]], bucket: Bucket) -> np.ndarray:
-        noise, generators = initial_noise([s["seed"] for s in part], teacher.latent_shape(bucket))
-        conditioning = teacher.encode_prompts([s["prompt"] for s in part])
-        return teacher.decode_latents(sampler(noise, generators, conditioning, bucket))
-
-    return draw
-
-
-def _draw_real(part: list[dict[str, Any]], bucket: Bucket) -> np.ndarray:
+def _draw_real(part: list[Sample]) -> np.ndarray:
     return render(
-        [sample_scene(parse(s["prompt"]), *bucket, random.Random(s["seed"])) for s in part]
+        [
+            sample_scene(parse(s["prompt"]), s["width"], s["height"], random.Random(s["seed"]))
+            for s in part
+        ]
     )
 
 
@@ -152,7 +137,7 @@ def _judge(
     for bucket, rows in samples.items():
         for at in range(0, len(rows), BATCH):
             part = rows[at : at + BATCH]
-            pictures = torch.from_numpy(draw(part, bucket)).permute(0, 3, 1, 2).float() / 127.5 - 1
+            pictures = torch.from_numpy(draw(part)).permute(0, 3, 1, 2).float() / 127.5 - 1
             features.append(judge.features(pictures).numpy())
             right[bucket] += [
                 shows_all(seen, s["prompt"])

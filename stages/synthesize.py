@@ -29,7 +29,7 @@ from schemas.config import PipelineConfig, SynthesizeConfig
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
 from stages.devices import worker_device
-from stages.ladd.sampling import initial_noise, sample_euler
+from stages.painters import teacher_painter
 from stages.prompts import SAMPLE_SCHEMA
 from stages.teachers import open_teacher
 
@@ -85,11 +85,16 @@ class Synthesizer:
     def __init__(self, config: PipelineConfig, planned: Artifact, folder: str) -> None:
         self.config: SynthesizeConfig = config.synthesize
         self.planned, self.folder = planned, folder
-        self.device = worker_device(self.config.pool.cpus_per_worker)
+        device = worker_device(self.config.pool.cpus_per_worker)
         self.teacher = open_teacher(config.teacher)
-        self.teacher.place(self.device)
-        self.backbone = self.teacher.backbone()
-        self.unconditional = self.teacher.encode_prompts([""])
+        self.teacher.place(device)
+        self.paint = teacher_painter(
+            self.teacher,
+            self.teacher.backbone(),
+            device,
+            self.config.steps,
+            self.config.guidance_scale,
+        )
 
     def __call__(self, shard: str) -> ShardStats:
         entry = next(f for f in self.planned.manifest.files if f.path == f"{shard}.parquet")
@@ -128,20 +133,7 @@ class Synthesizer:
     ) -> list[tuple[str, str | None, dict[str, bytes]]]:
         """Status, reason and tar members of each sample; all are of one bucket."""
         config = self.config
-        bucket = Bucket(samples[0]["width"], samples[0]["height"])
-        noise, _ = initial_noise([s["seed"] for s in samples], self.teacher.latent_shape(bucket))
-        conditioning = self.teacher.encode_prompts([s["prompt"] for s in samples])
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.backbone.dtype == torch.bfloat16
-        ):
-            latents = sample_euler(
-                self.backbone,
-                noise.to(self.device),
-                conditioning,
-                self.teacher.sigmas(config.steps, bucket),
-                guidance_scale=config.guidance_scale,
-                unconditional=self.unconditional,
-            )
+        latents = self.paint(samples)
         pictures = self.teacher.decode_latents(latents)
         finite = latents.isfinite().flatten(1).all(1).tolist()
         results = []

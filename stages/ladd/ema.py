@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class ExponentialAverage(nn.Module):
     """`average = decay * average + (1 - decay) * weights`, with a faster start: decay is at most (1
     + n) / (10 + n).
+
+    The averages live on `device`, by default where the weights do. They are taken weight by weight
+    to where the weights are and averaged there, so that the device changes no number.
     """
 
-    def __init__(self, net: nn.Module, decay: float) -> None:
+    def __init__(self, net: nn.Module, decay: float, device: torch.device | None = None) -> None:
         super().__init__()
-        self.decay = decay
-        copies = [nn.Parameter(p.detach().clone(), requires_grad=False) for p in _trained(net)]
-        self.averages = nn.ParameterList(copies)
+        self.decay, self._apart = decay, device is not None
+        copies = [p.detach().clone() for p in _trained(net)]
+        self.averages = nn.ParameterList(
+            nn.Parameter(copy if device is None else copy.to(device), requires_grad=False)
+            for copy in copies
+        )
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
         """Take in the weights after update `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.averages), _trained(net), 1 - decay)
+        if not self._apart:
+            torch._foreach_lerp_(list(self.averages), _trained(net), 1 - decay)
+            return
+        for parameter, average in self._pairs(net):
+            average.copy_(average.to(parameter.device).lerp_(parameter, 1 - decay))
 
     @torch.no_grad()
     def copy_to(self, net: nn.Module) -> None:
-        for parameter, average in zip(_trained(net), self.averages, strict=True):
+        for parameter, average in self._pairs(net):
             parameter.copy_(average)
 
     @torch.no_grad()
     def swap_with(self, net: nn.Module) -> None:
         """Exchange averages and weights; a second call undoes it."""
-        for parameter, average in zip(_trained(net), self.averages, strict=True):
+        for parameter, average in self._pairs(net):
             kept = parameter.clone()
             parameter.copy_(average)
             average.copy_(kept)
 
+    def _pairs(self, net: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """What this rank holds of each weight and of its average."""
+        return [
+            (_own(parameter), _own(average))
+            for parameter, average in zip(_trained(net), self.averages, strict=True)
+        ]
+
 
 def _trained(net: nn.Module) -> list[nn.Parameter]:
     return [p for p in net.parameters() if p.requires_grad]
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

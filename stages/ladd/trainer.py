@@ -7,6 +7,7 @@ A resumed trainer repeats an undisturbed one exactly: all randomness comes from 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -59,16 +60,11 @@ class LaddTrainer:
                 teacher.tap_widths, pooled_width, config.discriminator.channels
             )
         self.heads = heads.to(device)
-        self.average = ExponentialAverage(student, config.ema_decay)
-        options = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
-        self.student_optimizer = torch.optim.AdamW(
-            [p for p in student.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            **options,
-        )
-        self.heads_optimizer = torch.optim.AdamW(
-            heads.parameters(), lr=config.discriminator.learning_rate, **options
-        )
+        away = torch.device("cpu") if config.ema_device == "cpu" else None
+        self.average = ExponentialAverage(student, config.ema_decay, away)
+        trained = [p for p in student.parameters() if p.requires_grad]
+        self.student_optimizer = _adamw(trained, config, eight_bit=config.optimizer == "adamw8bit")
+        self.heads_optimizer = _adamw(heads.parameters(), config)
         self.step = 0
 
     def update(self, x0_BCHW: Tensor, conditioning: Conditioning) -> dict[str, float]:
@@ -209,6 +205,18 @@ class LaddTrainer:
             done = turn // config.discriminator.updates_per_student
             scale *= min(1.0, (done + 1) / config.warmup_updates)
         return scale
+
+
+def _adamw(
+    parameters: Iterable[nn.Parameter], config: DistillConfig, *, eight_bit: bool = False
+) -> torch.optim.Optimizer:
+    """Its learning rate is set before every step."""
+    options = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
+    if not eight_bit:
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    from stages.ladd.eight_bit import AdamW8bit
+
+    return AdamW8bit(parameters, **options)
 
 
 class HealthWatch:

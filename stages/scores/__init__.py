@@ -1,0 +1,75 @@
+"""Scores of pictures and spaces of features. A new one is one file here and one line below."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from schemas.config import ScoreConfig
+from schemas.errors import ConfigError
+from schemas.report import ScoreCard
+from schemas.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.scores.protocol import FeatureSpace, Score
+
+SCORES = {
+    "attributes": "stages.scores.attributes:Attributes",
+    "layout": "stages.scores.layout:Layout",
+    "clip_score": "stages.scores.clip_score:ClipScore",
+    "pick_score": "stages.scores.pick_score:PickScore",
+    "hps": "stages.scores.hps:HumanPreferenceScore",
+    "image_reward": "stages.scores.image_reward:ImageReward",
+    "aesthetic": "stages.scores.aesthetic:Aesthetic",
+}
+FEATURES = {
+    "judge_features": "stages.scores.judge_features:JudgeFeatures",
+    "clip_features": "stages.scores.clip_features:ClipFeatures",
+    "dino_features": "stages.scores.dino_features:DinoFeatures",
+    "inception_features": "stages.scores.inception_features:InceptionFeatures",
+}
+EMBEDDED = ("attributes", "layout", "judge_features")
+"""These need no weights but our own."""
+
+
+def open_score(config: ScoreConfig, device: torch.device) -> Score:
+    """The score that a config names, ready on `device`.
+
+    Raises ConfigError for an unknown name, or for a model that is not there or not complete.
+    """
+    return _open(SCORES, "score", config, device)
+
+
+def open_features(config: ScoreConfig, device: torch.device) -> FeatureSpace:
+    """The feature space that a config names, ready on `device`.
+
+    Raises ConfigError for an unknown name, or for a model that is not there or not complete.
+    """
+    return _open(FEATURES, "feature space", config, device)
+
+
+def card_of(config: ScoreConfig) -> ScoreCard:
+    """What the score or feature space that a config names says about itself; loads no weights.
+
+    Raises ConfigError for an unknown name.
+    """
+    return _class_of(SCORES | FEATURES, "score", config.name).card
+
+
+def _open(registry: dict[str, str], kind: str, config: ScoreConfig, device: torch.device) -> Any:
+    opened = _class_of(registry, kind, config.name)
+    if config.name in EMBEDDED and config.model is not None:
+        raise ConfigError(
+            f"scores.{config.name}.model: {config.name} ships with the project and takes no "
+            f"model; leave it out"
+        )
+    return opened(config, device)
+
+
+def _class_of(registry: dict[str, str], kind: str, name: str) -> Any:
+    if name not in registry:
+        raise ConfigError(f"scores: unknown {kind} {name!r}{did_you_mean(name, registry)}")
+    module, class_name = registry[name].split(":")
+    return getattr(importlib.import_module(module), class_name)

@@ -12,7 +12,6 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
@@ -28,11 +27,11 @@ from stages.shapes_world.captions import (
     SceneSpec,
     phrase,
     sample_spec,
-    vocabulary,
 )
 from stages.shapes_world.training_loop import run_training, step_rng
 
 TOKENS = MAX_WORDS + 2
+VOCABULARY = Path(__file__).with_name("vocabulary.json")
 TOWER_WIDTHS = (64, 128)
 _OBJECT_FIELDS = {"color": COLORS, "shape": SHAPES, "size": SIZES}
 
@@ -40,25 +39,13 @@ _OBJECT_FIELDS = {"color": COLORS, "shape": SHAPES, "size": SIZES}
 def build_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer of 16 tokens: one token for each word of the grammar, bytes for all other
     text.
+
+    Its vocabulary is kept, not made anew: `tokenizers` breaks ties between merges by chance, and
+    with other ids a tower no longer knows its words.
     """
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        special_tokens=[start, end],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    bpe.train_from_iterator([[word] for word in vocabulary()], trainer)
-    model = json.loads(bpe.to_str())["model"]
-    vocab: dict[str, int] = dict(model["vocab"])
-    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocab.setdefault(f"{symbol}</w>", len(vocab))
-    return CLIPTokenizer(
-        vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=TOKENS
-    )
+    kept = json.loads(VOCABULARY.read_text())
+    merges = [tuple(merge.split(" ")) for merge in kept["merges"]]
+    return CLIPTokenizer(vocab=kept["vocab"], merges=merges, model_max_length=TOKENS)
 
 
 def build_towers(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProjection]:

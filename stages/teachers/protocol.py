@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,28 @@ from torch import Tensor, nn
 from schemas.bucket import Bucket
 from schemas.config import LoraConfig
 from stages.ladd.backbone import Conditioning
+
+
+class Adapters(Protocol):
+    """Low-rank adapters on one backbone."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Within it the backbone computes as if it had none."""
+        ...
+
+    def scale(self, factor: float) -> None:
+        """Let them act `factor` times as strongly as they were trained to."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write them as stock diffusers loads them."""
+        ...
+
+    def merge(self) -> None:
+        """Fold them into the backbone's own weights, as strongly as they act; they are gone
+        then.
+        """
+        ...
 
 
 class Teacher(Protocol):
@@ -38,10 +61,28 @@ class Teacher(Protocol):
         dtype: torch.dtype | None = None,
         checkpoint_blocks: bool = False,
         lora: LoraConfig | None = None,
+        shard: Callable[[nn.Module], None] | None = None,
     ) -> nn.Module:
         """A new copy of the transformer as a `stages.ladd.backbone.Backbone`; by default in the
         teacher's dtype. With `lora`, adapters that change nothing yet; they alone take gradients.
+
+        `shard` cuts the backbone up while its weights take no memory yet; then each rank loads its
+        own shards alone. All ranks call this together.
         """
+        ...
+
+    def add_adapters(
+        self, backbone: nn.Module, lora: LoraConfig, *, field: str, seed: int
+    ) -> Adapters:
+        """Freeze a backbone and put float32 adapters on it that change nothing yet; they alone take
+        gradients. The same seed gives the same first weights.
+
+        Raises ConfigError naming `field` for a target that names no layer.
+        """
+        ...
+
+    def load_adapters(self, backbone: nn.Module, folder: Path) -> Adapters:
+        """Put the adapters that `Adapters.save` wrote on a backbone that has none."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

@@ -35,9 +35,11 @@ from transformers.utils import logging as transformers_logging
 from schemas.bucket import Bucket
 from schemas.config import LoraConfig, TeacherConfig
 from schemas.errors import ConfigError
+from stages.hub import model_folder
 from stages.ladd.backbone import Conditioning
 from stages.teachers.sd3_backbone import SD3Backbone
-from stages.teachers.sd3_lora import add_adapters, save_and_merge
+from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
+from stages.teachers.sd3_sharded import fill, on_meta
 
 diffusers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()
@@ -105,11 +107,22 @@ class SD3Teacher:
         dtype: torch.dtype | None = None,
         checkpoint_blocks: bool = False,
         lora: LoraConfig | None = None,
+        shard: Callable[[nn.Module], None] | None = None,
     ) -> nn.Module:
+        if shard is not None:
+            return self._sharded(dtype or self.dtype, checkpoint_blocks, lora, shard)
         transformer = self._load(SD3Transformer2DModel, "transformer", dtype or self.dtype)
         if lora is not None:
             add_adapters(transformer, lora)
         return SD3Backbone(transformer.to(self.device), checkpoint_blocks=checkpoint_blocks)
+
+    def add_adapters(
+        self, backbone: SD3Backbone, lora: LoraConfig, *, field: str, seed: int
+    ) -> SD3Adapters:
+        return add_adapters(backbone.transformer, lora, field=field, seed=seed)
+
+    def load_adapters(self, backbone: SD3Backbone, folder: Path) -> SD3Adapters:
+        return load_adapters(backbone.transformer, folder)
 
     def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
         return (
@@ -175,7 +188,7 @@ class SD3Teacher:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for source in sorted(self.folder.iterdir()):
-            if source.is_dir() and source.name not in ("transformer", "scheduler"):
+            if source.is_dir() and source.name not in ("transformer", "scheduler", "lora"):
                 if source.name.endswith("_3") and not self.has_t5:
                     continue
                 shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
@@ -194,12 +207,29 @@ class SD3Teacher:
             index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
+    def _sharded(
+        self,
+        dtype: torch.dtype,
+        checkpoint_blocks: bool,
+        lora: LoraConfig | None,
+        shard: Callable[[nn.Module], None],
+    ) -> SD3Backbone:
+        transformer, adapters = on_meta(self._json("transformer/config.json"), dtype, lora)
+        backbone = SD3Backbone(transformer, checkpoint_blocks=checkpoint_blocks)
+        shard(backbone)
+        backbone.to_empty(device=self.device)
+        fill(transformer, self.folder / "transformer", adapters)
+        return backbone
+
     def _find(self) -> Path:
         if self.config.model is None:
             raise ConfigError("teacher.model is empty: name a diffusers folder or a hub id")
-        folder = Path(self.config.model)
-        if not folder.is_dir():
-            folder = _from_hub(self.config)
+        folder = model_folder(
+            self.config.model,
+            self.config.revision,
+            field="teacher.model",
+            patterns=("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"),
+        )
         for part in _PARTS:
             if not (folder / part).is_dir():
                 raise ConfigError(
@@ -298,40 +328,3 @@ def student_scheduler(grid: Sequence[float]) -> FlowMatchEulerDiscreteScheduler:
         )
     terminal = {"shift_terminal": grid[-1]} if steps > 1 else {}
     return FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=True, **terminal)
-
-
-def _from_hub(config: TeacherConfig) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    name = f"teacher.model: {config.model!r}"
-    try:
-        return Path(
-            snapshot_download(
-                config.model,
-                revision=config.revision,
-                allow_patterns=[
-                    "model_index.json",
-                    "*/*.json",
-                    "*/*.txt",
-                    "*/*.model",
-                    "*/*.safetensors",
-                ],
-            )
-        )
-    except GatedRepoError as error:
-        raise ConfigError(
-            f"{name} is gated: accept its licence on its hub page and set HF_TOKEN to a "
-            "token that may read it"
-        ) from error
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
-        raise ConfigError(
-            f"{name} is neither a folder here nor a model that the hub gives us (revision "
-            f"{config.revision or 'main'}); "
-            "check the name, the network and HF_TOKEN"
-        ) from error

@@ -2,44 +2,123 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.training_utils import cast_training_params
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model_state_dict
 
 from schemas.config import LoraConfig
 from schemas.errors import ConfigError
 
+WEIGHTS = "pytorch_lora_weights.safetensors"
+"""The name by which diffusers finds adapters in a folder."""
 
-def add_adapters(transformer: SD3Transformer2DModel, lora: LoraConfig) -> None:
+
+def add_adapters(
+    transformer: SD3Transformer2DModel,
+    lora: LoraConfig,
+    *,
+    field: str = "distill.lora",
+    seed: int = 0,
+) -> SD3Adapters:
     """Freeze the transformer and put float32 adapters on the layers named by `lora.targets`; they
     alone take gradients, and change nothing before they are trained.
 
-    Raises ConfigError when a target names no layer.
+    The same `seed` gives the same first weights, on every rank. Raises ConfigError naming `field`
+    when a target names no layer.
     """
     names = [name for name, _ in transformer.named_modules()]
     for target in lora.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ConfigError(f"distill.lora.targets: no layer of the transformer ends in {target}")
+            raise ConfigError(f"{field}.targets: no layer of the transformer ends in {target}")
     transformer.requires_grad_(False)
-    transformer.add_adapter(
-        PeftConfig(
-            r=lora.rank,
-            lora_alpha=lora.rank if lora.alpha is None else lora.alpha,
-            target_modules=list(lora.targets),
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer.add_adapter(
+            PeftConfig(
+                r=lora.rank,
+                lora_alpha=lora.rank if lora.alpha is None else lora.alpha,
+                target_modules=list(lora.targets),
+            )
         )
+    cast_training_params(transformer, torch.float32)
+    return SD3Adapters(transformer)
+
+
+def load_adapters(transformer: SD3Transformer2DModel, folder: Path) -> SD3Adapters:
+    """Put the adapters that lie in `folder`, in diffusers' format, on a transformer without any."""
+    transformer.load_lora_adapter(
+        folder, weight_name=WEIGHTS, use_safetensors=True, local_files_only=True
     )
+    return SD3Adapters(transformer)
 
 
 def save_and_merge(transformer: SD3Transformer2DModel, folder: Path) -> None:
     """Write the adapters to `folder` as `StableDiffusion3Pipeline.load_lora_weights` reads them,
     and fold them into the transformer's own weights.
     """
-    StableDiffusion3Pipeline.save_lora_weights(
-        folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer),
-        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
-    )
-    transformer.fuse_lora()
-    transformer.unload_lora()
+    adapters = SD3Adapters(transformer)
+    adapters.save(folder)
+    adapters.merge()
+
+
+class SD3Adapters:
+    """The adapters on one transformer."""
+
+    def __init__(self, transformer: SD3Transformer2DModel) -> None:
+        self._transformer = transformer
+        (self._name,) = transformer.peft_config
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the transformer computes as if it had none."""
+        self._transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self._transformer.enable_adapters()
+
+    def scale(self, factor: float) -> None:
+        """Let them act `factor` times as strongly as they were trained to."""
+        self._transformer.set_adapters([self._name], [factor])
+
+    def save(self, folder: Path) -> None:
+        """Write them to `folder` as `StableDiffusion3Pipeline.load_lora_weights` reads them."""
+        metadata = self._transformer.peft_config[self._name].to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])  # a set: in any order
+        StableDiffusion3Pipeline.save_lora_weights(
+            folder,
+            weight_name=WEIGHTS,
+            transformer_lora_layers=get_peft_model_state_dict(
+                self._transformer, adapter_name=self._name
+            ),
+            transformer_lora_adapter_metadata=metadata,
+        )
+        _put_metadata_in_order(folder / WEIGHTS)
+
+    def merge(self) -> None:
+        """Fold them into the transformer's own weights, as strongly as they act; they are gone
+        then.
+        """
+        self._transformer.fuse_lora()
+        self._transformer.unload_lora()
+
+
+def _put_metadata_in_order(path: Path) -> None:
+    """Sort the metadata in a safetensors header, where the library leaves them in a random order:
+    the same adapters give the same bytes.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))

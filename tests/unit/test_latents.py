@@ -108,7 +108,7 @@ def test_flat_pictures_are_recorded_as_filtered_and_broken_ones_as_failed(chain,
 
 def test_training_batches_hold_the_latents_of_their_prompts(chain):
     config, artifacts = chain(encode={"dtype": "float32"})
-    data = LatentData(artifacts["encode"], None)
+    data = LatentData(artifacts["encode"])
     teacher = open_teacher(config.teacher)
     samples = samples_of(artifacts["synthesize"])
     by_prompt = {members["txt"].decode(): members["png"] for members in samples.values()}
@@ -136,7 +136,7 @@ def test_the_teachers_own_latents_are_used_where_they_are_kept(chain, kept):
     samples = samples_of(artifacts["synthesize"])
     assert all(("png" in members) == (kept == "beside") for members in samples.values())
     own = {m["txt"].decode(): np.load(io.BytesIO(m["latent.npy"])) for m in samples.values()}
-    data = LatentData(artifacts["encode"], None)
+    data = LatentData(artifacts["encode"])
     for bucket, size in data.sizes.items():
         latents, _ = data.batch(bucket, range(size))
         texts = [data.prompts[row] for row in data._buckets[bucket].prompt_rows]
@@ -146,7 +146,7 @@ def test_the_teachers_own_latents_are_used_where_they_are_kept(chain, kept):
 def test_online_embeddings_equal_stored_ones(chain):
     config, artifacts = chain(encode={"embeddings": "online"})
     assert artifacts["encode"].manifest.details["embeddings"] == []
-    data = LatentData(artifacts["encode"], None, open_teacher(config.teacher).encode_prompts)
+    data = LatentData(artifacts["encode"], open_teacher(config.teacher).encode_prompts)
     expected = open_teacher(config.teacher).encode_prompts(data.prompts[:2])
     torch.testing.assert_close(data.conditioning([0, 1]).tokens_BLD, expected.tokens_BLD)
 
@@ -160,7 +160,7 @@ def test_a_latent_file_cut_short_is_named(chain):
     with pytest.raises(
         ArtifactError, match=f"{entry.path} is damaged: 100 bytes instead of {entry.size}"
     ):
-        LatentData(artifacts["encode"], None)
+        LatentData(artifacts["encode"])
 
 
 def test_pictures_are_scaled_to_cover_their_bucket_and_cut_in_the_middle():

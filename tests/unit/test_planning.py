@@ -47,26 +47,31 @@ def actions(config, store, **selection):
     return {s.name: s.action for s in make_plan(config, store, Selection(**selection))}
 
 
-ALL = ("prompts", "synthesize", "encode", "distill")
+ALL = ("prompts", "synthesize", "encode", "distill", "pairs", "dpo", "eval")
 
 
 def test_fresh_store_runs_everything(config, store):
     assert set(actions(config, store).values()) == {"run"}
     assert actions(config, store, until="synthesize") == dict(
-        zip(ALL, ["run", "run", "skip", "skip"], strict=True)
+        zip(ALL, ["run", "run", *["skip"] * 5], strict=True)
     )
 
 
 def test_finished_work_is_not_repeated_even_when_its_inputs_are_gone(config, store):
     commit(store, config, "distill")
-    assert actions(config, store) == dict(zip(ALL, ["skip", "skip", "skip", "done"], strict=True))
+    assert actions(config, store, until="distill") == dict(
+        zip(ALL, ["skip", "skip", "skip", "done", *["skip"] * 3], strict=True)
+    )
+    assert actions(config, store) == dict(
+        zip(ALL, ["run", "skip", "skip", "done", "run", "run", "run"], strict=True)
+    )
     assert actions(config, store, until="encode")["encode"] == "run"
 
 
 def test_force_runs_a_finished_stage_and_what_it_misses(config, store):
     commit(store, config, *ALL)
     assert actions(config, store, force=frozenset({"encode"})) == dict(
-        zip(ALL, ["done", "done", "run", "done"], strict=True)
+        zip(ALL, ["done", "done", "run", *["done"] * 4], strict=True)
     )
 
 
@@ -84,8 +89,11 @@ def test_from_and_only_need_their_inputs(config, store):
     [
         ("prompts.seed=1", ALL),
         ("synthesize.steps=20", ALL[1:]),
-        ("encode.dtype=float32", ALL[2:]),
-        ("distill.seed=5", ALL[3:]),
+        ("encode.dtype=float32", ("encode", "distill", "dpo", "eval")),
+        ("distill.seed=5", ("distill", "dpo", "eval")),
+        ("pairs.margin=0.5", ("pairs", "dpo", "eval")),
+        ("dpo.beta=5", ("dpo", "eval")),
+        ("eval.bootstrap=200", ("eval",)),
         ("distill.workers=2", ()),
         ("name=other", ()),
         ("teacher.dtype=float32", ALL),
@@ -138,7 +146,15 @@ def test_key_is_golden():
     assert keys == GOLDEN_KEYS
 
 
-GOLDEN_KEYS = ["ffb340f0b8babfdc", "09dab0c3ea0b1b15", "7997fcf6c54dd602", "36fb7c20c62c4ba0"]
+GOLDEN_KEYS = [
+    "ffb340f0b8babfdc",
+    "09dab0c3ea0b1b15",
+    "7997fcf6c54dd602",
+    "24c8cb9262adfb20",
+    "a67754bf43fece58",
+    "5a03c5c7941ab38f",
+    "5136685c894bf625",
+]
 
 
 def test_runtime_fields_are_not_in_the_identity(config):
@@ -206,4 +222,17 @@ def test_external_shards_take_synthesis_out_of_the_graph(store):
         "prompts",
         "encode",
         "distill",
+        "pairs",
+        "dpo",
+        "eval",
     ]
+
+
+def test_pairs_need_the_student_only_where_it_draws_them(store):
+    def inputs(*settings):
+        config = load_config(preset="shapes", settings=settings, environment={})
+        return next(s.inputs for s in make_plan(config, store, Selection()) if s.name == "pairs")
+
+    assert inputs() == ("prompts",)
+    assert inputs("pairs.model=student") == ("prompts", "distill")
+    assert inputs("pairs.model=student", "pairs.url=votes.jsonl") == ("prompts",)

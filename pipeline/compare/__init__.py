@@ -1,0 +1,1 @@
+"""Blind comparison by people: `ladd-pipeline compare`."""

@@ -1,0 +1,68 @@
+"""Numbers, spans of time and dates as the report and the model card print them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+NOTHING, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+SPACE = "\N{NO-BREAK SPACE}"
+"""Between a number and its unit."""
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """Three decimals below ten, fewer above; a dash where there is no number."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    text = f"{value:,.{digits_for([value]) if digits is None else digits}f}"
+    return text.replace("-", MINUS)
+
+
+def digits_for(values: Iterable[float]) -> int:
+    """Decimals that suit a whole column of numbers."""
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+    return next((digits for digits, below in ((3, 10), (2, 100), (1, 1000)) if largest < below), 0)
+
+
+def count(value: int) -> str:
+    return f"{value:,}"
+
+
+def percent(value: float) -> str:
+    """A share of one, in whole percent unless it is near an end."""
+    if not math.isfinite(value):
+        return NOTHING
+    near_an_end = 0 < value < 0.02 or 0.98 < value < 1
+    return f"{100 * value:.{int(near_an_end)}f}{SPACE}%"
+
+
+def share(value: float, whole: float) -> float:
+    """Of the whole, for the length of a bar; 0 where there is no whole."""
+    return round(value / whole, 4) if whole > 0 else 0.0
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: 43 ms, 1.24 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    return _spoken(seconds).replace(" ", SPACE)
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 1:
+        milliseconds = 1000 * seconds
+        return f"{milliseconds:.{0 if milliseconds >= 10 else 1}f} ms"
+    if seconds < 60:
+        return f"{seconds:.{2 if seconds < 10 else 1}f} s"
+    minutes, hours, days = round(seconds / 60), round(seconds / 3600), 86_400
+    if seconds < 3600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
+    if seconds < days:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def moment(iso: str) -> str:
+    """A date and time in UTC: 23 November 2025, 13:35 UTC."""
+    at = datetime.fromisoformat(iso)
+    at = at.astimezone(UTC) if at.tzinfo else at
+    return f"{at.day} {at:%B %Y, %H:%M} UTC"

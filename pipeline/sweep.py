@@ -1,0 +1,112 @@
+"""Several configurations of one stage, each an artifact of its own, in one Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import load_config
+from pipeline.executor import execute, ray_cluster
+from pipeline.observe import Observer
+from pipeline.planning import PlannedStage, Selection, make_plan
+from pipeline.store import Artifact, ArtifactStore
+from schemas.config import PipelineConfig
+from schemas.errors import ConfigError, StageFailed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the sweep."""
+
+    settings: tuple[str, ...]
+    """What it sets, beyond what all trials share."""
+    config: PipelineConfig
+
+    @property
+    def name(self) -> str:
+        """Its settings without the stage, for tables."""
+        return " ".join(setting.partition(".")[2] for setting in self.settings) or "as configured"
+
+
+def make_trials(file: Path | None, preset: str | None, settings: Sequence[str]) -> list[Trial]:
+    """Every combination of the values that the settings list, separated by commas.
+
+    A value that is a list itself is written in brackets: `a.b=[1,0],[0,1]` are two. Raises
+    ConfigError for a setting or configuration that is not valid.
+    """
+    choices = [[f"{path}={value}" for value in values] for path, values in map(_split, settings)]
+    varied = [len(values) > 1 for values in choices]
+    trials = []
+    for chosen in product(*choices):
+        own = tuple(text for text, varies in zip(chosen, varied, strict=True) if varies)
+        trials.append(Trial(own, load_config(file, preset, chosen)))
+    return trials
+
+
+def _split(setting: str) -> tuple[str, list[str]]:
+    path, sign, text = setting.partition("=")
+    if not sign or not path:
+        raise ConfigError(f"--set {setting!r} is not of the form section.field=value,value")
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {path}: {text!r} is not a list of YAML values") from error
+    return path, [yaml.safe_dump(v, default_flow_style=True).removesuffix("...\n") for v in values]
+
+
+def run_trials(
+    stage: str, trials: list[Trial], store: ArtifactStore, observer: Observer, at_once: int
+) -> Iterator[tuple[Trial, Artifact | StageFailed]]:
+    """Make the stage's artifact of each trial, `at_once` side by side; yields each when it is
+    there.
+
+    What the stage needs is made first, one after another, for trials share most of it. A trial
+    that fails does not stop the others. Ray gives each the resources that it asks for and lets the
+    rest wait.
+    """
+    with ray_cluster(trials[0].config):
+        for trial in trials:
+            needed = make_plan(trial.config, store, Selection(until=stage))
+            before = [_kept(planned) if planned.name == stage else planned for planned in needed]
+            execute(trial.config, store, before, observer)
+        with ThreadPoolExecutor(max_workers=at_once) as pool:
+            futures = {pool.submit(_run, stage, trial, store, observer): trial for trial in trials}
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], future.result()
+                except StageFailed as error:
+                    yield futures[future], error
+
+
+def _kept(planned: PlannedStage) -> PlannedStage:
+    return replace(planned, action="skip")
+
+
+def _run(stage: str, trial: Trial, store: ArtifactStore, observer: Observer) -> Artifact:
+    plan = make_plan(trial.config, store, Selection(only=stage))
+    execute(trial.config, store, plan, _TrialObserver(observer, trial.name))
+    key = next(planned.key for planned in plan if planned.name == stage)
+    artifact: Any = store.find(stage, key)
+    assert artifact is not None
+    return artifact
+
+
+class _TrialObserver(Observer):
+    """Passes on what one of several runs reports, under its name."""
+
+    def __init__(self, shown: Observer, name: str) -> None:
+        super().__init__(shown.log_format)
+        self._shown, self._name = shown, name
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self.record(kind, **fields)
+        self._shown.event(kind, **fields, trial=self._name)
+
+    def progress(self, stage: str, unit: str, done: int, total: int) -> None:
+        self._shown.progress(f"{stage} ({self._name})", unit, done, total)

@@ -1,0 +1,123 @@
+"""Which prompts an evaluation uses, and the proof that none of them was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+
+from pipeline.stage import StageContext, digest_of
+from pipeline.store import Artifact
+from schemas.bucket import Bucket
+from schemas.config import FileSource, PipelineConfig
+from schemas.errors import ArtifactError, ConfigError
+from stages.prompt_sources import check_file, read_file
+from stages.prompts import bucket_of, clean, prompt_id, seed_of
+from stages.shapes_world.captions import CaptionError, parse
+
+
+def check(config: PipelineConfig) -> None:
+    """Raises ConfigError when the named prompt file is not there, or nothing is held out."""
+    if config.eval.url is not None:
+        check_file(FileSource(kind="file", url=config.eval.url))
+    elif config.prompts.held_out_fraction == 0:
+        raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")
+
+
+def chosen_samples(context: StageContext, lineage: dict[str, Artifact]) -> list[dict[str, Any]]:
+    """At most `eval.prompts` samples with key, prompt_id, prompt, seed, width, height, bucket and
+    category, in an order that depends on the prompts alone.
+
+    Raises ConfigError when there are fewer than eight, ArtifactError when one was trained on.
+    """
+    config = context.config
+    if config.eval.url is None:
+        rows = _read(context.inputs["prompts"], "held_out.parquet")
+        found = [(row, _category(row["prompt"], config)) for row in rows]
+    else:
+        found = list(_from_file(config, config.eval.url))
+    samples = {}
+    for row, category in found:
+        bucket = str(Bucket(row["width"], row["height"]))
+        samples[row["prompt_id"]] = {**row, "bucket": bucket, "category": category}
+    samples = [samples[identity] for identity in sorted(samples)][: config.eval.prompts]
+    if len(samples) < 8:
+        raise ConfigError(
+            f"eval: {len(samples)} prompts are too few to judge on; raise prompts.count or "
+            "prompts.held_out_fraction, or name a file in eval.url"
+        )
+    _refuse_trained(samples, lineage)
+    return samples
+
+
+def proof(samples: list[dict[str, Any]]) -> str:
+    """A digest of the prompts' ids, for the manifest."""
+    return digest_of([sample["prompt_id"] for sample in samples])
+
+
+def _refuse_trained(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) -> None:
+    chosen = {sample["prompt_id"]: sample["prompt"] for sample in samples}
+    for artifact, name in _trained_lists(lineage):
+        for row in _read(artifact, name):
+            if row["prompt_id"] in chosen:
+                raise ArtifactError(
+                    f"eval: the prompt {chosen[row['prompt_id']]!r} was trained on "
+                    f"({artifact.url}/{name}); judge on held-out prompts alone"
+                )
+
+
+def _trained_lists(lineage: dict[str, Artifact]) -> Iterator[tuple[Artifact, str]]:
+    """Tables with the `prompt_id` of what distillation and tuning have seen."""
+    encoded = lineage["encode"]
+    for name in encoded.manifest.details["prompts"]:
+        yield encoded, name
+    if "pairs" in lineage:
+        for entry in lineage["pairs"].files("shards/", ".parquet"):
+            yield lineage["pairs"], entry.path
+
+
+def _read(artifact: Artifact, name: str) -> list[dict[str, Any]]:
+    entry = next(f for f in artifact.manifest.files if f.path == name)
+    with artifact.checked(entry) as path:
+        return pq.read_table(path).to_pylist()
+
+
+def _from_file(config: PipelineConfig, url: str) -> Iterator[tuple[dict[str, Any], str]]:
+    categories = _tags(url) if url.endswith(".jsonl") else {}
+    for text in read_file(FileSource(kind="file", url=url)):
+        prompt = clean(text)
+        bucket = Bucket.parse(bucket_of(prompt, config.prompts.buckets))
+        identity = prompt_id(prompt)
+        row = {
+            "key": f"{identity}-000",
+            "prompt_id": identity,
+            "prompt": prompt,
+            "seed": seed_of(config.prompts.seed, prompt, 0),
+            "width": bucket.width,
+            "height": bucket.height,
+        }
+        yield row, categories.get(text) or _category(prompt, config)
+
+
+def _tags(url: str) -> dict[str, str]:
+    """GenEval's `tag` of each prompt, where the file has it."""
+    with fsspec.open(url, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    return {row["prompt"]: row["tag"] for row in rows if "prompt" in row and "tag" in row}
+
+
+def _category(prompt: str, config: PipelineConfig) -> str:
+    """In the shapes world what a prompt asks for; elsewhere there is but one category."""
+    if config.teacher.family != "shapes":
+        return "all"
+    try:
+        spec = parse(prompt)
+    except CaptionError:
+        return "other"
+    kind = "one object" if len(spec.objects) == 1 else "two objects"
+    if spec.place is not None:
+        return f"{kind}, place"
+    return f"{kind}, relation" if spec.relation is not None else kind

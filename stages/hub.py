@@ -1,0 +1,40 @@
+"""A model's folder: a folder here, or a snapshot from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from schemas.errors import ConfigError
+
+
+def model_folder(model: str, revision: str | None, *, field: str, patterns: Sequence[str]) -> Path:
+    """`model` itself where it is a folder, else the files of the hub's `model` that match
+    `patterns`.
+
+    Raises ConfigError, naming the configuration's `field`, for a model that is neither or that is
+    gated.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{field}: {model!r} is gated: accept its licence on its hub page and set HF_TOKEN to "
+            "a token that may read it"
+        ) from error
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"{field}: {model!r} is neither a folder here nor a model that the hub gives us "
+            f"(revision {revision or 'main'}); check the name, the network and HF_TOKEN"
+        ) from error

@@ -1,0 +1,441 @@
+"""Stage `pairs`: preference pairs, two pictures of one prompt and which of them is better.
+
+Drawn by teacher or student and ranked by a reward, or read from a file. Near-ties and what cannot
+be used are recorded in the sidecars, and counted, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import nn
+
+from pipeline.mapping import map_shards, worker_devices
+from pipeline.shards import Sample, ShardWriter, table_bytes, write_tar
+from pipeline.stage import StageContext, StageResult
+from pipeline.store import Artifact, ArtifactStore
+from schemas.bucket import Bucket, nearest_bucket
+from schemas.config import PipelineConfig
+from schemas.errors import ConfigError, StageFailed
+from schemas.records import ShardStats
+from schemas.suggest import did_you_mean
+from stages.devices import worker_device
+from stages.encode import fit
+from stages.ladd.sampling import student_sigmas
+from stages.painters import Painter, student_painter, teacher_painter
+from stages.pair_sources import Part, SourcePair, check_file, parts_of, read_part
+from stages.prompts import prompt_id, share_of
+from stages.scores import SCORES, open_score
+from stages.scores.protocol import Score
+from stages.student import open_student
+from stages.synthesize import encode_image
+from stages.teachers import open_teacher
+from stages.teachers.protocol import Teacher
+
+SIDECAR_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "prompt_id": pa.string(),
+        "prompt": pa.string(),
+        "status": pa.string(),
+        "reason": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "bucket": pa.string(),
+        "winner_seed": pa.int64(),
+        "loser_seed": pa.int64(),
+        "winner_score": pa.float64(),
+        "loser_score": pa.float64(),
+        "judge": pa.string(),
+        "split": pa.string(),
+    }
+)
+
+Row = dict[str, Any]
+Made = tuple[Row, dict[str, bytes]]
+"""A sidecar's row, and the pair's tar members: none unless it is ok."""
+
+
+def check(config: PipelineConfig) -> None:
+    """Raises ConfigError for a file of pairs that is not there, a reward that nobody knows, or too
+    many steps.
+    """
+    pairs = config.pairs
+    check_steps(config)
+    if pairs.url is not None:
+        check_file(pairs.url)
+    else:
+        check_score("pairs.reward", pairs.reward.name)
+
+
+def check_score(field: str, name: str) -> None:
+    """Raises ConfigError naming the field when there is no such score."""
+    if name not in SCORES:
+        raise ConfigError(f"{field}.name: unknown score {name!r}{did_you_mean(name, SCORES)}")
+
+
+def check_steps(config: PipelineConfig) -> None:
+    """Raises ConfigError when the student would draw in more steps than its grid has levels."""
+    levels = len(config.distill.student_time.grid)
+    if config.pairs.student_steps > levels:
+        raise ConfigError(
+            f"pairs.student_steps is {config.pairs.student_steps}, but the student's grid "
+            f"(distill.student_time.grid) has {levels} levels; lower it"
+        )
+
+
+def run(context: StageContext) -> StageResult:
+    config = context.config.pairs
+    if config.url is None:
+        rows = chosen_prompts(context.inputs["prompts"], config.prompts, "pairs")
+        plan: dict[str, Any] = _plan(rows, config.prompts_per_shard)
+        work: Any = PairPainter
+    else:
+        parts = parts_of(config.url, config.prompts_per_shard)
+        plan = {_shard(i): part for i, part in enumerate(parts)}
+        work = PairReader
+    student = context.inputs.get("distill")
+    build = partial(work, context.config, context.store, context.folder, plan, student)
+    done = map_shards(context, sorted(plan), build, config.pool)
+    counts: Counter[str] = Counter()
+    buckets: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, stats in sorted(done.items()):
+        counts.update(stats.counts)
+        for name, splits in stats.details["buckets"].items():
+            buckets[name].update(splits)
+    if not counts["ok"]:
+        raise StageFailed(
+            f"pairs: no pair was usable ({dict(counts)}); look at the sidecars in "
+            f"{context.folder}/shards, lower pairs.margin or raise pairs.prompts"
+        )
+    seconds = sum(stats.seconds for stats in done.values())
+    return StageResult(
+        files={f: (s.sizes[f], digest) for s in done.values() for f, digest in s.files.items()},
+        counts=dict(counts),
+        details={
+            "shards": sorted(plan),
+            "buckets": {name: dict(splits) for name, splits in sorted(buckets.items())},
+            "judge": config.reward.name if config.url is None else config.url,
+        },
+        device_hours=seconds / 3600 * worker_devices(config.pool),
+    )
+
+
+def chosen_prompts(
+    planned: Artifact, count: int, purpose: str, last: frozenset[str] = frozenset()
+) -> list[Row]:
+    """At most `count` training prompts with prompt_id, prompt, width and height, by a hash of text
+    and purpose; those whose ids are in `last` come last.
+    """
+
+    def rank(row: Row) -> tuple[bool, float, str]:
+        identity = row["prompt_id"]
+        return identity in last, share_of(row["prompt"], purpose), identity
+
+    return heapq.nsmallest(count, _training_prompts(planned), key=rank)
+
+
+def derived_seed(purpose: str, base: int, prompt: str, index: int) -> int:
+    """A picture's seed, 63 bits: another for each purpose, base, prompt and index."""
+    digest = hashlib.sha256(f"{purpose}\0{base}\0{index}\0{prompt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _training_prompts(planned: Artifact) -> Iterator[Row]:
+    """Each training prompt once: the first picture's row of its shard's plan."""
+    columns = ["prompt_id", "prompt", "width", "height"]
+    for shard in planned.manifest.details["shards"]:
+        entry = next(f for f in planned.manifest.files if f.path == f"{shard}.parquet")
+        with planned.checked(entry) as path:
+            table = pq.read_table(path, columns=["key", *columns])
+        for row in table.to_pylist():
+            if row["key"].endswith("-000"):
+                yield {name: row[name] for name in columns}
+
+
+def _shard(number: int) -> str:
+    return f"shards/pairs/{number:06d}"
+
+
+def _plan(rows: list[Row], size: int) -> dict[str, list[Row]]:
+    """Shards of so many prompts; most hold one bucket, so that micro-batches are full."""
+    ordered = sorted(rows, key=lambda row: (row["width"], row["height"], row["prompt_id"]))
+    return {_shard(i): ordered[at : at + size] for i, at in enumerate(range(0, len(ordered), size))}
+
+
+class Verdict(NamedTuple):
+    """What a ranking says of the pictures of one prompt."""
+
+    status: str
+    """ok, near_tie or failed."""
+    reason: str | None
+    best: int | None = None
+    worst: int | None = None
+
+
+def rank(scores: np.ndarray, margin: float, *, higher_is_better: bool) -> Verdict:
+    """Best and worst of some pictures by their scores (n,), NaN for one that cannot be used; the
+    first of equals.
+    """
+    usable = np.flatnonzero(np.isfinite(scores))
+    if len(usable) < 2:
+        return Verdict("failed", "fewer than two pictures are finite and have a score")
+    merit = scores[usable] * (1 if higher_is_better else -1)
+    best, worst = int(usable[merit.argmax()]), int(usable[merit.argmin()])
+    difference = float(merit.max() - merit.min())
+    if difference <= margin:
+        reason = f"scores differ by {difference:.4g}, not by more than {margin:g}"
+        return Verdict("near_tie", reason, best, worst)
+    return Verdict("ok", None, best, worst)
+
+
+class _PairWorker:
+    """Makes whole shards; lives in a worker with what it needs loaded."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        store: ArtifactStore,
+        folder: str,
+        plan: dict[str, Any],
+        student: Artifact | None,
+    ) -> None:
+        self.config, self.pairs, self.student = config, config.pairs, student
+        self.store, self.folder, self.plan = store, folder, plan
+        self.device = worker_device(self.pairs.pool.cpus_per_worker)
+        self.teacher = open_teacher(config.teacher)
+        self.teacher.place(self.device)
+
+    def __call__(self, shard: str) -> ShardStats:
+        members: list[Sample] = []
+        rows: list[Row] = []
+        counts = Counter(ok=0, near_tie=0, failed=0)
+        buckets: dict[str, Counter[str]] = defaultdict(Counter)
+        for row, contents in self.make(self.plan[shard]):
+            rows.append(row)
+            counts[row["status"]] += 1
+            if row["status"] == "ok":
+                buckets[row["bucket"]][row["split"]] += 1
+                members.append((row["key"], contents))
+        writer = ShardWriter(self.store, self.folder, shard)
+        write_tar(writer.file(".tar"), members)
+        writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
+        details = {"buckets": {name: dict(splits) for name, splits in buckets.items()}}
+        return writer.commit(dict(counts), details)
+
+    def make(self, plan: Any) -> Iterator[Made]:
+        """The pairs of one shard."""
+        raise NotImplementedError
+
+    def row(self, key: str, prompt: str | None, judge: str, **fields: Any) -> Row:
+        """A sidecar's row; what is not given stays empty."""
+        row: Row = dict.fromkeys(SIDECAR_SCHEMA.names)
+        if prompt is not None:
+            held_out = share_of(prompt, "pairs split") < self.pairs.held_out_fraction
+            split = "held_out" if held_out else "train"
+            row |= {"prompt": prompt, "prompt_id": prompt_id(prompt), "split": split}
+        return row | {"key": key, "judge": judge} | fields
+
+
+class _Picture(NamedTuple):
+    """One of the pictures that were drawn of a prompt."""
+
+    pixels_HW3: np.ndarray
+    latents_CHW: torch.Tensor
+    score: float
+
+
+class PairPainter(_PairWorker):
+    """Draws several pictures of each prompt and pairs the best with the worst."""
+
+    def make(self, plan: list[Row]) -> Iterator[Made]:
+        pictures = self._draw(plan)
+        for planned in plan:
+            yield self._pair(planned, list(islice(pictures, self.pairs.pictures_per_prompt)))
+
+    def _draw(self, plan: list[Row]) -> Iterator[_Picture]:
+        """Prompt after prompt, in micro-batches that go across prompts."""
+        samples = [
+            {**row, "seed": self._seed(row["prompt"], i)}
+            for row in plan
+            for i in range(self.pairs.pictures_per_prompt)
+        ]
+        for batch in micro_batches(samples, self.pairs.micro_batch):
+            latents = self._paint(batch)
+            pictures = self.teacher.decode_latents(latents)
+            scores = self._reward.judge(pictures, [sample["prompt"] for sample in batch])
+            finite = latents.isfinite().flatten(1).all(1).cpu().numpy()
+            usable = np.where(finite, scores, np.nan).tolist()
+            yield from map(_Picture, pictures, latents.half().cpu(), usable)
+
+    def _pair(self, planned: Row, pictures: list[_Picture]) -> Made:
+        prompt, bucket = planned["prompt"], Bucket(planned["width"], planned["height"])
+        verdict = rank(
+            np.array([picture.score for picture in pictures]),
+            self.pairs.margin,
+            higher_is_better=self._reward.card.higher_is_better,
+        )
+        row = self.row(
+            planned["prompt_id"],
+            prompt,
+            self.pairs.reward.name,
+            status=verdict.status,
+            reason=verdict.reason,
+            width=bucket.width,
+            height=bucket.height,
+            bucket=str(bucket),
+        )
+        members: dict[str, bytes] = {}
+        for side, place in (("winner", verdict.best), ("loser", verdict.worst)):
+            if place is not None:
+                picture = pictures[place]
+                row[f"{side}_seed"] = self._seed(prompt, place)
+                row[f"{side}_score"] = picture.score
+                members |= _members(side, picture.pixels_HW3, picture.latents_CHW)
+        return row, _with_text(row, members) if verdict.status == "ok" else {}
+
+    def _seed(self, prompt: str, index: int) -> int:
+        return derived_seed("pairs", self.pairs.seed, prompt, index)
+
+    @cached_property
+    def _reward(self) -> Score:
+        return open_score(self.pairs.reward, self.device)
+
+    @cached_property
+    def _paint(self) -> Painter:
+        teacher, device = self.teacher, self.device
+        if self.student is None:
+            making = self.config.synthesize
+            net = teacher.backbone()
+            return teacher_painter(teacher, net, device, making.steps, making.guidance_scale)
+        net, grid = student_of(self.student, device)
+        return painter_on_grid(teacher, net, grid, self.config, device)
+
+
+class PairReader(_PairWorker):
+    """Reads pairs of pictures from a file, fits them to a bucket and encodes them."""
+
+    def make(self, plan: Part) -> Iterator[Made]:
+        made: list[Made] = []
+        ready: dict[Bucket, list[tuple[int, list[Image.Image]]]] = defaultdict(list)
+        for source in read_part(plan):
+            row = self.row(
+                source.key,
+                source.prompt,
+                source.judge,
+                winner_score=source.winner_score,
+                loser_score=source.loser_score,
+            )
+            made.append((row, {}))
+            try:
+                bucket, pictures = self._open(source)
+            except ValueError as error:
+                row |= {"status": "failed", "reason": str(error)}
+                continue
+            row |= {"width": bucket.width, "height": bucket.height, "bucket": str(bucket)}
+            if source.tie:
+                row |= {"status": "near_tie", "reason": "its source says that neither is better"}
+            else:
+                row["status"] = "ok"
+                ready[bucket].append((len(made) - 1, pictures))
+        for bucket, pairs in sorted(ready.items()):
+            fitted = [np.asarray(fit(p, bucket)) for _, pictures in pairs for p in pictures]
+            latents = self._encode(fitted)
+            for i, (place, _) in enumerate(pairs):
+                row, members = made[place]
+                for side, at in (("winner", 2 * i), ("loser", 2 * i + 1)):
+                    members |= _members(side, fitted[at], latents[at])
+                made[place] = (row, _with_text(row, members))
+        yield from made
+
+    def _open(self, source: SourcePair) -> tuple[Bucket, list[Image.Image]]:
+        """Raises ValueError saying what is wrong with the pair."""
+        if source.problem is not None:
+            raise ValueError(source.problem)
+        if not source.prompt:
+            raise ValueError("its prompt is empty")
+        pictures, buckets = [], []
+        for side, content in (("winner", source.winner), ("loser", source.loser)):
+            try:
+                picture = Image.open(io.BytesIO(content)).convert("RGB")
+            except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+                raise ValueError(f"its {side} is no readable picture: {error}") from error
+            pictures.append(picture)
+            buckets.append(nearest_bucket(*picture.size, self.config.prompts.bucket_list()))
+        if buckets[0] != buckets[1]:  # the cut, not the picture, might be what is preferred
+            raise ValueError(f"its pictures are of two buckets, {buckets[0]} and {buckets[1]}")
+        return buckets[0], pictures
+
+    def _encode(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        size = self.pairs.micro_batch
+        return torch.cat(
+            [
+                self.teacher.encode_pictures(np.stack(pictures[at : at + size])).half().cpu()
+                for at in range(0, len(pictures), size)
+            ]
+        )
+
+
+def micro_batches(samples: list[Row], size: int) -> Iterator[list[Row]]:
+    """Samples in order, at most `size` together, each batch of one bucket."""
+    batch: list[Row] = []
+    for sample in samples:
+        other = batch and (sample["width"], sample["height"]) != (
+            batch[0]["width"],
+            batch[0]["height"],
+        )
+        if other or len(batch) == size:
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
+
+
+def student_of(artifact: Artifact, device: torch.device) -> tuple[nn.Module, list[float]]:
+    """The student of a `distill` artifact, float32, and its grid."""
+    with artifact.local_folder("model") as folder:
+        net, grid = open_student(folder)
+    return net.to(device), grid
+
+
+def painter_on_grid(
+    teacher: Teacher,
+    net: nn.Module,
+    grid: list[float],
+    config: PipelineConfig,
+    device: torch.device,
+) -> Painter:
+    """Draws with a student, `pairs.student_steps` steps on its grid."""
+    sigmas = student_sigmas(grid, config.pairs.student_steps)
+    in_bfloat16 = config.distill.precision == "bfloat16"
+    return student_painter(teacher, net, device, sigmas, bfloat16=in_bfloat16)
+
+
+def _members(side: str, picture_HW3: np.ndarray, latents_CHW: torch.Tensor) -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    np.save(buffer, latents_CHW.numpy(), allow_pickle=False)
+    return {
+        f"{side}.png": encode_image(picture_HW3, "png", 100),
+        f"{side}.latent.npy": buffer.getvalue(),
+    }
+
+
+def _with_text(row: Row, members: dict[str, bytes]) -> dict[str, bytes]:
+    return members | {
+        "txt": row["prompt"].encode(),
+        "json": json.dumps(row, sort_keys=True).encode(),
+    }

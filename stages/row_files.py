@@ -1,0 +1,206 @@
+"""Rows of several `.npy` files as one array: mapped where they lie in a folder, else fetched by
+range through a bounded local cache.
+
+Knows nothing of latents or prompts. One thread at a time may use a cache and what reads through it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+import fsspec
+import numpy as np
+
+from schemas.errors import ArtifactError
+
+BLOCK_BYTES = 512 * 1024
+"""What one request for small rows fetches, about; larger rows come one by one."""
+_HEADER_BYTES = 1024
+
+
+class Rows(Protocol):
+    """Rows of one shape and dtype."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Sequence[int]) -> np.ndarray:
+        """A new array (n, ...) of these rows."""
+        ...
+
+
+class MappedRows:
+    """Memory-mapped arrays, one behind the other."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._ends = list(accumulate(len(array) for array in arrays))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def take(self, rows: Sequence[int]) -> np.ndarray:
+        out = np.empty((len(rows), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
+        for place, row in enumerate(rows):
+            file = bisect_right(self._ends, row)
+            out[place] = self._arrays[file][row - self._ends[file] + len(self._arrays[file])]
+        return out
+
+
+class Span(NamedTuple):
+    """Bytes `start` to `stop` of a file, and the block of it that is fetched for them."""
+
+    path: str
+    block_start: int
+    block_stop: int
+    start: int
+    stop: int
+
+
+class RangeCache:
+    """Reads ranges of remote files and keeps copies of them, at most `limit` bytes: a ring, in
+    which new copies take the place of the oldest.
+
+    Every epoch visits the rows in a new random order, so the oldest copy is as good a loss as any.
+    The copies lie in one nameless file, which is gone when the process is, however that ends.
+    """
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, limit: int) -> None:
+        self.filesystem, self.limit = filesystem, limit
+        self._file = tempfile.TemporaryFile(prefix="ladd-latents-")  # noqa: SIM115
+        self._places: OrderedDict[tuple[str, int], range] = OrderedDict()
+        self._head = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of copies."""
+        return sum(map(len, self._places.values()))
+
+    def read(self, spans: Sequence[Span]) -> list[bytes]:
+        """The bytes of each span. Blocks that are not held are fetched, side by side.
+
+        Raises ArtifactError for a block that is shorter than it should be; what the file system
+        raises is left as it is, since a new start may well cure it.
+        """
+        missing = {
+            (span.path, span.block_start): span.block_stop
+            for span in spans
+            if (span.path, span.block_start) not in self._places
+        }
+        fetched = dict(zip(missing, self._fetch(missing), strict=True))
+        found = [self._cut(span, fetched) for span in spans]
+        for block, content in fetched.items():
+            self._keep(block, content)
+        return found
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _fetch(self, blocks: dict[tuple[str, int], int]) -> list[bytes]:
+        if not blocks:
+            return []
+        paths, starts = ([block[i] for block in blocks] for i in range(2))
+        stops = list(blocks.values())
+        contents = self.filesystem.cat_ranges(paths, starts, stops, on_error="raise")
+        for path, start, stop, content in zip(paths, starts, stops, contents, strict=True):
+            if len(content) != stop - start:
+                raise ArtifactError(
+                    f"{path} is damaged: it ends before byte {stop}; remove it and run "
+                    "`ladd-pipeline run --force encode`"
+                )
+        return contents
+
+    def _cut(self, span: Span, fetched: dict[tuple[str, int], bytes]) -> bytes:
+        block = (span.path, span.block_start)
+        skip, length = span.start - span.block_start, span.stop - span.start
+        if block in fetched:
+            return fetched[block][skip : skip + length]
+        return os.pread(self._file.fileno(), length, self._places[block].start + skip)
+
+    def _keep(self, block: tuple[str, int], content: bytes) -> None:
+        if len(content) > self.limit:
+            return
+        if self._head + len(content) > self.limit:
+            self._drop_until(self.limit)
+            self._head = 0
+        self._drop_until(self._head + len(content))
+        os.pwrite(self._file.fileno(), content, self._head)
+        self._places[block] = range(self._head, self._head + len(content))
+        self._head += len(content)
+
+    def _drop_until(self, place: int) -> None:
+        """Forget the copies that lie between the head and a place behind it."""
+        while self._places:
+            oldest = next(iter(self._places.values()))
+            if not self._head <= oldest.start < place:
+                return
+            self._places.popitem(last=False)
+
+
+class FetchedRows:
+    """Remote `.npy` files, one behind the other, read through a cache.
+
+    `sizes` are the bytes that each path must have. Raises ArtifactError for a file that is no
+    plain `.npy` file of that size.
+    """
+
+    def __init__(self, cache: RangeCache, sizes: dict[str, int]) -> None:
+        self._cache = cache
+        self._paths = list(sizes)
+        spans = [
+            Span(path, 0, min(size, _HEADER_BYTES), 0, min(size, _HEADER_BYTES))
+            for path, size in sizes.items()
+        ]
+        headers = [
+            _header(path, start, size)
+            for (path, size), start in zip(sizes.items(), cache.read(spans), strict=True)
+        ]
+        self._offsets = [offset for offset, _, _ in headers]
+        self._ends = list(accumulate(shape[0] for _, shape, _ in headers))
+        _, (_, *self._shape), self._dtype = headers[0]
+        self._row_bytes = self._dtype.itemsize * int(np.prod(self._shape))
+        self._rows_per_block = max(1, BLOCK_BYTES // self._row_bytes)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def take(self, rows: Sequence[int]) -> np.ndarray:
+        out = np.empty((len(rows), *self._shape), self._dtype)
+        found = self._cache.read([self._span(row) for row in rows])
+        for place, content in enumerate(found):
+            out[place].data.cast("B")[:] = content
+        return out
+
+    def _span(self, row: int) -> Span:
+        file = bisect_right(self._ends, row)
+        before = self._ends[file - 1] if file else 0
+        row, rows = row - before, self._ends[file] - before
+        first = row - row % self._rows_per_block
+
+        def at(place: int) -> int:
+            return self._offsets[file] + place * self._row_bytes
+
+        last = min(first + self._rows_per_block, rows)
+        return Span(self._paths[file], at(first), at(last), at(row), at(row + 1))
+
+
+def _header(path: str, start: bytes, size: int) -> tuple[int, tuple[int, ...], np.dtype]:
+    """Where the rows of a `.npy` file begin, its shape and dtype, from its first bytes."""
+    file = io.BytesIO(start)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"its format is {version}")
+        shape, column_major, dtype = np.lib.format.read_array_header_1_0(file)
+        expected = file.tell() + dtype.itemsize * int(np.prod(shape))
+        if column_major or dtype.hasobject or expected != size:
+            raise ValueError(f"{size} bytes do not hold {shape} of {dtype}")
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a readable .npy file: {error}") from error
+    return file.tell(), shape, dtype

@@ -1,0 +1,66 @@
+"""Attribute accuracy in the shapes world: does the picture show all that its caption states?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas.config import ScoreConfig
+from schemas.errors import ConfigError
+from schemas.report import ScoreCard
+from stages.scores.shapes_judge import ShapesJudge, shown
+from stages.shapes_world.captions import CaptionError, SceneSpec, parse
+
+JUDGE = Path(__file__).parents[1] / "shapes_world" / "weights" / "judge.safetensors"
+
+
+class Attributes:
+    """A `Score`: 1 when the trained judge sees every attribute that the caption states, else 0."""
+
+    card = ScoreCard(
+        title="all attributes right",
+        explanation="Share of pictures in which a trained detector sees every attribute that the "
+        "caption states: count, colours, shapes, sizes, place or relation, background.",
+        low=0,
+        high=1,
+        licence="Apache-2.0, as this project",
+        weights="embedded: stages/shapes_world/weights/judge.safetensors",
+    )
+
+    def __init__(self, _config: ScoreConfig, device: torch.device) -> None:
+        self.judge_net = ShapesJudge.load(JUDGE).to(device)
+        self.device = device
+
+    def judge(self, pictures_BHW3: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        specs = [read_caption(prompt) for prompt in prompts]
+        seen = self.judge_net.look(as_pixels(pictures_BHW3, self.device))
+        return np.array(
+            [all(shown(s, spec).values()) for s, spec in zip(seen, specs, strict=True)], np.float64
+        )
+
+
+def read_caption(prompt: str) -> SceneSpec:
+    """What a prompt states. Raises ConfigError outside the grammar of the shapes world."""
+    try:
+        return parse(prompt)
+    except CaptionError as error:
+        raise ConfigError(
+            f"the scores attributes and layout judge captions of the shapes world alone: {error}"
+        ) from error
+
+
+def as_pixels(pictures_BHW3: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 pictures as the judge's network takes them: (B, 3, H, W) in [-1, 1]. Raises ConfigError
+    when the sides are not divisible by 8.
+    """
+    height, width = pictures_BHW3.shape[1:3]
+    if height % 8 or width % 8:
+        raise ConfigError(
+            f"the judge of the shapes world takes pictures with sides divisible by 8, not "
+            f"{width}x{height}"
+        )
+    return torch.from_numpy(pictures_BHW3).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1

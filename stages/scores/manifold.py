@@ -1,0 +1,49 @@
+"""Precision and recall of a set of pictures (Kynkäänniemi et al. 2019)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ROWS = 1024
+"""Distances are measured in blocks of so many rows: memory is linear in N."""
+
+
+def precision_recall(
+    real_NF: np.ndarray, made_MF: np.ndarray, *, neighbours: int = 3
+) -> tuple[float, float]:
+    """Precision, the share of made features inside the real set's manifold, and recall, the share
+    of real ones inside the made set's; both from 0 to 1, higher is better.
+
+    A set's manifold is the union of the balls around its members that reach to their k-th nearest
+    neighbour. Raises ValueError unless each set has more than k members.
+    """
+    if min(len(real_NF), len(made_MF)) <= neighbours:
+        raise ValueError(
+            f"precision and recall with {neighbours} neighbours need more than {neighbours} "
+            f"pictures in each set, got {len(real_NF)} and {len(made_MF)}"
+        )
+    real, made = np.asarray(real_NF, np.float64), np.asarray(made_MF, np.float64)
+    return _covered(made, real, neighbours), _covered(real, made, neighbours)
+
+
+def _covered(points: np.ndarray, members: np.ndarray, neighbours: int) -> float:
+    """The share of points inside the manifold of `members`."""
+    squared_reach = np.concatenate(
+        [
+            # Each member is its own nearest neighbour, so the k-th other one is at index k.
+            np.partition(_squared_distances(block, members), neighbours, axis=1)[:, neighbours]
+            for block in _blocks(members)
+        ]
+    )
+    inside = [
+        (_squared_distances(block, members) <= squared_reach).any(1) for block in _blocks(points)
+    ]
+    return float(np.concatenate(inside).mean())
+
+
+def _squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+
+
+def _blocks(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)]

@@ -1,0 +1,268 @@
+"""How much memory an update of LADD on SD3's transformer takes, from shapes alone: no torch here.
+
+Counts what autograd keeps of each layer (found with `torch.autograd.graph.saved_tensors_hooks`, see
+tests/unit/test_memory.py), the weights and all that goes with them. Text encoders and VAE are not
+counted, nor what the program itself takes. Legend: N image tokens, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from schemas.config import DistillConfig
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the transformer sees in one update of one worker."""
+
+    rows: int
+    """Token rows of the largest bucket: latent height over patch size."""
+    columns: int
+    text: int
+    """Text tokens, SD3's empty T5 rows counted as one."""
+    share: int
+    """Samples of a worker."""
+    on_gpu: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one worker's device at the fullest moment of an update."""
+
+    weights: int
+    """Of student, teacher and heads."""
+    average: int
+    moments: int
+    working: int
+    """Gradients and activations, as many as there are at one time."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.average + self.moments + self.working
+
+
+def linear_layers(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """Name, inputs and outputs of every linear layer that a `transformer/config.json` stands
+    for.
+    """
+    width, blocks = _width(transformer), transformer["num_layers"]
+    for name, inputs in (
+        ("time_text_embed.timestep_embedder", 256),
+        ("time_text_embed.text_embedder", transformer["pooled_projection_dim"]),
+    ):
+        yield f"{name}.linear_1", inputs, width
+        yield f"{name}.linear_2", width, width
+    yield "context_embedder", transformer["joint_attention_dim"], width
+    for number in range(blocks):
+        block, last = f"transformer_blocks.{number}", number == blocks - 1
+        dual = number in (transformer.get("dual_attention_layers") or ())
+        yield f"{block}.norm1.linear", width, (9 if dual else 6) * width
+        yield f"{block}.norm1_context.linear", width, (2 if last else 6) * width
+        attention = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]
+        attention += ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"]
+        attention += [] if last else ["attn.to_add_out"]
+        attention += [f"attn2.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0") if dual]
+        for name in attention:
+            yield f"{block}.{name}", width, width
+        for name in ["ff"] if last else ["ff", "ff_context"]:
+            yield f"{block}.{name}.net.0.proj", width, 4 * width
+            yield f"{block}.{name}.net.2", 4 * width, width
+    yield "norm_out.linear", width, 2 * width
+    yield "proj_out", width, transformer["patch_size"] ** 2 * transformer["out_channels"]
+
+
+def parameters(transformer: dict[str, Any]) -> int:
+    """How many a `transformer/config.json` stands for."""
+    width, blocks = _width(transformer), transformer["num_layers"]
+    patch = transformer["patch_size"] ** 2 * transformer["in_channels"]
+    dual = len(transformer.get("dual_attention_layers") or ())
+    norms = 0
+    if transformer.get("qk_norm") is not None:
+        norms = (4 * blocks + 2 * dual) * transformer["attention_head_dim"]
+    linear = sum(inputs * outputs + outputs for _, inputs, outputs in linear_layers(transformer))
+    return linear + patch * width + width + norms
+
+
+def adapter_parameters(transformer: dict[str, Any], rank: int, targets: list[str]) -> int:
+    """How many low-rank adapters have on the layers whose names end in one of `targets`."""
+    return sum(
+        rank * (inputs + outputs)
+        for name, inputs, outputs in linear_layers(transformer)
+        if any(name == target or name.endswith(f".{target}") for target in targets)
+    )
+
+
+def head_parameters(transformer: dict[str, Any], channels: int) -> int:
+    """How many the discriminator's heads have, one behind each block."""
+    width, pooled = _width(transformer), transformer["pooled_projection_dim"]
+    convolutions = 9 * (width + channels) * channels + 3 * channels + 1
+    norms = 2 * width + 4 * channels
+    condition = (pooled + 32 + channels + 2) * channels
+    return transformer["num_layers"] * (convolutions + norms + condition)
+
+
+def update_memory(
+    transformer: dict[str, Any], teacher_dtype: str, distill: DistillConfig, shapes: Shapes
+) -> Memory:
+    """What an update takes on each worker, after the first (which makes the moments)."""
+    whole = trained = parameters(transformer)
+    if distill.lora is not None:
+        trained = adapter_parameters(transformer, distill.lora.rank, distill.lora.targets)
+        whole += trained
+    heads = head_parameters(transformer, distill.discriminator.channels)
+    frozen = parameters(transformer) * _BYTES[teacher_dtype]
+    shards = distill.shard_over
+    table = transformer["pos_embed_max_size"] ** 2 * _width(transformer)
+    weights = 4 * (whole // shards + heads) + frozen // (shards if distill.shard_teacher else 1)
+    moment = 1 + 4 / 256 if distill.optimizer == "adamw8bit" else 4
+    away = distill.ema_device == "cpu" and shapes.on_gpu
+    return Memory(
+        weights=weights + table * (4 + _BYTES[teacher_dtype]),
+        average=0 if away else 4 * trained // shards,
+        moments=int(2 * moment * trained / shards) + 8 * heads,
+        working=_Working(transformer, teacher_dtype, distill, shapes).most(
+            4 * trained // shards, 4 * heads
+        ),
+    )
+
+
+class _Working:
+    """Activations, gradients and copies of weights at the moments when there may be most."""
+
+    def __init__(
+        self,
+        transformer: dict[str, Any],
+        teacher_dtype: str,
+        distill: DistillConfig,
+        shapes: Shapes,
+    ) -> None:
+        self.transformer, self.distill, self.shapes = transformer, distill, shapes
+        self.batch = distill.micro_batch or shapes.share
+        self.is_low = distill.precision == "bfloat16"
+        self.number = 2 if self.is_low else 4
+        """Bytes of an activation."""
+        self.casts_teacher = self.is_low and teacher_dtype == "float32"
+        self.is_full = distill.lora is None
+        self.image = self.batch * shapes.rows * shapes.columns * _width(transformer)
+        self.text = self.batch * shapes.text * _width(transformer)
+
+    def most(self, gradients: int, head_gradients: int) -> int:
+        distill, taps = self.distill, self.transformer["num_layers"]
+        student = self._blocks("trained" if self.is_full else "adapted")
+        teacher = self._blocks("frozen")
+        copies, teacher_copies = self._copies()
+        maps = taps * self.image * self.number
+        judged = 2 * maps + self._heads()  # with what the heads send back
+        # FSDP2: the block in use and the next one gathered; gradients are reduced in float32.
+        block = _block_weights(self.transformer) if distill.shard_over > 1 else 0
+        gathered, reduced = 2 * block * self.number, block * (self.number + 6)
+        teacher_gathered = gathered if distill.shard_teacher else 0
+        # 1. The way back begins: all is there, and the teacher's last block is worked on.
+        begin = copies + teacher_copies + judged + teacher.passing + teacher_gathered
+        if distill.checkpoint_blocks:
+            inputs = taps * (self.image + self.text) * self.number
+            begin += 2 * inputs + 3 * self.image * self.number + teacher.block
+        else:
+            begin += student.all + teacher.all
+        if distill.workers > 1 and distill.shard_over == 1:
+            begin += gradients  # as much again: FSDP2 works on a copy, also where it shards nothing
+        if self.batch < self.shapes.share:
+            begin += gradients + head_gradients  # of the micro-batches before
+        # 2. It ends at the student's first block, beside nearly all gradients.
+        end = gradients + judged + student.block + student.passing + gathered + reduced
+        # 3. The heads judge the data's features too, and with R1 those beside them.
+        sides = 2 if distill.objective.r1_weight > 0 else 1
+        real = gradients + judged + sides * (maps + self._heads())
+        real += teacher.passing + teacher_gathered
+        # 4. The optimizers step.
+        step = gradients + head_gradients
+        return max(begin, end, real, step) + self._inputs()
+
+    def _blocks(self, kind: str) -> _Blocks:
+        """A student (trained or adapted) or a frozen net that passes gradients on."""
+        transformer, shapes, number = self.transformer, self.shapes, self.number
+        image, text, is_low = self.image, self.text, self.is_low
+        # So many tensors of the size of the tokens does a block keep, beside the joint attention;
+        # a second attention, that of the image alone; and the last block of the text.
+        every = {"trained": 17, "adapted": 15 if is_low else 13, "frozen": 6}[kind] * number
+        second = {"trained": 6, "adapted": 5, "frozen": 3}[kind] * number
+        last = {"trained": 3, "adapted": 2, "frozen": 1}[kind] * number
+        norms = 0
+        if transformer.get("qk_norm") is not None:  # they work in float32
+            norms = {"trained": 4, "adapted": 2, "frozen": 2}[kind] * 4 + (4 if is_low else 0)
+        if is_low and shapes.on_gpu:  # there layer norms work in float32 too
+            every += 8 if kind == "trained" else 4
+        scores = second_scores = 0
+        if not shapes.on_gpu:  # on a CPU attention weights are kept, see `sd3_backbone._attend`
+            each = self.batch * transformer["num_attention_heads"] * number
+            tokens = shapes.rows * shapes.columns
+            scores, second_scores = each * (tokens + shapes.text) ** 2, each * tokens**2
+        joint = 3 * (image + text) * number  # queries, keys and values
+        block = (every + norms) * (image + text) + joint + scores
+        dual = len(transformer.get("dual_attention_layers") or ())
+        whole = transformer["num_layers"] * block - (every - last) * text
+        whole += dual * ((second + norms) * image + second_scores)
+        if kind != "frozen":
+            whole += 3 * image * number  # behind the last block
+        return _Blocks(whole, block, max(scores + joint, 8 * (image + text) * number))
+
+    def _heads(self) -> int:
+        """What autograd keeps of the heads for one side."""
+        inner = 6 * self.image // _width(self.transformer) * self.distill.discriminator.channels
+        kept = (self.image + inner) * self.number
+        if self.is_low and self.shapes.on_gpu:  # there group norms work in float32
+            kept += 4 * self.image + 2 * inner
+        return self.transformer["num_layers"] * kept
+
+    def _copies(self) -> tuple[int, int]:
+        """Under autocast a float32 matrix is cast, and the copy kept for the way back: student's
+        and teacher's. Not so where blocks are made anew, or gathered in low precision.
+        """
+        if not self.is_low:
+            return 0, 0
+        # The modulation's matrices act on the noise level: kept only where they are trained.
+        inner = [
+            inputs * outputs
+            for name, inputs, outputs in linear_layers(self.transformer)
+            if not ("norm" in name or name.startswith("time_text_embed"))
+        ]
+        student = 2 * (parameters(self.transformer) if self.is_full else sum(inner))
+        teacher = 2 * sum(inner) if self.casts_teacher else 0
+        if self.distill.checkpoint_blocks:
+            # Autocast itself holds on to those of weights that are trained.
+            student, teacher = student if self.is_full else 0, 0
+        return 0 if self.distill.shard_over > 1 else student, teacher
+
+    def _inputs(self) -> int:
+        """Latents in their many states of noise, and the conditioning of the whole share."""
+        transformer, shapes = self.transformer, self.shapes
+        places = shapes.rows * shapes.columns * transformer["patch_size"] ** 2
+        latents = 4 * self.batch * places * transformer["in_channels"]
+        words = shapes.text * transformer["joint_attention_dim"]
+        return 8 * latents + 4 * shapes.share * (words + transformer["pooled_projection_dim"])
+
+
+class _Blocks(NamedTuple):
+    """Bytes that autograd keeps of a net's blocks."""
+
+    all: int
+    block: int
+    passing: int
+    """Comes and goes while one block is worked on."""
+
+
+def _block_weights(transformer: dict[str, Any]) -> int:
+    return sum(
+        inputs * outputs
+        for name, inputs, outputs in linear_layers(transformer)
+        if name.startswith("transformer_blocks.0.")
+    )
+
+
+def _width(transformer: dict[str, Any]) -> int:
+    return transformer["num_attention_heads"] * transformer["attention_head_dim"]

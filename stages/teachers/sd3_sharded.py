@@ -1,0 +1,85 @@
+"""A transformer that no process holds whole: built on the meta device, cut up, then filled from its
+safetensors files, each rank reading its own shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, distributed, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from schemas.config import LoraConfig
+from schemas.errors import ConfigError
+from stages.teachers.sd3_lora import add_adapters
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def on_meta(
+    config: dict[str, Any], dtype: torch.dtype, lora: LoraConfig | None = None
+) -> tuple[SD3Transformer2DModel, dict[str, Tensor]]:
+    """The transformer of a `config.json` with weights that take no memory, and the first weights of
+    its adapters by name: small, whole, and the same as on a transformer that was loaded whole.
+    """
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel.from_config(config).to(dtype).eval()
+    adapters = {}
+    if lora is not None:
+        # peft draws adapters where the layers are: for that they are numbers without storage of
+        # their own.
+        transformer._apply(lambda t: torch.zeros((), dtype=t.dtype).expand(t.shape))
+        add_adapters(transformer, lora)
+        adapters = {n: p.detach() for n, p in transformer.named_parameters() if p.requires_grad}
+        transformer.to("meta")
+    return transformer, adapters
+
+
+def fill(transformer: nn.Module, folder: Path, adapters: dict[str, Tensor]) -> None:
+    """Load weights and buffers, each in the dtype that it has, from a folder as diffusers writes
+    it, in one file or several. All ranks call this.
+
+    Raises ConfigError when the folder lacks a weight or cannot be read.
+    """
+    tensors = transformer.state_dict()
+    lost = {name for name, _ in transformer.named_buffers()} - set(tensors)
+    assert not lost, f"buffers that no file holds: {lost}"
+    with torch.no_grad():
+        for name, whole in adapters.items():
+            _put(tensors.pop(name), whole)
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items()}
+    # The reader takes every safetensors file of a folder: show it those of the index alone.
+    with tempfile.TemporaryDirectory() as view:
+        for name in _files(folder):
+            os.symlink((folder / name).resolve(), Path(view) / name)
+        try:
+            dcp.load(
+                tensors,
+                storage_reader=dcp.HuggingFaceStorageReader(view),
+                no_dist=not distributed.is_initialized(),
+            )
+        except (Exception, CheckpointException) as error:
+            brief = " ".join(str(error).split())[-200:]
+            raise ConfigError(f"teacher.model: {folder} cannot be loaded: {brief}") from error
+
+
+def _put(target: Tensor, whole: Tensor) -> None:
+    if isinstance(target, DTensor):
+        mesh, places = target.device_mesh, target.placements
+        whole = distribute_tensor(whole, mesh, places, src_data_rank=None)
+    target.copy_(whole)
+
+
+def _files(folder: Path) -> list[str]:
+    index = folder / f"{_WEIGHTS}.index.json"
+    if not index.is_file():
+        return [_WEIGHTS]
+    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
