@@ -166,6 +166,8 @@ class EncodeConfig(Frozen):
 class RenoiseConfig(Frozen):
     """The discriminator's noise level: t = sigmoid(N(mean, std)) (LADD, section 3.2)."""
 
+    distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    """uniform takes all levels alike, and neither mean nor std."""
     mean: float = 1.0
     """Above 0 biases to high noise: structure. Low noise gives texture."""
     std: float = Field(1.0, gt=0)
@@ -248,6 +250,12 @@ class DiscriminatorConfig(Frozen):
 
     channels: int = Field(64, ge=1)
     """Width of each head's convolutions."""
+    taps: Literal["all", "last"] = "all"
+    """Heads behind every attention block, as LADD has them, or behind the last alone."""
+    convolutions: Literal["2d", "1d"] = "2d"
+    """Over the map of the tokens' true places, or along the row of tokens."""
+    conditioned: bool = True
+    """Whether the heads know noise level and prompt."""
     learning_rate: float = Field(1e-4, gt=0)
     """Of the heads."""
     head_start_steps: int = Field(0, ge=0)

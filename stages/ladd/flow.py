@@ -94,7 +94,7 @@ def draw(
         row = Draws(
             grid[torch.multinomial(probabilities, 1, generator=generator)[0]],
             noise(),
-            (torch.randn((), generator=generator) * renoise.std + renoise.mean).sigmoid(),
+            _renoise_level(renoise, generator),
             noise(),
         )
         if near:
@@ -108,6 +108,12 @@ def draw(
         rows.append(row)
     columns = ([getattr(row, field.name) for row in rows] for field in fields(Draws))
     return Draws(*(None if column[0] is None else torch.stack(column) for column in columns))
+
+
+def _renoise_level(config: RenoiseConfig, generator: torch.Generator) -> Tensor:
+    if config.distribution == "uniform":
+        return torch.rand((), generator=generator)
+    return (torch.randn((), generator=generator) * config.std + config.mean).sigmoid()
 
 
 def _seed_of(*parts: int) -> int:

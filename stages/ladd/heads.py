@@ -15,20 +15,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from schemas.config import DiscriminatorConfig
+
 
 class DiscriminatorHeads(nn.Module):
-    """One `Head` for each tap. `channels` is the width of their convolutions."""
+    """One `Head` for each tap, or for the last alone where the configuration says so."""
 
-    def __init__(self, tap_widths: Sequence[int], pooled_width: int, channels: int) -> None:
+    def __init__(
+        self, tap_widths: Sequence[int], pooled_width: int, config: DiscriminatorConfig
+    ) -> None:
         super().__init__()
-        self.heads = nn.ModuleList([Head(width, pooled_width, channels) for width in tap_widths])
+        self.last_only = config.taps == "last"
+        widths = tap_widths[-1:] if self.last_only else tap_widths
+        self.heads = nn.ModuleList([Head(width, pooled_width, config) for width in widths])
 
     def forward(
         self, features: Sequence[Tensor], sigma_B: Tensor, pooled_BP: Tensor
     ) -> list[Tensor]:
-        """Logits (B, h, w) float32 of each tap; above 0 means real. `sigma_B` is the features'
-        noise level.
+        """Logits (B, h, w) float32 of each head; above 0 means real. `features` are those of all
+        taps, `sigma_B` their noise level.
         """
+        if self.last_only:
+            features = features[-1:]
         assert len(features) == len(self.heads)
         return [head(x, sigma_B, pooled_BP) for head, x in zip(self.heads, features, strict=True)]
 
@@ -38,32 +46,45 @@ class Head(nn.Module):
     statistics lie.
     """
 
-    def __init__(self, width: int, pooled_width: int, channels: int) -> None:
+    def __init__(self, width: int, pooled_width: int, config: DiscriminatorConfig) -> None:
         super().__init__()
+        channels = config.channels
         groups = math.gcd(8, channels)
-        self.enter = nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, channels, 3, padding=1))
+        self.in_rows = config.convolutions == "1d"
+        # Along the tokens a kernel of 9 has as many weights as one of 3 by 3.
+        kernel = (1, 9) if self.in_rows else (3, 3)
+        around = {"kernel_size": kernel, "padding": (kernel[0] // 2, kernel[1] // 2)}
+        self.enter = nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, channels, **around))
         self.body = nn.Sequential(
             nn.GroupNorm(groups, channels),
             nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.Conv2d(channels, channels, **around),
         )
         self.leave = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU())
         self.logit = nn.Conv2d(channels, 1, 1)
-        self.condition = nn.Sequential(
-            nn.Linear(pooled_width + _TIME_WIDTH, channels),
-            nn.SiLU(),
-            nn.Linear(channels, channels),
-        )
+        self.condition = None
+        if config.conditioned:
+            self.condition = nn.Sequential(
+                nn.Linear(pooled_width + _TIME_WIDTH, channels),
+                nn.SiLU(),
+                nn.Linear(channels, channels),
+            )
 
     def forward(self, x_BDhw: Tensor, sigma_B: Tensor, pooled_BP: Tensor) -> Tensor:
+        rows, columns = x_BDhw.shape[-2:]
+        if self.in_rows:
+            x_BDhw = x_BDhw.flatten(2).unsqueeze(2)
         x = self.enter(x_BDhw)
-        x_BChw = self.leave(x + self.body(x))
+        x_BChw = self.leave(x + self.body(x)).reshape(len(x), -1, rows, columns)
+        logit_Bhw = self.logit(x_BChw).squeeze(1)
+        if self.condition is None:
+            return logit_Bhw.float()
         pooled = F.layer_norm(pooled_BP, pooled_BP.shape[1:])
         direction_BC = self.condition(
             torch.cat([pooled, time_embedding(sigma_B).to(pooled.dtype)], dim=1)
         )
         projection = torch.einsum("bchw,bc->bhw", x_BChw, direction_BC) / math.sqrt(x_BChw.shape[1])
-        return (self.logit(x_BChw).squeeze(1) + projection).float()
+        return (logit_Bhw + projection).float()
 
 
 _TIME_WIDTH = 32

@@ -56,9 +56,7 @@ class LaddTrainer:
         self.teacher: Backbone = teacher.requires_grad_(False).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            heads = DiscriminatorHeads(
-                teacher.tap_widths, pooled_width, config.discriminator.channels
-            )
+            heads = DiscriminatorHeads(teacher.tap_widths, pooled_width, config.discriminator)
         self.heads = heads.to(device)
         away = torch.device("cpu") if config.ema_device == "cpu" else None
         self.average = ExponentialAverage(student, config.ema_decay, away)

@@ -19,7 +19,7 @@ from pipeline.config import load_config
 from pipeline.memory_estimate import memory_words
 from pipeline.planning import Selection, make_plan
 from pipeline.store import ArtifactStore
-from schemas.config import DistillConfig, LoraConfig
+from schemas.config import DiscriminatorConfig, DistillConfig, LoraConfig
 from stages.ladd.heads import DiscriminatorHeads
 from stages.teachers.sd3_memory import (
     Shapes,
@@ -74,7 +74,7 @@ def test_parameters_are_counted_exactly(changes):
     assert adapter_parameters(config, lora.rank, lora.targets) == sum(
         p.numel() for p in adapted.parameters() if p.requires_grad
     )
-    heads = DiscriminatorHeads([96] * 5, 56, 24)
+    heads = DiscriminatorHeads([96] * 5, 56, DiscriminatorConfig(channels=24))
     assert head_parameters(config, 24) == sum(p.numel() for p in heads.parameters())
 
 

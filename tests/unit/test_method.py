@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.config import DistillConfig, RenoiseConfig, StudentTimeConfig
+from schemas.config import DiscriminatorConfig, DistillConfig, RenoiseConfig, StudentTimeConfig
 from stages.ladd.backbone import Conditioning
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.ladd.ema import ExponentialAverage
@@ -61,7 +61,7 @@ def test_every_tap_counts_alike_whatever_its_size():
 
 def test_heads_are_conditioned_on_noise_level_and_text_and_see_space():
     torch.manual_seed(0)
-    heads = DiscriminatorHeads([16, 16], 24, 8)
+    heads = DiscriminatorHeads([16, 16], 24, DiscriminatorConfig(channels=8))
     maps = [torch.randn(2, 16, 4, 6) for _ in range(2)]
     sigma, pooled = torch.tensor([0.2, 0.9]), torch.randn(2, 24)
     out = heads(maps, sigma, pooled)
@@ -76,7 +76,7 @@ def test_heads_are_conditioned_on_noise_level_and_text_and_see_space():
 
 def test_heads_do_not_mix_samples():
     torch.manual_seed(0)
-    heads = DiscriminatorHeads([16], 24, 8)
+    heads = DiscriminatorHeads([16], 24, DiscriminatorConfig(channels=8))
     x, sigma, pooled = torch.randn(3, 16, 4, 4), torch.rand(3), torch.randn(3, 24)
     whole = heads([x], sigma, pooled)[0]
     torch.testing.assert_close(whole[1:2], heads([x[1:2]], sigma[1:2], pooled[1:2])[0])

@@ -18,6 +18,7 @@ from schemas.config import (
 )
 from schemas.errors import ConfigError
 from stages.ladd.flow import draw
+from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.rollout import rolled_out
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers import open_teacher
@@ -153,3 +154,57 @@ def test_an_adapter_on_no_layer_is_refused(tiny_sd3):
     teacher = open_teacher(TeacherConfig(model=str(tiny_sd3), use_t5=False))
     with pytest.raises(ConfigError, match=r"distill\.lora\.targets: no layer .* to_qq"):
         teacher.backbone(lora=LoraConfig(targets=["to_qq"]))
+
+
+def heads_of(**changes) -> DiscriminatorHeads:
+    torch.manual_seed(0)
+    return DiscriminatorHeads([16, 16], 24, DiscriminatorConfig(channels=8, **changes))
+
+
+def judged(heads: DiscriminatorHeads, features, sigma: float, pooled: torch.Tensor):
+    with torch.no_grad():
+        return heads(features, torch.full((2,), sigma), pooled)
+
+
+def test_heads_may_sit_behind_the_last_block_alone():
+    first, last, pooled = torch.randn(2, 16, 4, 6), torch.randn(2, 16, 4, 6), torch.randn(2, 24)
+    heads = heads_of(taps="last")
+    (logits,) = judged(heads, [first, last], 0.5, pooled)
+    assert logits.shape == (2, 4, 6)
+    torch.testing.assert_close(logits, judged(heads, [0 * first, last], 0.5, pooled)[0])
+    assert not torch.equal(logits, judged(heads, [first, 0 * last], 0.5, pooled)[0])
+
+
+def test_unconditioned_heads_know_neither_level_nor_prompt():
+    features = [torch.randn(2, 16, 4, 6) for _ in range(2)]
+    heads = heads_of(conditioned=False)
+    for first, second in zip(
+        judged(heads, features, 0.1, torch.randn(2, 24)),
+        judged(heads, features, 0.9, torch.randn(2, 24)),
+        strict=True,
+    ):
+        torch.testing.assert_close(first, second)
+
+
+def test_heads_of_one_dimension_see_along_the_row_of_tokens_alone():
+    heads, features = heads_of(convolutions="1d"), [torch.randn(1, 16, 8, 8) for _ in range(2)]
+    features[0].requires_grad_()
+    heads(features, torch.tensor([0.5]), torch.randn(1, 24))[0][0, 4, 4].backward()
+    # Group norms mix all places a little: what lies in the kernels' reach counts far more.
+    reach = features[0].grad.abs().sum(1)[0].flatten()
+    place = 4 * 8 + 4
+    assert reach[place - 8 : place + 9].min() > 10 * reach[:16].max()
+
+
+def test_uniform_levels_are_uniform():
+    draws = draw(
+        0,
+        0,
+        range(600),
+        torch.Size((1, 1, 1)),
+        StudentTimeConfig(),
+        RenoiseConfig(distribution="uniform"),
+        student_step=0,
+    )
+    levels = draws.renoise_sigma_B.sort().values
+    assert (levels - torch.linspace(0, 1, 600)).abs().max() < 0.07

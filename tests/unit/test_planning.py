@@ -150,10 +150,10 @@ GOLDEN_KEYS = [
     "ffb340f0b8babfdc",
     "09dab0c3ea0b1b15",
     "7997fcf6c54dd602",
-    "24c8cb9262adfb20",
+    "a068f4de45091d9a",
     "a67754bf43fece58",
-    "5a03c5c7941ab38f",
-    "5136685c894bf625",
+    "d13c0f2ff889db4b",
+    "11b9aacbc6159736",
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from schemas.bucket import Bucket
-from schemas.config import DistillConfig, RenoiseConfig, StudentTimeConfig
+from schemas.config import DiscriminatorConfig, DistillConfig, RenoiseConfig, StudentTimeConfig
 from stages.ladd.flow import Draws, add_noise, clean_estimate, draw
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler
@@ -112,7 +112,7 @@ def recorded_update(tiny_backbones, tiny_batch, sigma):
             fed[self.name].append((x.detach(), level))
             return self.net.features(x, level, c)
 
-    heads = DiscriminatorHeads(teacher.tap_widths, 24, 8)
+    heads = DiscriminatorHeads(teacher.tap_widths, 24, DiscriminatorConfig(channels=8))
     draws = draws_for(latents, sigma)
     accumulate_gradients(
         Recording(student, "student"),
@@ -182,7 +182,7 @@ def test_06_gradient_reaches_the_student_through_the_frozen_teacher(tiny_backbon
     `fake`.
     """
     student, teacher = tiny_backbones
-    heads = DiscriminatorHeads(teacher.tap_widths, 24, 8)
+    heads = DiscriminatorHeads(teacher.tap_widths, 24, DiscriminatorConfig(channels=8))
     latents, conditioning = tiny_batch
     accumulate_gradients(
         student,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from schemas.config import ObjectiveConfig
+from schemas.config import DiscriminatorConfig, ObjectiveConfig
 from stages.ladd.flow import Draws
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.update import accumulate_gradients
@@ -74,7 +74,7 @@ def test_update_equals_plain_autograd(objective, tiny_backbones, tiny_batch):
     student, teacher = tiny_backbones
     latents, conditioning = tiny_batch
     torch.manual_seed(4)
-    heads = DiscriminatorHeads(teacher.tap_widths, 24, 8)
+    heads = DiscriminatorHeads(teacher.tap_widths, 24, DiscriminatorConfig(channels=8))
     draws = Draws(
         torch.tensor([1.0, 0.75, 0.5, 0.25]),
         torch.randn(latents.shape),
@@ -113,7 +113,7 @@ def test_update_equals_plain_autograd(objective, tiny_backbones, tiny_batch):
 def test_head_start_leaves_the_student_alone(tiny_backbones, tiny_batch):
     student, teacher = tiny_backbones
     latents, conditioning = tiny_batch
-    heads = DiscriminatorHeads(teacher.tap_widths, 24, 8)
+    heads = DiscriminatorHeads(teacher.tap_widths, 24, DiscriminatorConfig(channels=8))
     noise = torch.randn(latents.shape)
     draws = Draws(torch.ones(4), noise, torch.full((4,), 0.5), noise)
     accumulate_gradients(

@@ -1,0 +1,80 @@
+"""The whole graph through the command line: report, gates, an evaluation killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_chain import artifact, call, run_and_kill
+
+pytestmark = pytest.mark.slow
+GATES = "eval.gates={student_4.attributes: '>= 1.5', teacher.diversity: '> 0'}"
+
+
+def arguments(store: Path, *settings: str) -> list[str]:
+    flags = [part for setting in settings for part in ("--set", setting)]
+    return ["run", "--preset", "shapes-smoke", "--set", f"store={store}", *flags]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The store of a whole run."""
+    store = tmp_path_factory.mktemp("whole") / "store"
+    result = call(*arguments(store))
+    assert result.returncode == 0, result.stderr
+    assert "report.html" in result.stdout
+    return store
+
+
+def without_times(report: dict) -> dict:
+    """A report's content that must not differ between two runs."""
+    for system in report["systems"]:
+        system.pop("seconds_per_picture")
+    return {k: report[k] for k in ("systems", "win_rates", "data", "tuning", "wall", "prompts")}
+
+
+def test_the_report_holds_every_system_and_the_student_its_card(finished):
+    folder = artifact(finished, "eval")
+    report = json.loads((folder / "report.json").read_text())
+    assert [system["name"] for system in report["systems"]] == [
+        *("teacher", "teacher_4", "teacher_1", "student_4", "student_1", "tuned_4"),
+    ]
+    page = (folder / "report.html").read_text()
+    assert all(row["prompt"] in page for row in report["wall"])
+    card = (folder / "model" / "README.md").read_text()
+    assert card.startswith("---\n") and "license" in card
+    assert (folder / "model" / "transformer").is_dir()
+    trained = [step["stage"] for step in report["lineage"]]
+    assert trained[0] == "prompts" and set(trained) == {
+        *("prompts", "synthesize", "encode", "distill", "pairs", "dpo"),
+    }
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(finished, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    shutil.rmtree(store / "artifacts" / "eval")
+    shards = store / "artifacts" / "eval"
+    run_and_kill(arguments(store), lambda: len(list(shards.glob("*/shards/*/*.json"))) >= 5)
+    kept = {p: p.stat().st_mtime_ns for p in shards.glob("*/shards/*/*.json")}
+    assert not list(shards.glob("*/manifest.json"))
+    result = call(*arguments(store))
+    assert result.returncode == 0, result.stderr
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    texts = [(artifact(s, "eval") / "report.json").read_text() for s in (store, finished)]
+    first, second = (without_times(json.loads(text)) for text in texts)
+    assert first == second
+
+
+def test_a_missed_gate_ends_with_six_and_says_by_how_much(finished, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(finished, store)
+    for _ in range(2):  # also when there is nothing left to do
+        result = call(*arguments(store, GATES))
+        assert result.returncode == 6, result.stderr
+        assert "student_4.attributes is" in result.stderr and "away from >= 1.5" in result.stderr
+        assert "teacher.diversity" not in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,159 @@
+"""The loop of one worker of `distill`, without Ray: from an encode artifact to checkpoints, alone
+and on two ranks that hold half of each weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from pipeline.executor import environment
+from pipeline.stage import StageContext
+from pipeline.store import Artifact, ArtifactStore
+from schemas.config import PipelineConfig
+from schemas.manifest import FileEntry, Manifest
+from stages import distill, encode, prompts, synthesize
+from stages.training_trace import STATE, TRACE
+from tests.conftest import make_tiny_config
+
+STEPS = 6
+SHARDED = {"workers": 2, "shard_over": 2, "shard_teacher": True, "ema_device": "cpu"}
+
+
+class Run:
+    """What Ray Train gives to a worker; checkpoints go to a folder, which may hold one already."""
+
+    def __init__(self, folder: Path, rank: int = 0, world: int = 1) -> None:
+        self.folder, self.rank, self.world, self.cpus = folder, rank, world, 1.0
+
+    @contextlib.contextmanager
+    def resume_folder(self):
+        yield self.folder if (self.folder / TRACE).exists() else None
+
+    def save(self, metrics, fill) -> None:
+        fill(self.folder)
+
+
+def settings_of(config: PipelineConfig, artifacts: dict[str, Artifact], name: str) -> dict:
+    return {
+        "config": config,
+        "store": ArtifactStore(config.store),
+        "folder": f"artifacts/distill/{name}",
+        "latents": artifacts["encode"],
+        "prompts": artifacts["prompts"],
+        "report": lambda *event: None,
+    }
+
+
+def train(
+    model: Path, store: str, artifacts: dict[str, Artifact], run: Run, name: str, **changes: Any
+) -> list[dict[str, Any]]:
+    """The trace after the loop, from `run`'s checkpoint if it holds one."""
+    options = {
+        "steps": STEPS,
+        "discriminator": {"channels": 8},
+        "sample_every": STEPS,
+        "checkpoint_every": 3,
+        "learning_rate": 1e-3,
+    }
+    config = make_tiny_config(model, Path(store), distill=options | changes)
+    distill.train(run, settings_of(config, artifacts, name))
+    return [json.loads(line) for line in (run.folder / TRACE).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tiny_sd3, tmp_path_factory) -> tuple[str, dict[str, Artifact]]:
+    """A store, and the artifacts that training reads."""
+    url = str(tmp_path_factory.mktemp("loop") / "store")
+    config, store, artifacts = make_tiny_config(tiny_sd3, Path(url)), ArtifactStore(url), {}
+
+    def in_this_process(context, shards, build, pool, unit="shards"):
+        worker = build()
+        return {shard: worker(shard) for shard in shards}
+
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in (synthesize, encode):
+            patch.setattr(stage, "map_shards", in_this_process)
+            patch.setattr(stage, "worker_devices", lambda pool: 1.0)
+        for name, module in (("prompts", prompts), ("synthesize", synthesize), ("encode", encode)):
+            context = StageContext(name, "k", config, store, dict(artifacts), lambda *a: None)
+            result = module.run(context)
+            files = [FileEntry(path=p, size=s, sha256=d) for p, (s, d) in result.files.items()]
+            artifacts[name] = store.commit(
+                Manifest(
+                    stage=name,
+                    key="k",
+                    version=1,
+                    inputs=[],
+                    identity={},
+                    config={},
+                    environment=environment(),
+                    files=sorted(files, key=lambda entry: entry.path),
+                    started="2026",
+                    seconds=1,
+                    details=result.details,
+                )
+            )
+    return url, artifacts
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_sd3, data, tmp_path_factory) -> list[dict[str, Any]]:
+    return train(tiny_sd3, *data, Run(tmp_path_factory.mktemp("alone")), "alone")
+
+
+def test_the_loop_visits_what_the_plan_says_and_draws_at_the_end(alone, data):
+    assert [row["step"] for row in alone] == list(range(1, STEPS + 1))
+    assert len({row["student_loss"] for row in alone}) == STEPS
+    names = ArtifactStore(data[0]).list("artifacts/distill/alone")
+    assert f"samples/step-{STEPS:06d}.png" in names
+
+
+def test_a_loop_that_was_cut_goes_on_where_its_checkpoint_is(
+    alone, tiny_sd3, data, tmp_path, monkeypatch
+):
+    """In the middle of an epoch: the reader must begin at the batch of the checkpoint."""
+    save = Run.save
+
+    def save_and_die(run, metrics, fill):
+        save(run, metrics, fill)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_sd3, *data, Run(tmp_path), "cut")
+    assert len((tmp_path / TRACE).read_text().splitlines()) == 3
+    assert train(tiny_sd3, *data, Run(tmp_path), "cut") == alone
+
+
+def _rank(rank: int, port: int, model: Path, data: tuple, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    train(model, *data, Run(folder, rank, 2), "two", **SHARDED)
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_with_half_of_each_weight_follow_the_trace_of_one(
+    alone, tiny_sd3, data, tmp_path
+):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_rank, (port, tiny_sd3, data, tmp_path), nprocs=2)
+    found = [json.loads(line) for line in (tmp_path / TRACE).read_text().splitlines()]
+    assert len(found) == len(alone)
+    for row, expected in zip(found, alone, strict=True):
+        assert row.pop("bucket") == expected["bucket"]
+        wanted = {name: value for name, value in expected.items() if name != "bucket"}
+        assert row == pytest.approx(wanted, rel=2e-3, abs=2e-4)
+    assert len(list((tmp_path / STATE).glob("*.safetensors"))) == 2
