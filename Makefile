@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-fast lint types clean
+.PHONY: run test test-fast lint types chromium clean
 
 run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
 
-test: $(STAMP)
+test: $(STAMP) chromium
 	$(BIN)/python -m pytest tests --cov --cov-report=term:skip-covered
 
 test-fast: $(STAMP)
@@ -21,6 +21,12 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# The tests of the report and the voting page drive a real browser.
+chromium:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	  (apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver) >/dev/null || \
+	  echo "tests/browser need chromium and chromedriver: install them with your system's package manager"
 
 # torch comes first and alone: named with its version it is the build that this machine is meant to have.
 $(STAMP): pyproject.toml constraints.txt

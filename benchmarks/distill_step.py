@@ -42,9 +42,8 @@ class Step:
         self.student = SD3Backbone(build_transformer(side))
         self.teacher = SD3Backbone(build_transformer(side)).requires_grad_(False).eval()
         width = self.student.transformer.inner_dim
-        self.heads = DiscriminatorHeads(
-            self.teacher.tap_widths, width, DiscriminatorConfig(channels=64)
-        )
+        config = DistillConfig()
+        self.heads = DiscriminatorHeads(self.teacher.tap_widths, width, config.discriminator)
         self.optimizers = [
             torch.optim.AdamW(net.parameters(), lr=1e-6, betas=config.betas, fused=True)
             for net in (self.student, self.heads)

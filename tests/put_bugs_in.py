@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 UPDATE, SAMPLING = "stages/ladd/update.py", "stages/ladd/sampling.py"
 BUGS = [
     ("01", SAMPLING, "in pairwise(sigmas):", "in pairwise(sigmas[:-1]):"),
-    ("02", "stages/synthesize.py", "guidance_scale=config.guidance_scale,", "guidance_scale=1.0,"),
+    ("02", "stages/synthesize.py", "self.config.guidance_scale,\n        )", "1.0,\n        )"),
     (
         "03",
         UPDATE,

@@ -31,6 +31,8 @@ import sys
 from pathlib import Path
 from pipeline.compare.command import compare
 from pipeline.store import ArtifactStore
+
+pytestmark = pytest.mark.slow
 store, votes, port = sys.argv[1:]
 compare(
     ArtifactStore(store).find("eval", "e" * 16), Path(votes), systems=(), prompts=128,

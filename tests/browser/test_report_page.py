@@ -9,6 +9,8 @@ from selenium.webdriver.common.keys import Keys
 from pipeline.report_page import render_report
 from tests.example_report import SCRIPT, example_pictures, example_report
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (390, 820, 1440)
 ROWS, COLUMNS, MORE_COLUMNS = 6, 5, 3
 

@@ -63,15 +63,11 @@ def test_01_no_noise_is_left_in_clean_latents(tiny_teacher):
 
 
 def test_02_teacher_data_is_guided(tiny_config, tiny_teacher, monkeypatch):
-    """Bug: leave `guidance_scale` out of the call in `Synthesizer._make`, or mix the two halves
-    up.
-    """
+    """Bug: give the painter in `Synthesizer` a guidance scale of 1, or mix the two halves up."""
     from stages import synthesize
 
-    maker = synthesize.Synthesizer.__new__(synthesize.Synthesizer)
-    maker.config, maker.device = tiny_config.synthesize, torch.device("cpu")
-    maker.teacher, maker.backbone = tiny_teacher, tiny_teacher.backbone()
-    maker.unconditional = tiny_teacher.encode_prompts([""])
+    monkeypatch.setattr(synthesize, "open_teacher", lambda config: tiny_teacher)
+    maker, backbone = synthesize.Synthesizer(tiny_config, None, "x"), tiny_teacher.backbone()
     seen = {}
     monkeypatch.setattr(
         tiny_teacher,
@@ -87,8 +83,8 @@ def test_02_teacher_data_is_guided(tiny_config, tiny_teacher, monkeypatch):
     with torch.no_grad():
         for sigma, following in pairwise(sigmas):
             level = torch.tensor([sigma])
-            with_prompt = maker.backbone.velocity(x, level, told)
-            without = maker.backbone.velocity(x, level, untold)
+            with_prompt = backbone.velocity(x, level, told)
+            without = backbone.velocity(x, level, untold)
             x = x + (following - sigma) * (without + 3.0 * (with_prompt - without))
     torch.testing.assert_close(seen["z"], x, atol=1e-4, rtol=1e-4)
 
