@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ class EncodedScenes:
 
     scenes: list[Scene]
     latents: Tensor
+
+    @cached_property
+    def pairs(self) -> list[int]:
+        """Which of the scenes have two objects."""
+        return [i for i, scene in enumerate(self.scenes) if len(scene.objects) == 2]
+
+    def pick(self, rng: random.Random) -> int:
+        """Draw a scene; every other time one with two objects, which are harder."""
+        return rng.choice(self.pairs) if rng.random() < 0.5 else rng.randrange(len(self.scenes))
 
 
 def scene_of(index: int, seed: int, tilt: float) -> Scene:
@@ -195,7 +205,7 @@ def train_transformer(
         rng, generator = step_rng(seed, step)
         data = [scenes for first, scenes in stages if first <= step][-1]
         group = data[step % len(data)]
-        rows = [rng.randrange(len(group.scenes)) for _ in range(batch_size)]
+        rows = [group.pick(rng) for _ in range(batch_size)]
         latents = group.latents[rows].float()
         texts = [
             "" if rng.random() < CAPTION_DROP else phrase(describe(group.scenes[i], rng), rng)
@@ -205,7 +215,7 @@ def train_transformer(
         for optimizer, rate in ((muon, muon_rate), (adam, adam_rate)):
             for param_group in optimizer.param_groups:
                 param_group["lr"] = rate * scale
-        sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) * 1.1 + 0.5)
+        sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) * 1.1 + 0.9)
         noise = torch.randn(latents.shape, generator=generator)
         level = sigma.view(-1, 1, 1, 1)
         conditioning = conditioner(texts)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from schemas.config import DistillConfig
+from schemas.config import DiscriminatorConfig, DistillConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -97,13 +97,14 @@ def adapter_parameters(transformer: dict[str, Any], rank: int, targets: list[str
     )
 
 
-def head_parameters(transformer: dict[str, Any], channels: int) -> int:
-    """How many the discriminator's heads have, one behind each block."""
+def head_parameters(transformer: dict[str, Any], discriminator: DiscriminatorConfig) -> int:
+    """How many the discriminator's heads have."""
     width, pooled = _width(transformer), transformer["pooled_projection_dim"]
+    channels = discriminator.channels
     convolutions = 9 * (width + channels) * channels + 3 * channels + 1
     norms = 2 * width + 4 * channels
-    condition = (pooled + 32 + channels + 2) * channels
-    return transformer["num_layers"] * (convolutions + norms + condition)
+    condition = (pooled + 32 + channels + 2) * channels if discriminator.conditioned else 0
+    return _heads(transformer, discriminator) * (convolutions + norms + condition)
 
 
 def update_memory(
@@ -114,7 +115,7 @@ def update_memory(
     if distill.lora is not None:
         trained = adapter_parameters(transformer, distill.lora.rank, distill.lora.targets)
         whole += trained
-    heads = head_parameters(transformer, distill.discriminator.channels)
+    heads = head_parameters(transformer, distill.discriminator)
     frozen = parameters(transformer) * _BYTES[teacher_dtype]
     shards = distill.shard_over
     table = transformer["pos_embed_max_size"] ** 2 * _width(transformer)
@@ -157,7 +158,8 @@ class _Working:
         teacher = self._blocks("frozen")
         copies, teacher_copies = self._copies()
         maps = taps * self.image * self.number
-        judged = 2 * maps + self._heads()  # with what the heads send back
+        sent_back = _heads(self.transformer, distill.discriminator) * self.image * self.number
+        judged = maps + sent_back + self._judged()
         # FSDP2: the block in use and the next one gathered; gradients are reduced in float32.
         block = _block_weights(self.transformer) if distill.shard_over > 1 else 0
         gathered, reduced = 2 * block * self.number, block * (self.number + 6)
@@ -177,7 +179,7 @@ class _Working:
         end = gradients + judged + student.block + student.passing + gathered + reduced
         # 3. The heads judge the data's features too, and with R1 those beside them.
         sides = 2 if distill.objective.r1_weight > 0 else 1
-        real = gradients + judged + sides * (maps + self._heads())
+        real = gradients + judged + sides * (maps + self._judged())
         real += teacher.passing + teacher_gathered
         # 4. The optimizers step.
         step = gradients + head_gradients
@@ -211,13 +213,13 @@ class _Working:
             whole += 3 * image * number  # behind the last block
         return _Blocks(whole, block, max(scores + joint, 8 * (image + text) * number))
 
-    def _heads(self) -> int:
+    def _judged(self) -> int:
         """What autograd keeps of the heads for one side."""
         inner = 6 * self.image // _width(self.transformer) * self.distill.discriminator.channels
         kept = (self.image + inner) * self.number
         if self.is_low and self.shapes.on_gpu:  # there group norms work in float32
             kept += 4 * self.image + 2 * inner
-        return self.transformer["num_layers"] * kept
+        return _heads(self.transformer, self.distill.discriminator) * kept
 
     def _copies(self) -> tuple[int, int]:
         """Under autocast a float32 matrix is cast, and the copy kept for the way back: student's
@@ -262,6 +264,10 @@ def _block_weights(transformer: dict[str, Any]) -> int:
         for name, inputs, outputs in linear_layers(transformer)
         if name.startswith("transformer_blocks.0.")
     )
+
+
+def _heads(transformer: dict[str, Any], discriminator: DiscriminatorConfig) -> int:
+    return 1 if discriminator.taps == "last" else int(transformer["num_layers"])
 
 
 def _width(transformer: dict[str, Any]) -> int:

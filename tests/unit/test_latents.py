@@ -95,13 +95,8 @@ def test_shards_hold_picture_text_and_record_and_sidecars_every_planned_sample(c
 def test_flat_pictures_are_recorded_as_filtered_and_broken_ones_as_failed(chain, tiny_config):
     with pytest.raises(Exception, match=r"no picture was usable.*filtered"):
         chain(synthesize={"flat_below": 200.0})
-    maker = synthesize.Synthesizer.__new__(synthesize.Synthesizer)
-    maker.config, maker.device = tiny_config.synthesize, torch.device("cpu")
-    maker.teacher = open_teacher(tiny_config.teacher)
-    maker.backbone = maker.teacher.backbone()
-    with torch.no_grad():
-        maker.backbone.transformer.proj_out.bias.fill_(float("nan"))
-    maker.unconditional = maker.teacher.encode_prompts([""])
+    maker = synthesize.Synthesizer(tiny_config, None, "x")
+    maker.paint = lambda samples: torch.full((len(samples), 4, 8, 8), float("nan"))
     sample = {"key": "k", "prompt": "a", "seed": 1, "width": 32, "height": 32}
     assert maker._make([sample]) == [("failed", "not finite", {})]
 

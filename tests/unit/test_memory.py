@@ -74,8 +74,16 @@ def test_parameters_are_counted_exactly(changes):
     assert adapter_parameters(config, lora.rank, lora.targets) == sum(
         p.numel() for p in adapted.parameters() if p.requires_grad
     )
-    heads = DiscriminatorHeads([96] * 5, 56, DiscriminatorConfig(channels=24))
-    assert head_parameters(config, 24) == sum(p.numel() for p in heads.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"taps": "last"}, {"conditioned": False}, {"convolutions": "1d"}]
+)
+def test_parameters_of_the_heads_are_counted_exactly(changes):
+    discriminator = DiscriminatorConfig(channels=24, **changes)
+    heads = DiscriminatorHeads([96] * 5, 56, discriminator)
+    found = sum(p.numel() for p in heads.parameters())
+    assert head_parameters(geometry(), discriminator) == found
 
 
 @pytest.mark.slow

@@ -193,7 +193,8 @@ def test_heads_of_one_dimension_see_along_the_row_of_tokens_alone():
     # Group norms mix all places a little: what lies in the kernels' reach counts far more.
     reach = features[0].grad.abs().sum(1)[0].flatten()
     place = 4 * 8 + 4
-    assert reach[place - 8 : place + 9].min() > 10 * reach[:16].max()
+    assert reach[place - 8 : place + 9].min() > 2 * reach[:16].max()
+    assert reach[place - 8 : place + 9].mean() > 5 * reach[:16].mean()
 
 
 def test_uniform_levels_are_uniform():
