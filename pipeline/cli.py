@@ -216,10 +216,23 @@ def init(
 
 @app.command()
 def sample(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to draw.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="Draw the prompts of this txt, jsonl, csv or parquet file.")
+    ] = None,
     student: Annotated[
         Path | None,
         typer.Option(help="A student's diffusers folder; by default this configuration's."),
+    ] = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="By default take the preference-tuned student.")
+    ] = False,
+    lora: Annotated[
+        Path | None, typer.Option(help="A folder with adapters to put on the student.")
+    ] = None,
+    lora_scale: Annotated[
+        float | None,
+        typer.Option(help="Their scale; without --lora for this configuration's own adapters."),
     ] = None,
     steps: Annotated[int, typer.Option(help="1, 2 or 4.")] = 4,
     bucket: Annotated[
@@ -233,11 +246,33 @@ def sample(
 ) -> None:
     """Draw pictures with a student."""
     loaded, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
+    wanted = list(prompts or ())
+    if file is not None:
+        from schemas.config import FileSource
+        from stages.prompt_sources import check_file, read_file
+
+        check_file(FileSource(kind="file", url=file))
+        wanted += read_file(FileSource(kind="file", url=file))
+    if not wanted:
+        raise ConfigError("sample needs a prompt, or a file of them: --file prompts.txt")
+    if lora is not None and not lora.is_dir():
+        raise ArtifactError(f"--lora {lora} is not a folder")
     from stages.student import draw_prompts
 
-    with _student_folder(student, store, stages) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_student_folder(student, store, stages, tuned=tuned))
+        if lora is None and lora_scale is not None:
+            found = _made(store, stages, "dpo")
+            lora = stack.enter_context(found.local_folder(found.manifest.details["lora"]))
         for path in draw_prompts(
-            folder, prompts, steps, bucket or next(iter(loaded.prompts.buckets)), seed, out
+            folder,
+            wanted,
+            steps,
+            bucket or next(iter(loaded.prompts.buckets)),
+            seed,
+            out,
+            lora=lora,
+            lora_scale=1.0 if lora_scale is None else lora_scale,
         ):
             print(path)
 
@@ -345,11 +380,7 @@ def compare(
 ) -> None:
     """Let people judge the evaluation's pictures on a blind A/B page."""
     _, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
-    found = store.find("eval", next(stage.key for stage in stages if stage.name == "eval"))
-    if found is None:
-        raise ArtifactError(
-            "this configuration has no evaluation yet; `ladd-pipeline run --until eval` makes it"
-        )
+    found = _made(store, stages, "eval")
     from pipeline.compare import command
 
     signal.signal(signal.SIGTERM, _terminate)
@@ -634,21 +665,28 @@ def _artifact(store: Any, key: str) -> Any:
 
 
 @contextlib.contextmanager
-def _student_folder(student: Path | None, store: Any, stages: Any) -> Iterator[Path]:
+def _student_folder(
+    student: Path | None, store: Any, stages: Any, *, tuned: bool = False
+) -> Iterator[Path]:
     """A local folder with the student: the one named, or this configuration's from the store."""
     if student is not None:
         if not (student / "model_index.json").exists():
             raise ArtifactError(f"{student} is not a diffusers folder: it has no model_index.json")
         yield student
         return
-    key = next(s.key for s in stages if s.name == "distill")
-    found = store.find("distill", key)
-    if found is None:
-        raise ArtifactError(
-            "this configuration has no student yet; `ladd-pipeline run --until distill` makes it"
-        )
-    with found.local_folder("model") as folder:
+    with _made(store, stages, "dpo" if tuned else "distill").local_folder("model") as folder:
         yield folder
+
+
+def _made(store: Any, stages: Any, stage: str) -> Any:
+    """This configuration's artifact of a stage. Raises ArtifactError when it is not there."""
+    found = store.find(stage, next(s.key for s in stages if s.name == stage))
+    if found is None:
+        what = {"distill": "student", "dpo": "tuned student", "eval": "evaluation"}[stage]
+        raise ArtifactError(
+            f"this configuration has no {what} yet; `ladd-pipeline run --until {stage}` makes it"
+        )
+    return found
 
 
 def main() -> None:

@@ -14,10 +14,14 @@ from torch import nn
 
 from schemas.bucket import Bucket
 from schemas.errors import ArtifactError, ConfigError
-from stages.ladd.sampling import initial_noise, sample_consistency, student_sigmas
+from stages.ladd.sampling import student_sigmas
+from stages.painters import student_painter
 from stages.sample_grid import draw_grid
 from stages.teachers import open_teacher
 from stages.teachers.sd3 import SD3Teacher
+
+_TOGETHER = 16
+"""Pictures drawn in one batch."""
 
 
 def open_student(folder: Path) -> tuple[nn.Module, list[float]]:
@@ -51,8 +55,15 @@ def draw_prompts(
     bucket: str,
     seed: int,
     out: Path,
+    *,
+    lora: Path | None = None,
+    lora_scale: float = 1.0,
 ) -> list[Path]:
-    """Draw each prompt; returns the pictures' paths and that of a contact sheet."""
+    """Draw each prompt; returns the pictures' paths and that of a contact sheet. The adapters in
+    the folder `lora` are put on the student at `lora_scale`.
+
+    Raises ConfigError for a bucket or a number of steps that the student cannot draw.
+    """
     size = Bucket.parse(bucket)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = open_teacher(_as_teacher(folder))
@@ -61,29 +72,24 @@ def draw_prompts(
     student, grid = open_student(folder)
     if not 1 <= steps <= len(grid):
         raise ConfigError(f"--steps {steps}: this student samples in 1 to {len(grid)} steps")
-    noise, generators = initial_noise(
-        [seed + i for i in range(len(prompts))], teacher.latent_shape(size)
-    )
-    with torch.autocast(device.type, torch.bfloat16):
-        latents = sample_consistency(
-            student.to(device),
-            noise.to(device),
-            teacher.encode_prompts(prompts).to(device),
-            student_sigmas(grid, steps),
-            generators,
-        )
-    pictures = teacher.decode_latents(latents)
+    if lora is not None:
+        teacher.load_adapters(student, lora).scale(lora_scale)
+    paint = student_painter(teacher, student.to(device), device, student_sigmas(grid, steps))
+    samples = [
+        {"prompt": prompt, "seed": seed + i, "width": size.width, "height": size.height}
+        for i, prompt in enumerate(prompts)
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
-        name = f"{hashlib.sha256(prompt.encode()).hexdigest()[:8]}-{bucket}-{steps}-{seed + i}.png"
-        Image.fromarray(picture).save(out / name)
-        paths.append(out / name)
+    paths, rows = [], []
+    tuned = f"-lora{lora_scale:g}" if lora is not None else ""
+    for at in range(0, len(samples), _TOGETHER):
+        part = samples[at : at + _TOGETHER]
+        for sample, picture in zip(part, teacher.decode_latents(paint(part)), strict=True):
+            text = hashlib.sha256(sample["prompt"].encode()).hexdigest()[:8]
+            path = out / f"{text}-{bucket}-{steps}-{sample['seed']}{tuned}.png"
+            Image.fromarray(picture).save(path)
+            paths.append(path)
+            rows.append((sample["prompt"], [picture]))
     sheet = out / "contact-sheet.png"
-    sheet.write_bytes(
-        draw_grid(
-            [f"{steps} step{'s'[: steps > 1]}"],
-            [(p, [x]) for p, x in zip(prompts, pictures, strict=True)],
-        )
-    )
+    sheet.write_bytes(draw_grid([f"{steps} step{'s'[: steps > 1]}"], rows))
     return [*paths, sheet]

@@ -78,3 +78,26 @@ def test_a_missed_gate_ends_with_six_and_says_by_how_much(finished, tmp_path):
         assert "student_4.attributes is" in result.stderr and "away from >= 1.5" in result.stderr
         assert "teacher.diversity" not in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_sample_draws_a_file_of_prompts_with_the_adapters_at_a_scale(finished, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ring\na blue circle left of a ring\n")
+    where = ["--preset", "shapes-smoke", "--set", f"store={finished}", "--file", prompts]
+
+    def draw(name: str, *options: str) -> dict[str, bytes]:
+        out = tmp_path / name
+        result = call("sample", *where, "--out", out, "--bucket", "96x40", *options)
+        assert result.returncode == 0, result.stderr
+        pictures = sorted(p for p in out.glob("*.png") if p.name != "contact-sheet.png")
+        assert len(pictures) == 2 and (out / "contact-sheet.png").exists()
+        return {p.name.split("-lora")[0].removesuffix(".png"): p.read_bytes() for p in pictures}
+
+    plain, off, on = (
+        draw("plain"),
+        draw("off", "--lora-scale", "0"),
+        draw("on", "--lora-scale", "8"),
+    )
+    assert plain == off and plain != on
+    assert draw("one", "--steps", "1") != plain
+    assert call("sample", *where[:4]).returncode == 2
