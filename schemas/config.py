@@ -286,8 +286,6 @@ class DistillConfig(Frozen):
     """Of AdamW, for student and heads."""
     weight_decay: float = Field(0.0, ge=0)
     """Of AdamW, for student and heads."""
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """Of the student; adamw8bit (torchao) keeps the moments in a quarter of the memory."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Of the weights that are saved as the student."""
     clip_norm: float = Field(1.0, gt=0)

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,6 @@ from stages.sample_grid import draw_grid
 from stages.teachers import open_teacher
 from stages.teachers.protocol import Teacher
 from stages.training_trace import STATE, TRACE, TrainingTrace, fill_checkpoint, resume
-
-
-def check(config: PipelineConfig) -> None:
-    """Raises ConfigError when the optimizer's library is not installed."""
-    if config.distill.optimizer == "adamw8bit" and find_spec("torchao") is None:
-        raise ConfigError(
-            "distill.optimizer: adamw8bit needs torchao; install ladd-pipeline[eight-bit]"
-        )
 
 
 def run(context: StageContext) -> StageResult:

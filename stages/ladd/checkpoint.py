@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -71,38 +70,12 @@ def _quiet() -> Iterator[None]:
 
 def optimizer_tensors(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """AdamW's moments and step counts by the names of their weights; empty before its first
-    step. A moment that takes a byte a value is two tensors: codes, and the scales of its blocks.
+    step.
     """
     return {
-        f"{name}.{key}{part}": tensor
+        f"{name}.{key}": value
         for name, parameter in net.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
-        for part, tensor in _plain(value).items()
-    }
-
-
-def _plain(value: Tensor) -> dict[str, Tensor]:
-    """A tensor itself, or the plain tensors that a quantised one keeps its values in; sharded like
-    it.
-    """
-    own = value.to_local() if isinstance(value, DTensor) else value
-    if not hasattr(own, "codes"):
-        return {"": value}
-    parts = {".codes": own.codes, ".scale": own.scale}
-    if not isinstance(value, DTensor):
-        return parts
-    blocks = value.numel() // own.block_size
-    shapes = {".codes": (value.shape, value.stride()), ".scale": (torch.Size((blocks,)), (1,))}
-    return {
-        part: DTensor.from_local(
-            tensor,
-            value.device_mesh,
-            value.placements,
-            run_check=False,
-            shape=shapes[part][0],
-            stride=shapes[part][1],
-        )
-        for part, tensor in parts.items()
     }
 
 
@@ -111,11 +84,8 @@ def begin_optimizer(net: nn.Module, optimizer: Optimizer, names: Collection[str]
     filled.
     """
     for name, parameter in net.named_parameters():
-        if f"{name}.step" not in names:
-            continue
-        if hasattr(optimizer, "empty_moments"):
-            state = {"step": torch.zeros(()), **optimizer.empty_moments(parameter)}
-        else:
-            state = {"step": torch.zeros((), device=parameter.device)}
-            state |= {key: torch.zeros_like(parameter) for key in _MOMENTS}
-        optimizer.state[parameter] = state
+        if f"{name}.step" in names:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                **{key: torch.zeros_like(parameter) for key in _MOMENTS},
+            }

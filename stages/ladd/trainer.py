@@ -61,7 +61,7 @@ class LaddTrainer:
         away = torch.device("cpu") if config.ema_device == "cpu" else None
         self.average = ExponentialAverage(student, config.ema_decay, away)
         trained = [p for p in student.parameters() if p.requires_grad]
-        self.student_optimizer = _adamw(trained, config, eight_bit=config.optimizer == "adamw8bit")
+        self.student_optimizer = _adamw(trained, config)
         self.heads_optimizer = _adamw(heads.parameters(), config)
         self.step = 0
 
@@ -205,16 +205,11 @@ class LaddTrainer:
         return scale
 
 
-def _adamw(
-    parameters: Iterable[nn.Parameter], config: DistillConfig, *, eight_bit: bool = False
-) -> torch.optim.Optimizer:
+def _adamw(parameters: Iterable[nn.Parameter], config: DistillConfig) -> torch.optim.Optimizer:
     """Its learning rate is set before every step."""
-    options = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
-    if not eight_bit:
-        return torch.optim.AdamW(parameters, fused=True, **options)
-    from stages.ladd.eight_bit import AdamW8bit
-
-    return AdamW8bit(parameters, **options)
+    return torch.optim.AdamW(
+        parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
 
 
 class HealthWatch:

@@ -120,12 +120,11 @@ def update_memory(
     shards = distill.shard_over
     table = transformer["pos_embed_max_size"] ** 2 * _width(transformer)
     weights = 4 * (whole // shards + heads) + frozen // (shards if distill.shard_teacher else 1)
-    moment = 1 + 4 / 256 if distill.optimizer == "adamw8bit" else 4
     away = distill.ema_device == "cpu" and shapes.on_gpu
     return Memory(
         weights=weights + table * (4 + _BYTES[teacher_dtype]),
         average=0 if away else 4 * trained // shards,
-        moments=int(2 * moment * trained / shards) + 8 * heads,
+        moments=8 * (trained // shards + heads),
         working=_Working(transformer, teacher_dtype, distill, shapes).most(
             4 * trained // shards, 4 * heads
         ),

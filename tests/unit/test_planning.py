@@ -150,10 +150,10 @@ GOLDEN_KEYS = [
     "ffb340f0b8babfdc",
     "09dab0c3ea0b1b15",
     "7997fcf6c54dd602",
-    "a068f4de45091d9a",
+    "9ee69022ff486f2f",
     "a67754bf43fece58",
-    "d13c0f2ff889db4b",
-    "11b9aacbc6159736",
+    "c9ad24d45ce1131e",
+    "37e17a8a91266bed",
 ]
 
 
