@@ -22,6 +22,8 @@ from pipeline.compare.votes import open_votes
 from pipeline.store import ArtifactStore
 from tests.evaluation import COLOURS, make_evaluation, system_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HOSTILE = (
     "<script>window.hacked = true</script><img src=x onerror=\"window.hacked = true\"> & 'more'"
@@ -32,7 +34,6 @@ from pathlib import Path
 from pipeline.compare.command import compare
 from pipeline.store import ArtifactStore
 
-pytestmark = pytest.mark.slow
 store, votes, port = sys.argv[1:]
 compare(
     ArtifactStore(store).find("eval", "e" * 16), Path(votes), systems=(), prompts=128,

@@ -94,9 +94,9 @@ def test_an_update_takes_the_memory_that_is_foretold(benchmark, name):
     case = {
         "full": benchmark.Case(
             benchmark.geometry(4, 2),
-            {"precision": "float32", "global_batch": 4, "discriminator": {"channels": 32}},
-            rows=8,
-            columns=8,
+            {"precision": "float32", "global_batch": 8, "discriminator": {"channels": 32}},
+            rows=12,
+            columns=16,
             text=20,
         ),
         "checkpointed": benchmark.Case(
@@ -120,9 +120,10 @@ def test_an_update_takes_the_memory_that_is_foretold(benchmark, name):
     gc.collect()
     found, expected = allocated_peak(case.train), case.estimate()
     assert expected.total == pytest.approx(found, rel=0.15)
-    # And not by the weights alone.
+    # And not by the weights alone: what an update itself takes is nearer still.
     lasting = expected.total - expected.working
-    assert expected.working == pytest.approx(found - lasting, rel=0.3)
+    near = 0.15 if name == "checkpointed" else 0.05
+    assert expected.working == pytest.approx(found - lasting, rel=near)
 
 
 def test_what_saves_memory_says_so():
