@@ -92,7 +92,7 @@ def _run(stage: str, trial: Trial, store: ArtifactStore, observer: Observer) -> 
     plan = make_plan(trial.config, store, Selection(only=stage))
     execute(trial.config, store, plan, _TrialObserver(observer, trial.name))
     key = next(planned.key for planned in plan if planned.name == stage)
-    artifact: Any = store.find(stage, key)
+    artifact = store.find(stage, key)
     assert artifact is not None
     return artifact
 

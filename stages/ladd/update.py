@@ -70,7 +70,12 @@ def accumulate_gradients(
     loss_student = student_loss(judged, objective.adversarial)
     if train_student:
         (share * loss_student).backward(inputs=leaves, retain_graph=True)
-        roots, sent_back = list(fake_features), [leaf.grad for leaf in leaves]
+        judged_alone = [
+            (features, leaf.grad)
+            for features, leaf in zip(fake_features, leaves, strict=True)
+            if leaf.grad is not None  # heads may sit behind the last block alone
+        ]
+        roots, sent_back = (list(side) for side in zip(*judged_alone, strict=True))
         if objective.regression_weight > 0:
             distance = objective.regression_weight * (fake - x0_BCHW).square().mean()
             loss_student = loss_student + distance

@@ -51,6 +51,8 @@ def test_sd3_presets_run_at_tiny_width_with_t5(preset, tiny_sd35_t5, tmp_path):
         "distill.steps": 2,
         "distill.global_batch": 4,
         "distill.workers": 1,
+        "distill.shard_over": 1,
+        "distill.shard_teacher": False,
         "distill.micro_batch": 2,
         "distill.discriminator.head_start_steps": 1,
         "distill.sample_prompts": 1,

@@ -175,6 +175,18 @@ def test_heads_may_sit_behind_the_last_block_alone():
     assert not torch.equal(logits, judged(heads, [first, 0 * last], 0.5, pooled)[0])
 
 
+@pytest.mark.parametrize(
+    "changes", [{"taps": "last"}, {"convolutions": "1d"}, {"conditioned": False}]
+)
+def test_a_student_learns_from_poorer_heads(tiny_backbones, tiny_batch, changes):
+    discriminator = DiscriminatorConfig(channels=8, **changes)
+    trainer = make_trainer(tiny_backbones, discriminator=discriminator)
+    before = [p.detach().clone() for p in trainer.student.parameters()]
+    trainer.update(*tiny_batch)
+    after = trainer.student.parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
 def test_unconditioned_heads_know_neither_level_nor_prompt():
     features = [torch.randn(2, 16, 4, 6) for _ in range(2)]
     heads = heads_of(conditioned=False)
