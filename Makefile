@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
 
 test: $(STAMP) chromium
-	$(BIN)/python -m pytest tests --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not slow"

@@ -57,7 +57,12 @@ def _split(setting: str) -> tuple[str, list[str]]:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {path}: {text!r} is not a list of YAML values") from error
-    return path, [yaml.safe_dump(v, default_flow_style=True).removesuffix("...\n") for v in values]
+    return path, [_text(v) for v in values]
+
+
+def _text(value: Any) -> str:
+    """A value as `--set` takes it."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def run_trials(
