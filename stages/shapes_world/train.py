@@ -7,6 +7,7 @@ The shipped weights took three hours on two busy CPU cores; their log is docs/te
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -111,6 +112,13 @@ def assemble(
     )
     shutil.rmtree(out, ignore_errors=True)
     pipeline.save_pretrained(out, safe_serialization=True)
+    for name in ("text_encoder", "text_encoder_2"):
+        # Unasked, transformers loads the dtype of the configuration, diffusers float32: said so
+        # here, a pipeline is of one dtype.
+        config = out / name / "config.json"
+        config.write_text(
+            json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n"
+        )
     save_file(
         {name: value.contiguous() for name, value in judge.state_dict().items()},
         out / "judge.safetensors",
