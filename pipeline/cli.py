@@ -10,12 +10,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from schemas.errors import ArtifactError, ConfigError, GateFailed, LaddError, StageFailed
+
+if TYPE_CHECKING:
+    from stages.shapes_table import Judged
 
 app = typer.Typer(
     help="From prompts to a few-step student: Latent Adversarial Diffusion Distillation for SD3.",
@@ -298,8 +302,8 @@ def score(
 
     no_student = contextlib.nullcontext()
     with no_student if teacher_only else _student_folder(student, store, stages) as folder:
-        rows = score_table(loaded, {"student": folder} if folder else {}, prompts, _to_stderr)
-    _show_rows(rows, out)
+        judged = score_table(loaded, {"student": folder} if folder else {}, prompts, _to_stderr)
+    _show_judged(judged, out)
 
 
 @app.command()
@@ -331,21 +335,26 @@ def sweep(
     store = ArtifactStore(trials[0].config.store)
     signal.signal(signal.SIGTERM, _terminate)
     rows, students = [], {}
-    with Observer(log_format) as observer:
+    with contextlib.ExitStack() as stack:
+        observer = stack.enter_context(Observer(log_format))
         for trial, result in run_trials(stage, trials, store, observer, at_once):
             if isinstance(result, LaddError):
                 rows.append({"trial": trial.name, "artifact": f"failed: {result}"})
                 continue
             metrics = {name: f"{value:.4g}" for name, value in result.manifest.metrics.items()}
             rows.append({"trial": trial.name, "artifact": result.manifest.key} | metrics)
-            if store.is_local:
-                students[trial.name] = Path(store.path(result.name("model")))
-    if score and students:
-        from stages.shapes_table import score_table
+            students[trial.name] = result
+        if score and students:
+            from stages.shapes_table import score_table
 
-        _show_rows(rows, None)
-        rows = score_table(trials[0].config, students, score, _to_stderr)
-    _show_rows(rows, out)
+            _show_rows(rows, None)
+            folders = {
+                name: stack.enter_context(student.local_folder("model"))
+                for name, student in students.items()
+            }
+            _show_judged(score_table(trials[0].config, folders, score, _to_stderr), out)
+        else:
+            _show_rows(rows, out)
     if not students:
         raise StageFailed("no trial has made a student")
 
@@ -400,6 +409,39 @@ def compare(
 
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _show_judged(judged: list[Judged], out: Path | None) -> None:
+    """One table over all pictures, then attributes and distance by bucket."""
+    buckets = list(judged[0].attributes_by_bucket)
+    drawn = [row for row in judged if row.frechet is not None]
+    _table(
+        ["pictures", "all attributes %", "Frechet distance", "diversity"],
+        [
+            [
+                row.pictures,
+                f"{100 * row.attributes:.1f}",
+                "" if row.frechet is None else f"{row.frechet:.3f}",
+                f"{row.diversity:.3f}",
+            ]
+            for row in judged
+        ],
+    )
+    typer.echo()
+    _table(
+        ["all attributes %", *buckets],
+        [
+            [row.pictures, *(f"{100 * row.attributes_by_bucket[b]:.1f}" for b in buckets)]
+            for row in judged
+        ],
+    )
+    typer.echo()
+    _table(
+        ["Frechet distance", *buckets],
+        [[row.pictures, *(f"{row.frechet_by_bucket[b]:.3f}" for b in buckets)] for row in drawn],
+    )
+    if out is not None:
+        out.write_text(json.dumps([asdict(row) for row in judged], indent=2) + "\n")
 
 
 def _show_rows(rows: list[dict[str, Any]], out: Path | None) -> None:
@@ -610,8 +652,10 @@ def _run(
         print(f"student: {found.url}/{found.manifest.details['model']}")
         for grid in found.manifest.details["samples"][-1:]:
             print(f"samples: {found.url}/{grid}")
-    judged = next((s for s in stages if s.name == "eval"), None)
-    if judged and (found := store.find("eval", judged.key)):
+    judged = next(s for s in stages if s.name == "eval")
+    if (selection.only or selection.until or "eval") == "eval" and (
+        found := store.find("eval", judged.key)
+    ):
         print(f"tuned student: {found.url}/{found.manifest.details['model']}")
         print(f"report: {found.url}/report.html")
         if failed := found.manifest.details["failed_gates"]:
@@ -619,6 +663,7 @@ def _run(
 
 
 def _terminate(*_: object) -> None:
+    print(f"\nstopped; to resume: {_command()}", file=sys.stderr, flush=True)
     raise SystemExit(143)
 
 
@@ -692,21 +737,20 @@ def _made(store: Any, stages: Any, stage: str) -> Any:
 def main() -> None:
     """The `ladd-pipeline` command: errors of ours become one sentence and an exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for Ctrl-C
     except LaddError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(f"\nstopped; to resume: {_command()}", file=sys.stderr)
-        os._exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except Exception as error:
         show = getattr(error, "show", None)
         if show is None:
             raise
         show()
         sys.exit(2)
+    if code == 130:
+        print(f"\nstopped; to resume: {_command()}", file=sys.stderr, flush=True)
+        os._exit(130)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

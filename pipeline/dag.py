@@ -17,7 +17,7 @@ STAGES = {
     for stage in (
         Stage("prompts", version=1, sections=("prompts", "teacher")),
         Stage("synthesize", version=1, sections=("synthesize", "teacher")),
-        Stage("encode", version=1, sections=("encode", "teacher")),
+        Stage("encode", version=1, sections=("encode", "prompts.buckets", "teacher")),
         Stage("distill", version=1, sections=("distill", "teacher")),
         Stage("pairs", version=1, sections=("pairs", "synthesize", "teacher")),
         Stage("dpo", version=1, sections=("dpo", "teacher")),

@@ -1,7 +1,7 @@
 """Runs a plan: walks the bound Ray DAG, submits each stage as a Ray task, commits what it made.
 
-The only module that touches Ray's DAG nodes. Stage tasks are coordinators on the head node and take
-no CPU.
+The only module that touches Ray's DAG nodes. Stage tasks are coordinators that take no CPU; they
+run on the node where the command runs: the head, in a Ray job.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -142,8 +143,10 @@ def ray_cluster(config: PipelineConfig) -> Iterator[None]:
         }
     else:
         options["address"] = config.ray.address
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+        signal.signal(signal.SIGTERM, ours)  # Ray puts its own there
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StageFailed(
             "ray.address: cannot join or start a Ray cluster "
@@ -169,9 +172,11 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     outcome.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     board: Any = ray.remote(num_cpus=0)(_ProgressBoard).remote()
-    stage_task = ray.remote(num_cpus=0, max_retries=0)(run_stage)
+    stage_task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(run_stage)
     nodes = declare(
         lambda name: _Bound(stage_task.options(name=name), name, job, board), job.config
     )

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pipeline.shards import finished_shards
 from pipeline.stage import StageContext
 from schemas.config import WorkerPool
-from schemas.errors import LaddError, StageFailed
+from schemas.errors import LaddError, dump_error, load_error
 from schemas.records import ShardStats
 
 
@@ -34,14 +34,20 @@ class _Adapter:
 
         class ShardActor:
             def __init__(self) -> None:
-                self._worker = build()
+                self._failure = ""
+                try:
+                    self._worker = build()
+                except LaddError as error:
+                    self._failure = dump_error(error)
 
             def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+                if self._failure:
+                    return {"stats": [""], "error": [self._failure]}
                 shard = str(batch["shard"][0])
                 try:
                     return {"stats": [self._worker(shard).model_dump_json()], "error": [""]}
                 except LaddError as error:
-                    return {"stats": [""], "error": [str(error)]}
+                    return {"stats": [""], "error": [dump_error(error)]}
 
         return ShardActor
 
@@ -55,9 +61,8 @@ def map_shards(
 ) -> dict[str, ShardStats]:
     """Make the shards that have no marker yet; returns the statistics of all, by shard name.
 
-    `build` runs in each actor. A LaddError of a worker (damaged input, say) fails the stage with
-    its own sentence, after the shards under way are safe. Other failures are tried again
-    `pool.retries` times by Ray.
+    `build` runs in each actor. A LaddError of a worker (damaged input, say) is raised here, after
+    the shards under way are safe. Other failures are tried again `pool.retries` times by Ray.
     """
     done = {
         name: stats
@@ -86,7 +91,7 @@ def map_shards(
     )
     for row in mapped.iter_rows():
         if row["error"]:
-            raise StageFailed(row["error"])
+            raise load_error(row["error"])
         stats = ShardStats.model_validate_json(row["stats"])
         done[stats.shard] = stats
         context.report(unit, len(done), len(shards))

@@ -51,7 +51,7 @@ def _size(
         share=config.distill.global_batch // config.distill.workers,
         on_gpu=_on_gpu(config),
     )
-    return update_memory(transformer, config.teacher.dtype, config.distill, shapes).total
+    return update_memory(transformer, config.frozen_dtype, config.distill, shapes).total
 
 
 def _local_folder(teacher: TeacherConfig) -> Path | None:

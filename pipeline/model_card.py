@@ -28,12 +28,12 @@ _NAMED = {
 class Licence:
     """Under which terms a student may be used: those of its teacher."""
 
-    licence: str
+    name: str
     """The hub's identifier; `other` where it has none."""
     terms: str
     """In sentences."""
-    licence_name: str | None = None
-    licence_link: str | None = None
+    own_name: str | None = None
+    link: str | None = None
 
 
 def licence_of(teacher: TeacherConfig) -> Licence:
@@ -59,26 +59,23 @@ def licence_of(teacher: TeacherConfig) -> Licence:
 
 def render_card(
     report: Report,
+    licence: Licence,
     *,
-    licence: str,
-    terms: str,
-    licence_name: str | None = None,
-    licence_link: str | None = None,
     kind: Literal["student", "tuned"] = "student",
     base_model: str | None = None,
     use_t5: bool = False,
 ) -> str:
     """README.md of the folder that holds the systems of this `kind`; `base_model` is the teacher's
-    hub id where it has one. `**dataclasses.asdict(licence_of(config.teacher))` gives the terms.
+    hub id where it has one.
     """
     systems = sorted(
         (system for system in report.systems if system.kind == kind), key=lambda s: -s.steps
     )
     data = ModelCardData(
         language="en",
-        license=licence,
-        license_name=licence_name,
-        license_link=licence_link,
+        license=licence.name,
+        license_name=licence.own_name,
+        license_link=licence.link,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=base_model,
@@ -100,9 +97,6 @@ def render_card(
             stages={step.stage for step in report.lineage},
             buckets=list(dict.fromkeys(b for s in systems for b in s.by_bucket)),
             licence=licence,
-            licence_name=licence_name,
-            licence_link=licence_link,
-            terms=terms,
             base_model=base_model,
             use_t5=use_t5,
             number=number,

@@ -49,7 +49,9 @@ def read_tar(path: Path, where: str) -> Iterator[Sample]:
             for member in tar:
                 if not member.isfile():
                     continue
-                stem, _, extension = Path(member.name).name.partition(".")
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                stem = f"{folder}/{stem}" if folder else stem
                 file = tar.extractfile(member)
                 assert file is not None  # a regular file has content
                 content = file.read()
@@ -120,16 +122,12 @@ class ShardWriter:
 
 def finished_shards(store: ArtifactStore, artifact_folder: str) -> dict[str, ShardStats]:
     """The shards whose marker is there and whose files have the marked size: one listing, then the
-    markers.
+    markers at once.
     """
     listing = store.list(artifact_folder)
+    markers = [n for n in listing if n.startswith("shards/") and n.endswith(".json")]
     done = {}
-    for name in listing:
-        if not name.startswith("shards/") or not name.endswith(".json"):
-            continue
-        marker = store.read(f"{artifact_folder}/{name}")
-        if marker is None:
-            continue
+    for marker in store.read_all([f"{artifact_folder}/{name}" for name in markers]):
         stats = ShardStats.model_validate_json(marker)
         if all(listing.get(file) == size for file, size in stats.sizes.items()):
             done[stats.shard] = stats

@@ -9,6 +9,8 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,10 +31,15 @@ class Stage:
     version: int
     """Bumped by the author when the bytes that the stage makes change."""
     sections: tuple[str, ...]
-    """Sections of the configuration whose identity fields enter the key."""
+    """Sections of the configuration whose identity fields enter the key, or single fields of
+    others, such as `prompts.buckets`.
+    """
 
     def identity(self, config: PipelineConfig) -> dict[str, Any]:
-        return {section: identity_of(getattr(config, section)) for section in self.sections}
+        return {
+            section: identity_of(reduce(getattr, section.split("."), config))
+            for section in self.sections
+        }
 
     def key(self, config: PipelineConfig, input_keys: list[str]) -> str:
         """The artifact's key, known before anything runs: 16 hex digits of a sha256 (ARCHITECTURE,
@@ -74,6 +81,27 @@ class StageContext:
     def folder(self) -> str:
         """Where the stage writes, relative to the store: `artifacts/<stage>/<key>`."""
         return self.store.folder(self.stage, self.key)
+
+    def put_folder(self, local: Path, name: str) -> dict[str, tuple[int, str]]:
+        """Put all files below a local folder into the artifact's folder `name`; returns them as
+        `StageResult.files` takes them.
+        """
+        files = {}
+        for path in sorted(p for p in local.rglob("*") if p.is_file()):
+            file = f"{name}/{path.relative_to(local).as_posix()}"
+            files[file] = self.store.put(path, f"{self.folder}/{file}")
+        return files
+
+    def written(self, *prefixes: str) -> dict[str, tuple[int, str]]:
+        """What workers wrote into these folders of the artifact, as `StageResult.files` takes
+        it.
+        """
+        files = {}
+        for name in self.store.list(self.folder):
+            if name.startswith(prefixes):
+                content = self.store.read(f"{self.folder}/{name}")
+                files[name] = (len(content), hashlib.sha256(content).hexdigest())
+        return files
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,13 @@ class ArtifactStore:
             if self.filesystem.exists(self.path(name)):
                 self.filesystem.rm(self.path(name), recursive=True)
 
+    def read_all(self, names: list[str]) -> list[bytes]:
+        """The bytes of many small files, fetched side by side where the store allows it."""
+        paths = [self.path(name) for name in names]
+        with self.explained("read", f"{len(names)} files"):
+            found = self.filesystem.cat(paths) if paths else {}
+        return [found[self.filesystem._strip_protocol(path)] for path in paths]
+
     def read(self, name: str) -> bytes | None:
         """A file's bytes, or None when it is missing."""
         with self.explained("read", name):
@@ -225,6 +232,16 @@ class Artifact:
         return [
             f for f in self.manifest.files if f.path.startswith(prefix) and f.path.endswith(suffix)
         ]
+
+    def entry(self, path: str) -> FileEntry:
+        """The file of this name. Raises ArtifactError when the manifest lists none."""
+        for entry in self.manifest.files:
+            if entry.path == path:
+                return entry
+        stage = self.manifest.stage
+        raise ArtifactError(
+            f"{self.url} lists no {path}; run `ladd-pipeline run --force {stage}` to make it again"
+        )
 
     def verify(self, *, contents: bool) -> list[str]:
         """What is wrong with the files: missing, of another size or, with `contents`, of another

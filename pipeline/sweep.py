@@ -17,7 +17,7 @@ from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan
 from pipeline.store import Artifact, ArtifactStore
 from schemas.config import PipelineConfig
-from schemas.errors import ConfigError, StageFailed
+from schemas.errors import ConfigError, LaddError
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _text(value: Any) -> str:
 
 def run_trials(
     stage: str, trials: list[Trial], store: ArtifactStore, observer: Observer, at_once: int
-) -> Iterator[tuple[Trial, Artifact | StageFailed]]:
+) -> Iterator[tuple[Trial, Artifact | LaddError]]:
     """Make the stage's artifact of each trial, `at_once` side by side; yields each when it is
     there.
 
@@ -85,7 +85,7 @@ def run_trials(
             for future in as_completed(futures):
                 try:
                     yield futures[future], future.result()
-                except StageFailed as error:
+                except LaddError as error:
                     yield futures[future], error
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.stage import StageContext
-from schemas.errors import LaddError, StageFailed
+from schemas.config import DistillConfig, DpoConfig
+from schemas.errors import LaddError, StageFailed, dump_error, load_error
 
 _SUFFIX = "training"
 
@@ -26,12 +28,17 @@ class TrainingPlan:
     """What Ray Train needs to know."""
 
     workers: int
+    min_workers: int | None
     cpus_per_worker: float | None
     """Empty shares the cluster's CPUs."""
     use_gpu: bool | None
     """Empty takes GPUs where there are any."""
     retries: int
     checkpoints_kept: int
+
+    @classmethod
+    def of(cls, config: DistillConfig | DpoConfig) -> TrainingPlan:
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 class TrainingRun:
@@ -69,17 +76,20 @@ class TrainingRun:
         )
 
 
+@contextlib.contextmanager
 def train_on_ray(
     context: StageContext,
     worker: Callable[[TrainingRun, dict[str, Any]], None],
     settings: dict[str, Any],
     plan: TrainingPlan,
-) -> tuple[Path, float]:
+) -> Iterator[tuple[Path, float]]:
     """Run `worker(run, settings)` on every worker, resuming what a former run of this key left.
 
-    Returns a local copy of the last checkpoint's folder (the caller's to delete) and the devices
-    held. Raises StageFailed with the worker's own sentence.
+    Gives a local copy of the last checkpoint's folder, for the time being, and the device hours
+    that this run took. Raises the worker's own LaddError, and StageFailed for
+    whatever else ends the training.
     """
+    started = time.monotonic()
     import ray
     from ray import train
     from ray.train.torch import TorchTrainer
@@ -97,7 +107,9 @@ def train_on_ray(
             "cwd": os.getcwd(),
         },
         scaling_config=train.ScalingConfig(
-            num_workers=plan.workers,
+            num_workers=plan.workers
+            if plan.min_workers in (None, plan.workers)
+            else (plan.min_workers, plan.workers),
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
@@ -109,38 +121,50 @@ def train_on_ray(
             checkpoint_config=train.CheckpointConfig(num_to_keep=plan.checkpoints_kept),
         ),
     )
+    context.store.remove(_verdict(context))  # a former run's
     try:
         result = trainer.fit()
     except Exception as error:
-        raise StageFailed(_reason(error)) from error
-    verdict = context.store.read(_verdict(context))
-    if verdict is not None:
-        context.store.remove(_verdict(context))
-        raise StageFailed(verdict.decode())
+        raise _failure(context) or StageFailed(_reason(error)) from error
+    if failure := _failure(context):
+        raise failure
     if result.checkpoint is None:
         raise StageFailed(f"{context.stage}: training ended without a checkpoint")
-    folder = Path(tempfile.mkdtemp(prefix="ladd-checkpoint-"))
-    result.checkpoint.to_directory(str(folder))
-    return folder, plan.workers * (1 if use_gpu else cpus)
+    hours = (time.monotonic() - started) / 3600 * plan.workers * (1 if use_gpu else cpus)
+    with tempfile.TemporaryDirectory(prefix="ladd-checkpoint-") as folder:
+        result.checkpoint.to_directory(folder)
+        yield Path(folder), hours
 
 
 def _entry(loop: dict[str, Any]) -> None:
     """What each Ray Train worker runs.
 
-    An error of ours would be the same at every new start: it is left on the store, not raised, so
-    that Ray Train starts again only after what may pass, such as a worker's death.
+    An error of ours would be the same at every new start, so it is left on the store: workers that
+    find one there end at once, and Ray Train starts again in vain at most once. It does so where
+    others wait for the one that failed, which is therefore seen to fail.
     """
+    context: StageContext = loop["context"]
+    if _failure(context) is not None:
+        return
     if os.path.isdir(loop["cwd"]):  # Ray Train moves workers to a folder of its own
         os.chdir(loop["cwd"])
+    run = TrainingRun(loop["cpus"])
     try:
-        loop["worker"](TrainingRun(loop["cpus"]), loop["settings"])
+        loop["worker"](run, loop["settings"])
     except LaddError as error:
-        context: StageContext = loop["context"]
-        context.store.write(_verdict(context), str(error).encode())
+        context.store.write(_verdict(context), dump_error(error).encode())
+        if run.world > 1:
+            raise
 
 
 def _verdict(context: StageContext) -> str:
-    return f"{_SUFFIX}/{context.stage}/{context.key}/error.txt"
+    return f"{_SUFFIX}/{context.stage}/{context.key}/error.json"
+
+
+def _failure(context: StageContext) -> LaddError | None:
+    """The error of ours that ended a worker of this run, if one did."""
+    verdict = context.store.read(_verdict(context))
+    return None if verdict is None else load_error(verdict.decode())
 
 
 def _arrow_filesystem(context: StageContext) -> Any:

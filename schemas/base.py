@@ -23,26 +23,23 @@ def runtime(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"runtime": True}, **constraints)
 
 
-def identity_of(model: BaseModel) -> dict[str, Any]:
-    """The identity fields of a config, nested, as JSON values: what enters an artifact's key."""
-    fields = type(model).model_fields
-    return {
-        name: _identity_value(getattr(model, name))
-        for name in fields
-        if not is_runtime(model, name)
-    }
+def identity_of(value: Any) -> Any:
+    """The identity fields of a config, nested, as JSON values: what enters an artifact's key. A
+    field's value is its own identity.
+    """
+    if isinstance(value, BaseModel):
+        return {
+            name: identity_of(getattr(value, name))
+            for name in type(value).model_fields
+            if not is_runtime(value, name)
+        }
+    if isinstance(value, (list, tuple)):
+        return [identity_of(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): identity_of(item) for key, item in value.items()}
+    return value
 
 
 def is_runtime(model: BaseModel, name: str) -> bool:
     extra = type(model).model_fields[name].json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("runtime"))
-
-
-def _identity_value(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return identity_of(value)
-    if isinstance(value, (list, tuple)):
-        return [_identity_value(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _identity_value(item) for key, item in value.items()}
-    return value

@@ -25,8 +25,8 @@ class TeacherConfig(Frozen):
     """Hub revision (a commit hash is best), or any mark of yours for a local folder: change it when
     the weights do.
     """
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision of the frozen teacher."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the frozen teacher. Training in float32 takes it in float32 too."""
     use_t5: bool = True
     """Whether the third text encoder (T5) is loaded. Without it zeros stand in, as in diffusers."""
     max_sequence_length: int = Field(256, ge=1, le=512)
@@ -312,6 +312,8 @@ class DistillConfig(Frozen):
     """Activation checkpointing: less memory, about a third more time."""
     workers: int = runtime(1, ge=1)
     """Ray Train workers."""
+    min_workers: int | None = runtime(None, ge=1)
+    """Elastic training: as few workers do while the cluster has no room for all; empty waits."""
     cpus_per_worker: float | None = runtime(None, gt=0)
     """CPUs of each; empty shares the cluster's CPUs between them."""
     use_gpu: bool | None = runtime(None)
@@ -343,9 +345,16 @@ class DistillConfig(Frozen):
             raise ValueError(
                 f"global_batch {self.global_batch} does not divide by workers {self.workers}"
             )
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
         if self.workers % self.shard_over:
             raise ValueError(
                 f"workers {self.workers} does not divide by shard_over {self.shard_over}"
+            )
+        if self.min_workers is not None and self.shard_over > 1:
+            raise ValueError(
+                f"min_workers {self.min_workers} goes with shard_over 1 alone: a copy shared out "
+                f"over {self.shard_over} workers needs all of them"
             )
         share = self.global_batch // self.workers
         if self.micro_batch is not None and share % self.micro_batch:
@@ -436,6 +445,8 @@ class DpoConfig(Frozen):
     """Of batches and noise."""
     workers: int = runtime(1, ge=1)
     """Ray Train workers."""
+    min_workers: int | None = runtime(None, ge=1)
+    """Elastic training: as few workers do while the cluster has no room for all; empty waits."""
     cpus_per_worker: float | None = runtime(None, gt=0)
     """CPUs of each; empty shares the cluster's CPUs between them."""
     use_gpu: bool | None = runtime(None)
@@ -458,6 +469,8 @@ class DpoConfig(Frozen):
             raise ValueError(
                 f"global_batch {self.global_batch} does not divide by workers {self.workers}"
             )
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
         if self.micro_batch is not None and share % self.micro_batch:
             raise ValueError(
                 f"a worker's share of {share} pairs does not divide by micro_batch "
@@ -531,3 +544,10 @@ class PipelineConfig(Frozen):
     pairs: PairsConfig = PairsConfig()
     dpo: DpoConfig = DpoConfig()
     eval: EvalConfig = EvalConfig()
+
+    @property
+    def frozen_dtype(self) -> str:
+        """Of the teacher that judges while a student trains: without autocast the two must be of
+        one precision.
+        """
+        return "float32" if self.distill.precision == "float32" else self.teacher.dtype

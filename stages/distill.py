@@ -6,11 +6,8 @@ The loop here reads top to bottom: build, resume, update, watch, save.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,7 +26,7 @@ from pipeline.training import TrainingPlan, TrainingRun, train_on_ray
 from schemas.config import DistillConfig, PipelineConfig
 from schemas.errors import ConfigError, StageFailed
 from stages.devices import worker_device
-from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
+from stages.ladd.batch_plan import BatchPlan, EmptyPlanError, slots_of
 from stages.ladd.checkpoint import load_tensors
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.parallelize import compile_blocks, spread
@@ -61,24 +58,10 @@ def run(context: StageContext) -> StageResult:
         "prompts": context.inputs["prompts"],
         "report": context.report,
     }
-    started = time.monotonic()
-    checkpoint, devices = train_on_ray(
-        context,
-        train,
-        settings,
-        TrainingPlan(
-            config.workers,
-            config.cpus_per_worker,
-            config.use_gpu,
-            config.retries,
-            config.checkpoints_kept,
-        ),
-    )
-    hours = (time.monotonic() - started) / 3600 * devices
-    try:
+    for name in plan.short_buckets:
+        context.report(f"warning: bucket {name} holds fewer samples than a batch: left out", 0, 0)
+    with train_on_ray(context, train, settings, TrainingPlan.of(config)) as (checkpoint, hours):
         return _finish(context, checkpoint, plan, hours)
-    finally:
-        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def train(run: TrainingRun, settings: dict[str, Any]) -> None:
@@ -100,11 +83,13 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
             dtype=torch.float32,
             lora=distill.lora,
         )
+        dtype = getattr(torch, config.frozen_dtype)
         frozen = _backbone(
             teacher,
             config,
             device,
-            getattr(torch, config.teacher.dtype) if distill.shard_teacher else None,
+            dtype if distill.shard_teacher else None,
+            dtype=dtype,
         )
         pooled_width = data.conditioning([0]).pooled_BP.shape[1]
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, device)
@@ -145,10 +130,10 @@ def _wanted(
     plan: BatchPlan, run: TrainingRun, start: int, distill: DistillConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Bucket and rows of this worker's part of every update from `start` on."""
-    share = distill.global_batch // run.world
+    mine = slots_of(distill.global_batch, run.rank, run.world)
     for step in range(start, distill.total_steps):
         bucket, rows = plan.batch(step)
-        yield bucket, rows[run.rank * share : (run.rank + 1) * share]
+        yield bucket, rows[mine.start : mine.stop]
 
 
 def _backbone(
@@ -194,8 +179,7 @@ class SampleGrids:
     def __post_init__(self) -> None:
         self._teacher_pictures: dict[str, np.ndarray] = {}
         self._teacher_distance: float | None = None
-        entry = next(f for f in self.prompts.manifest.files if f.path == "held_out.parquet")
-        with self.prompts.checked(entry) as path:
+        with self.prompts.checked(self.prompts.entry("held_out.parquet")) as path:
             rows = pq.read_table(path).to_pylist()
         self.samples = _one_of_each_bucket(rows, self.config.distill.sample_prompts)
 
@@ -212,6 +196,8 @@ class SampleGrids:
         finally:
             self.student.train()
             self.average.swap_with(self.student)
+            if self.config.encode.embeddings == "stored":
+                self.teacher.release()  # training needs no text encoders and no autoencoder
         if keep:
             settings["store"].write(f"{settings['folder']}/samples/step-{step:06d}.png", png)
         return warnings
@@ -293,23 +279,17 @@ def _finish(
         load_tensors(checkpoint / STATE, {f"average.{n}": p for n, p in average.named_parameters()})
         average.copy_to(backbone)
 
-    files = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         teacher.save_student(
             model, load_average, config.distill.student_time.grid, lora=config.distill.lora
         )
-        for path in sorted(p for p in model.rglob("*") if p.is_file()):
-            name = f"model/{path.relative_to(model).as_posix()}"
-            files[name] = context.store.put(path, f"{context.folder}/{name}")
+        files = context.put_folder(model, "model")
     trace = (checkpoint / TRACE).read_text().splitlines()
     files["metrics.jsonl"] = context.store.put(
         checkpoint / TRACE, f"{context.folder}/metrics.jsonl"
     )
-    for name in context.store.list(context.folder):
-        if name.startswith(("samples/", "tensorboard/")):
-            content = context.store.read(f"{context.folder}/{name}")
-            files[name] = (len(content), hashlib.sha256(content).hexdigest())
+    files |= context.written("samples/", "tensorboard/")
     last = [json.loads(line) for line in trace[-50:]]
     means = {
         name: float(np.mean([row[name] for row in last]))

@@ -8,12 +8,9 @@ before the scales are tried, and each scale when it is tried, so a stopped stage
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ from schemas.config import DpoConfig, PipelineConfig
 from schemas.errors import ConfigError, StageFailed
 from schemas.records import ShardStats
 from stages.devices import worker_device
-from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
+from stages.ladd.batch_plan import BatchPlan, EmptyPlanError, slots_of
 from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
 from stages.ladd.sampling import student_sigmas
 from stages.ladd.trainer import TrainingDiverged
@@ -77,11 +74,7 @@ def run(context: StageContext) -> StageResult:
         for stats in (tuned, *sweep.stats)
         for file, digest in stats.files.items()
     }
-    files |= _save_model(context, sweep.scale)
-    for name in context.store.list(context.folder):
-        if name.startswith("tensorboard/"):
-            content = context.store.read(f"{context.folder}/{name}")
-            files[name] = (len(content), hashlib.sha256(content).hexdigest())
+    files |= _save_model(context, sweep.scale) | context.written("tensorboard/")
     return StageResult(
         files=files,
         counts=tuned.counts,
@@ -114,21 +107,9 @@ def _tune(context: StageContext) -> ShardStats:
         "student": context.inputs["distill"],
         "report": context.report,
     }
-    started = time.monotonic()
-    checkpoint, devices = train_on_ray(
-        context,
-        train,
-        settings,
-        TrainingPlan(
-            config.workers,
-            config.cpus_per_worker,
-            config.use_gpu,
-            config.retries,
-            config.checkpoints_kept,
-        ),
-    )
-    hours = (time.monotonic() - started) / 3600 * devices
-    try:
+    for name in plan.short_buckets:
+        context.report(f"warning: bucket {name} holds fewer pairs than a batch: left out", 0, 0)
+    with train_on_ray(context, train, settings, TrainingPlan.of(config)) as (checkpoint, hours):
         writer = ShardWriter(context.store, context.folder, TUNED)
         for path in sorted((checkpoint / LORA).iterdir()):
             writer.file("", path.read_bytes(), name=f"{LORA}/{path.name}")
@@ -137,8 +118,6 @@ def _tune(context: StageContext) -> ShardStats:
         counts, metrics = _summary([json.loads(line) for line in trace.splitlines()])
         details = {"metrics": metrics, "device_hours": hours, "short_buckets": plan.short_buckets}
         return writer.commit(counts, details)
-    finally:
-        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _summary(rows: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, float]]:
@@ -191,7 +170,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
             log_every=dpo.log_every,
             watch=TuningWatch().observe,
         )
-        share = dpo.global_batch // run.world
+        mine = slots_of(dpo.global_batch, run.rank, run.world)
 
         def fill(folder: Path) -> None:
             fill_checkpoint(folder, trainer, trace, run.rank)
@@ -201,7 +180,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
 
         while not trainer.done:
             bucket, rows = plan.batch(trainer.step)
-            batch = data.batch("train", bucket, rows[run.rank * share : (run.rank + 1) * share])
+            batch = data.batch("train", bucket, rows[mine.start : mine.stop])
             try:
                 metrics = trainer.update(*batch)
                 trace.add(trainer.step, {"bucket": bucket, **metrics})
@@ -260,7 +239,7 @@ def held_out_batches(
 
 def _save_model(context: StageContext, scale: float) -> dict[str, tuple[int, str]]:
     """The student's folder with the adapters merged, put on the store; returns its files."""
-    student, files = context.inputs["distill"], {}
+    student = context.inputs["distill"]
     with (
         student.local_folder("model") as folder,
         local_lora(context.store, context.folder) as lora,
@@ -276,7 +255,4 @@ def _save_model(context: StageContext, scale: float) -> dict[str, tuple[int, str
 
         model = Path(scratch) / "model"
         teacher.save_student(model, merge, student.manifest.details["grid"])
-        for path in sorted(p for p in model.rglob("*") if p.is_file()):
-            name = f"model/{path.relative_to(model).as_posix()}"
-            files[name] = context.store.put(path, f"{context.folder}/{name}")
-    return files
+        return context.put_folder(model, "model")

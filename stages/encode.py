@@ -7,6 +7,7 @@ are plain `.npy`, one bucket a file, to be memory-mapped; the manifest's `detail
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -38,6 +40,8 @@ from stages.teachers import open_teacher
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 PROMPTS_PER_SHARD = 4096
+_DIGITS = 2
+"""Hexadecimal digits of an id that say which part of the prompts it is in: 256 parts."""
 ROW_SCHEMA = pa.schema({"key": pa.string(), "prompt_id": pa.string()})
 PROMPT_SCHEMA = pa.schema({"prompt_id": pa.string(), "prompt": pa.string()})
 SIDECAR_SCHEMA = pa.schema(
@@ -87,7 +91,10 @@ def expand(patterns: list[str]) -> list[str]:
     """
     found: set[str] = set()
     for pattern in patterns:
-        filesystem, path = fsspec.core.url_to_fs(pattern)
+        try:
+            filesystem, path = fsspec.core.url_to_fs(pattern)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"encode.external: {pattern}: {error}") from error
         matches = (
             filesystem.glob(path)
             if glob.has_magic(path)
@@ -116,22 +123,49 @@ def _write_prompt_lists(
 ) -> dict[str, tuple[int, str]]:
     """Each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second
     pass. Returns each list's file with its bytes and sha256.
+
+    An id is a hash, so its first digits cut the prompts into parts of much the same size; one part
+    at a time is in memory.
     """
-    prompts: dict[str, str] = {}
-    for stats in done.values():
-        with context.store.local(f"{context.folder}/{stats.details['prompts_file']}") as path:
-            table = pq.read_table(path)
-        prompts.update(
-            zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)
-        )
-    ordered = sorted(prompts.items())
     written = {}
-    for at in range(0, len(ordered), PROMPTS_PER_SHARD):
-        name = f"shards/prompts/{at // PROMPTS_PER_SHARD:06d}.prompts.parquet"
-        rows = [{"prompt_id": i, "prompt": p} for i, p in ordered[at : at + PROMPTS_PER_SHARD]]
-        table = table_bytes(rows, PROMPT_SCHEMA)
+
+    def write(rows: list[tuple[str, str]]) -> None:
+        name = f"shards/prompts/{len(written):06d}.prompts.parquet"
+        table = table_bytes([{"prompt_id": i, "prompt": p} for i, p in rows], PROMPT_SCHEMA)
         written[name] = context.store.write(f"{context.folder}/{name}", table)
+
+    left: list[tuple[str, str]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in _by_first_digits(context, done, Path(scratch)):
+            texts = pq.read_table(part)
+            unique = dict(
+                zip(texts["prompt_id"].to_pylist(), texts["prompt"].to_pylist(), strict=True)
+            )
+            left += sorted(unique.items())
+            while len(left) >= PROMPTS_PER_SHARD:
+                write(left[:PROMPTS_PER_SHARD])
+                del left[:PROMPTS_PER_SHARD]
+    if left:
+        write(left)
     return written
+
+
+def _by_first_digits(
+    context: StageContext, done: dict[str, ShardStats], scratch: Path
+) -> list[Path]:
+    """The shards' prompts, spread over files by the first digits of their ids, in order."""
+    with contextlib.ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for stats in done.values():
+            with context.store.local(f"{context.folder}/{stats.details['prompts_file']}") as path:
+                texts = pq.read_table(path, schema=PROMPT_SCHEMA)
+            digits = pc.utf8_slice_codeunits(texts["prompt_id"], 0, _DIGITS)
+            for part in pc.unique(digits).to_pylist():
+                if part not in writers:
+                    file = pq.ParquetWriter(scratch / f"{part}.parquet", PROMPT_SCHEMA)
+                    writers[part] = stack.enter_context(file)
+                writers[part].write_table(texts.filter(pc.equal(digits, part)))
+    return sorted(scratch.iterdir())
 
 
 def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,16 +32,21 @@ from schemas.records import ShardStats
 from schemas.report import Report
 from stages import eval_prompts
 from stages.devices import worker_device
-from stages.eval_report import make_report
+from stages.eval_report import check_gates, make_report
 from stages.ladd.sampling import student_sigmas
 from stages.painters import Painter, Sample, student_painter, teacher_painter
-from stages.scores import open_features, open_score
+from stages.pairs import check_score
+from stages.prompts import SAMPLE_SCHEMA
+from stages.scores import FEATURES, open_features, open_score
 from stages.scores.patches import patches_of
 from stages.student import open_student
 from stages.synthesize import encode_image
 from stages.teachers import open_teacher
 
 _TIMING = "shards/timing"
+_STAGES = {"student": "distill", "tuned": "dpo"}
+_FOLDERS: dict[str, Literal["student", "tuned"]] = {"student": "student", "model": "tuned"}
+"""The artifact's folders with students, and which of them lies there."""
 _REPEATS = 3
 
 
@@ -75,16 +80,18 @@ def check(config: PipelineConfig) -> None:
     """Raises ConfigError before anything starts: for missing prompts, and for a demand on what is
     not measured.
     """
-    from stages.eval_report import check_gates
-
     eval_prompts.check(config)
+    for score in config.eval.scores:
+        check_score("eval.scores", score.name)
+    check_score("eval.features", config.eval.features.name, FEATURES)
     check_gates(config, [system.name for system in systems_of(config)])
 
 
 def run(context: StageContext) -> StageResult:
     config = context.config
     lineage = ancestors(context.inputs.values())
-    samples = eval_prompts.chosen_samples(context, lineage)
+    samples = eval_prompts.chosen_samples(context)
+    proof = eval_prompts.prove_held_out(samples, lineage)
     systems = systems_of(config)
     shards = _plan(samples, systems, config)
     build = partial(
@@ -92,7 +99,7 @@ def run(context: StageContext) -> StageResult:
         config,
         context.store,
         context.folder,
-        {kind: context.inputs[stage] for kind, stage in (("student", "distill"), ("tuned", "dpo"))},
+        {kind: context.inputs[stage] for kind, stage in _STAGES.items()},
         shards,
     )
     done = map_shards(context, sorted(shards), build, config.eval.pool)
@@ -100,7 +107,7 @@ def run(context: StageContext) -> StageResult:
     done |= map_shards(context, [_TIMING], build, alone, unit="timings")
     report, pictures = make_report(context, lineage, systems, shards, done)
     files = {f: (s.sizes[f], digest) for s in done.values() for f, digest in s.files.items()}
-    files |= _write_pages(context, report, pictures) | _copy_student(context)
+    files |= _copy_students(context) | _write_pages(context, report, pictures)
     seconds = sum(stats.seconds for stats in done.values())
     return StageResult(
         files=files,
@@ -123,7 +130,8 @@ def run(context: StageContext) -> StageResult:
                 for system in systems
             },
             "model": "model",
-            "held_out_proof": eval_prompts.proof(samples),
+            "student": "student",
+            "held_out_proof": proof,
             "failed_gates": [
                 f"{gate.name} is {gate.value:.4g}, {gate.misses_by:.4g} away from {gate.demand}"
                 for gate in report.gates
@@ -137,35 +145,39 @@ def run(context: StageContext) -> StageResult:
 def _write_pages(
     context: StageContext, report: Report, pictures: dict[tuple[str, str], bytes]
 ) -> dict[str, tuple[int, str]]:
-    """report.json, report.html, and the model card in the student's folder."""
+    """report.json, report.html, and the model card in each student's folder."""
     teacher = context.config.teacher
     is_hub_id = teacher.model is not None and not Path(teacher.model).exists()
     pages = {
         "report.json": report.model_dump_json(indent=2),
         "report.html": render_report(report, pictures),
-        "model/README.md": render_card(
+    }
+    for folder, kind in _FOLDERS.items():
+        pages[f"{folder}/README.md"] = render_card(
             report,
-            kind="tuned",
+            licence_of(teacher),
+            kind=kind,
             base_model=teacher.model if is_hub_id else None,
             use_t5=teacher.use_t5,
-            **asdict(licence_of(teacher)),
-        ),
-    }
+        )
     return {
         name: context.store.write(f"{context.folder}/{name}", text.encode())
         for name, text in pages.items()
     }
 
 
-def _copy_student(context: StageContext) -> dict[str, tuple[int, str]]:
-    """The tuned student's folder, to lie beside its card: an artifact is never changed."""
-    made = context.inputs["dpo"]
-    store, entries = context.store, made.files("model/")
-    for entry in entries:
-        target = store.path(context.folder, entry.path)
-        store.filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
-        store.filesystem.copy(store.path(made.name(entry.path)), target)
-    return {entry.path: (entry.size, entry.sha256) for entry in entries}
+def _copy_students(context: StageContext) -> dict[str, tuple[int, str]]:
+    """The students' folders, to lie beside their cards: an artifact is never changed."""
+    store, files = context.store, {}
+    for folder, kind in _FOLDERS.items():
+        made = context.inputs[_STAGES[kind]]
+        for entry in made.files("model/"):
+            name = f"{folder}/{entry.path.removeprefix('model/')}"
+            target = store.path(context.folder, name)
+            store.filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
+            store.filesystem.copy(store.path(made.name(entry.path)), target)
+            files[name] = (entry.size, entry.sha256)
+    return files
 
 
 def _plan(
@@ -292,13 +304,10 @@ class Judge:
 
 def row_schema(scores: list[ScoreConfig]) -> pa.Schema:
     """Of the sidecars: the sample, and a column a score."""
-    names = ("key", "prompt_id", "prompt", "bucket", "category")
     return pa.schema(
         [
-            *((name, pa.string()) for name in names),
-            ("seed", pa.int64()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
+            *SAMPLE_SCHEMA,
+            *((name, pa.string()) for name in ("bucket", "category")),
             *((score.name, pa.float64()) for score in scores),
         ]
     )

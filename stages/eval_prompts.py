@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,46 +29,49 @@ def check(config: PipelineConfig) -> None:
         raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")
 
 
-def chosen_samples(context: StageContext, lineage: dict[str, Artifact]) -> list[dict[str, Any]]:
+def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
     """At most `eval.prompts` samples with key, prompt_id, prompt, seed, width, height, bucket and
     category, in an order that depends on the prompts alone.
 
-    Raises ConfigError when there are fewer than eight, ArtifactError when one was trained on.
+    Raises ConfigError when there are fewer than eight.
     """
     config = context.config
     if config.eval.url is None:
-        rows = _read(context.inputs["prompts"], "held_out.parquet")
-        found = [(row, _category(row["prompt"], config)) for row in rows]
+        rows = _rows(context.inputs["prompts"], "held_out.parquet")
+        found = ((row, _category(row["prompt"], config)) for row in rows)
     else:
-        found = list(_from_file(config, config.eval.url))
-    samples = {}
-    for row, category in found:
-        bucket = str(Bucket(row["width"], row["height"]))
-        samples[row["prompt_id"]] = {**row, "bucket": bucket, "category": category}
-    samples = [samples[identity] for identity in sorted(samples)][: config.eval.prompts]
+        once = {row["prompt_id"]: (row, tag) for row, tag in _from_file(config, config.eval.url)}
+        found = iter(once.values())
+    samples = [
+        {**row, "bucket": str(Bucket(row["width"], row["height"])), "category": category}
+        for row, category in heapq.nsmallest(
+            config.eval.prompts, found, key=lambda pair: pair[0]["prompt_id"]
+        )
+    ]
     if len(samples) < 8:
         raise ConfigError(
             f"eval: {len(samples)} prompts are too few to judge on; raise prompts.count or "
             "prompts.held_out_fraction, or name a file in eval.url"
         )
-    _refuse_trained(samples, lineage)
     return samples
 
 
-def proof(samples: list[dict[str, Any]]) -> str:
-    """A digest of the prompts' ids, for the manifest."""
-    return digest_of([sample["prompt_id"] for sample in samples])
-
-
-def _refuse_trained(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) -> None:
+def prove_held_out(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) -> dict[str, Any]:
+    """What the manifest says of it: a digest of the samples' prompt ids, and the artifacts whose
+    training prompts they were compared with, and how many those are. Raises ArtifactError naming a
+    prompt that was trained on.
+    """
     chosen = {sample["prompt_id"]: sample["prompt"] for sample in samples}
+    compared: Counter[str] = Counter()
     for artifact, name in _trained_lists(lineage):
-        for row in _read(artifact, name):
+        for row in _rows(artifact, name):
+            compared[artifact.folder] += 1
             if row["prompt_id"] in chosen:
                 raise ArtifactError(
                     f"eval: the prompt {chosen[row['prompt_id']]!r} was trained on "
                     f"({artifact.url}/{name}); judge on held-out prompts alone"
                 )
+    return {"prompt_ids": digest_of(list(chosen)), "compared_with": dict(compared)}
 
 
 def _trained_lists(lineage: dict[str, Artifact]) -> Iterator[tuple[Artifact, str]]:
@@ -79,10 +84,10 @@ def _trained_lists(lineage: dict[str, Artifact]) -> Iterator[tuple[Artifact, str
             yield lineage["pairs"], entry.path
 
 
-def _read(artifact: Artifact, name: str) -> list[dict[str, Any]]:
-    entry = next(f for f in artifact.manifest.files if f.path == name)
-    with artifact.checked(entry) as path:
-        return pq.read_table(path).to_pylist()
+def _rows(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
+    with artifact.checked(artifact.entry(name)) as path:
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
 
 
 def _from_file(config: PipelineConfig, url: str) -> Iterator[tuple[dict[str, Any], str]]:

@@ -97,8 +97,7 @@ def make_report(
                 ),
                 scores={s: interval_of(v, config.eval) for s, v in mine.scores.items()},
                 by_bucket={
-                    bucket: mine.means("bucket", bucket)
-                    | {"fid": mine.distance_in(bucket, reference)}
+                    bucket: mine.means("bucket", bucket) | mine.distance_in(bucket, reference)
                     for bucket in mine.values_of("bucket")
                 },
                 by_category={c: mine.means("category", c) for c in mine.values_of("category")},
@@ -169,11 +168,12 @@ class _Drawn:
         mask = self.mask(column, value)
         return {name: float(values[mask].mean()) for name, values in self.scores.items()}
 
-    def distance_in(self, bucket: str, reference: _Drawn) -> float:
+    def distance_in(self, bucket: str, reference: _Drawn) -> dict[str, float]:
+        """The Fréchet distance within a bucket; nothing where there are too few pictures."""
         mask = self.mask("bucket", bucket)
         if mask.sum() < 2:
-            return 0.0
-        return frechet_distance(self.features[mask], reference.features[mask])
+            return {}
+        return {"fid": frechet_distance(self.features[mask], reference.features[mask])}
 
     def distances(self, reference: _Drawn) -> dict[str, float]:
         precision, recall = precision_recall(reference.features, self.features)
@@ -277,8 +277,7 @@ def _wall(rows: list[dict[str, Any]], count: int) -> list[WallPicture]:
 
 def _curves(trained: Artifact) -> list[Curve]:
     """A training's metrics, thinned to means of equal stretches."""
-    entry = next(f for f in trained.manifest.files if f.path == "metrics.jsonl")
-    with trained.checked(entry) as path:
+    with trained.checked(trained.entry("metrics.jsonl")) as path:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:

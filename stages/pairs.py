@@ -6,12 +6,11 @@ be used are recorded in the sidecars, and counted, never dropped in silence.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -37,7 +36,7 @@ from stages.encode import fit
 from stages.ladd.sampling import student_sigmas
 from stages.painters import Painter, student_painter, teacher_painter
 from stages.pair_sources import Part, SourcePair, check_file, parts_of, read_part
-from stages.prompts import prompt_id, share_of
+from stages.prompts import prompt_id, seed_of, share_of
 from stages.scores import SCORES, open_score
 from stages.scores.protocol import Score
 from stages.student import open_student
@@ -81,10 +80,10 @@ def check(config: PipelineConfig) -> None:
         check_score("pairs.reward", pairs.reward.name)
 
 
-def check_score(field: str, name: str) -> None:
+def check_score(field: str, name: str, known: Iterable[str] = SCORES) -> None:
     """Raises ConfigError naming the field when there is no such score."""
-    if name not in SCORES:
-        raise ConfigError(f"{field}.name: unknown score {name!r}{did_you_mean(name, SCORES)}")
+    if name not in known:
+        raise ConfigError(f"{field}.name: unknown score {name!r}{did_you_mean(name, known)}")
 
 
 def check_steps(config: PipelineConfig) -> None:
@@ -148,18 +147,11 @@ def chosen_prompts(
     return heapq.nsmallest(count, _training_prompts(planned), key=rank)
 
 
-def derived_seed(purpose: str, base: int, prompt: str, index: int) -> int:
-    """A picture's seed, 63 bits: another for each purpose, base, prompt and index."""
-    digest = hashlib.sha256(f"{purpose}\0{base}\0{index}\0{prompt}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def _training_prompts(planned: Artifact) -> Iterator[Row]:
     """Each training prompt once: the first picture's row of its shard's plan."""
     columns = ["prompt_id", "prompt", "width", "height"]
     for shard in planned.manifest.details["shards"]:
-        entry = next(f for f in planned.manifest.files if f.path == f"{shard}.parquet")
-        with planned.checked(entry) as path:
+        with planned.checked(planned.entry(f"{shard}.parquet")) as path:
             table = pq.read_table(path, columns=["key", *columns])
         for row in table.to_pylist():
             if row["key"].endswith("-000"):
@@ -308,7 +300,7 @@ class PairPainter(_PairWorker):
         return row, _with_text(row, members) if verdict.status == "ok" else {}
 
     def _seed(self, prompt: str, index: int) -> int:
-        return derived_seed("pairs", self.pairs.seed, prompt, index)
+        return seed_of(self.pairs.seed, prompt, index, purpose="pairs")
 
     @cached_property
     def _reward(self) -> Score:

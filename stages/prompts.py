@@ -122,9 +122,9 @@ def bucket_of(prompt: str, buckets: dict[str, float]) -> str:
     return name
 
 
-def seed_of(base: int, prompt: str, image: int) -> int:
-    """A sample's seed, 63 bits: from the base seed and the sample's identity."""
-    digest = hashlib.sha256(f"seed\0{base}\0{image}\0{prompt}".encode()).digest()
+def seed_of(base: int, prompt: str, image: int, *, purpose: str = "seed") -> int:
+    """A sample's seed, 63 bits: another for each base seed, prompt, picture of it and purpose."""
+    digest = hashlib.sha256(f"{purpose}\0{base}\0{image}\0{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -214,6 +214,9 @@ class _Writer:
         self._prompts: list[dict[str, Any]] = []
         self._samples: dict[str, list[dict[str, Any]]] = {name: [] for name in config.buckets}
         self._held_out: list[dict[str, Any]] = []
+        self._held_out_file = pq.ParquetWriter(
+            scratch / "held_out.parquet", SAMPLE_SCHEMA, compression="zstd"
+        )
         self._numbers: Counter[str] = Counter()
         self.files: dict[str, tuple[int, str]] = {}
         self.shards: list[str] = []
@@ -242,7 +245,10 @@ class _Writer:
                     "height": height,
                 }
             )
-            if split == "train":
+            if split == "held_out":
+                if len(samples) == ROWS_PER_FILE:
+                    self._flush_held_out()
+            else:
                 self.counts["samples"] += 1
                 if len(samples) == config.samples_per_shard:
                     self._flush_shard(bucket)
@@ -251,8 +257,14 @@ class _Writer:
         self._flush_prompts()
         for bucket in self._samples:
             self._flush_shard(bucket)
-        self._put("held_out.parquet", self._held_out, SAMPLE_SCHEMA)
+        self._flush_held_out()
+        self._held_out_file.close()
+        self._send("held_out.parquet", self._scratch / "held_out.parquet")
         return self.files
+
+    def _flush_held_out(self) -> None:
+        self._held_out_file.write_table(pa.Table.from_pylist(self._held_out, SAMPLE_SCHEMA))
+        self._held_out.clear()
 
     def _flush_prompts(self) -> None:
         if self._prompts:
@@ -274,4 +286,7 @@ class _Writer:
     def _put(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         local = self._scratch / "out.parquet"
         pq.write_table(pa.Table.from_pylist(rows, schema), local, compression="zstd")
+        self._send(name, local)
+
+    def _send(self, name: str, local: Path) -> None:
         self.files[name] = self._context.store.put(local, f"{self._context.folder}/{name}")

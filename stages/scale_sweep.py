@@ -28,11 +28,11 @@ from stages.painters import Painter
 from stages.pairs import (
     Row,
     chosen_prompts,
-    derived_seed,
     micro_batches,
     painter_on_grid,
     student_of,
 )
+from stages.prompts import seed_of
 from stages.scores import open_score
 from stages.scores.protocol import Score
 from stages.teachers import open_teacher
@@ -103,7 +103,7 @@ def chooser_samples(context: StageContext) -> list[Row]:
     return [
         {
             **row,
-            "seed": derived_seed("chooser", config.seed, row["prompt"], 0),
+            "seed": seed_of(config.seed, row["prompt"], 0, purpose="chooser"),
             "bucket": str(Bucket(row["width"], row["height"])),
         }
         for row in sorted(rows, key=lambda row: (row["width"], row["height"], row["prompt_id"]))

@@ -1,5 +1,5 @@
-"""The table that judges a student of the shapes world: attributes right, and distance to the
-teacher's pictures.
+"""The table that judges a student of the shapes world: attributes right, distance to the teacher's
+pictures, and diversity.
 
 Same held-out prompts and seeds for every row. The feature space of the Fréchet distance is the
 judge's, see docs/method.md.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,28 @@ import numpy as np
 import torch
 
 from schemas.bucket import Bucket
-from schemas.config import PipelineConfig
+from schemas.config import PipelineConfig, ScoreConfig
 from schemas.errors import ConfigError
 from stages.ladd.sampling import student_sigmas
 from stages.painters import Painter, Sample, student_painter, teacher_painter
 from stages.prompt_sources import read_grammar
 from stages.prompts import bucket_of, seed_of, split_of
+from stages.scores import open_features, open_score
+from stages.scores.diversity import intra_prompt_diversity
 from stages.scores.frechet import frechet_distance
-from stages.scores.shapes_judge import ShapesJudge, shows_all
 from stages.shapes_world.captions import parse
 from stages.shapes_world.scenes import render, sample_scene
 from stages.student import open_student
 from stages.teachers import open_teacher
 from stages.teachers.protocol import Teacher
-from stages.teachers.shapes import WEIGHTS
 
 BATCH = 32
 CPU = torch.device("cpu")
+REAL = "real scenes"
+ALIKE_PROMPTS, ALIKE_SEEDS = 8, 4
+"""Diversity is seen on so many prompts of each bucket, in so many pictures of each."""
+Draw = Callable[[list[Sample]], np.ndarray]
+"""Samples of one bucket to uint8 pictures (B, H, W, 3)."""
 
 
 def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, Any]]]:
@@ -60,24 +66,42 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
     return dict(sorted(groups.items()))
 
 
+@dataclass(frozen=True)
+class Judged:
+    """How good one sampler's pictures are."""
+
+    pictures: str
+    """Who drew them."""
+    attributes: float
+    """Share of pictures that show all that their prompts state."""
+    frechet: float | None
+    """Distance to the pictures of the teacher at its own steps; None for real scenes."""
+    diversity: float
+    """Mean distance between the features of two pictures of one prompt."""
+    attributes_by_bucket: dict[str, float]
+    frechet_by_bucket: dict[str, float]
+
+
 @torch.no_grad()
 def score_table(
     config: PipelineConfig, students: dict[str, Path], count: int, report: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """One row a sampler: `all attributes` in percent, `Frechet` to the teacher's own steps (None
-    for real scenes). `students` are names and diffusers folders.
+) -> list[Judged]:
+    """Real scenes, the teacher at its own and at few steps, then the students, which are names and
+    diffusers folders; each on the same prompts and seeds.
     """
     teacher = open_teacher(config.teacher)
     net = teacher.backbone()
     making = config.synthesize
     samples = held_out(config, count)
 
-    def from_teacher(steps: int, guidance_scale: float) -> Painter:
-        return teacher_painter(teacher, net, CPU, steps, guidance_scale)
+    def from_teacher(steps: int, guidance_scale: float) -> Draw:
+        return _drawer(teacher, teacher_painter(teacher, net, CPU, steps, guidance_scale))
 
-    judged = {"real scenes": _judge(samples, _draw_real, report, "real scenes")}
     reference = f"teacher, {making.steps} steps, guidance {making.guidance_scale:g}"
-    samplers: dict[str, Any] = {reference: from_teacher(making.steps, making.guidance_scale)}
+    samplers: dict[str, Draw] = {
+        REAL: _draw_real,
+        reference: from_teacher(making.steps, making.guidance_scale),
+    }
     samplers |= {
         f"teacher, {n} step{'s'[: n > 1]}, guidance {g:g}": from_teacher(n, g)
         for n in (4, 2, 1)
@@ -86,33 +110,39 @@ def score_table(
     for title, folder in students.items():
         backbone, grid = open_student(folder)
         samplers |= {
-            f"{title}, {n} step{'s'[: n > 1]}": student_painter(
-                teacher, backbone, CPU, student_sigmas(grid, n)
+            f"{title}, {n} step{'s'[: n > 1]}": _drawer(
+                teacher, student_painter(teacher, backbone, CPU, student_sigmas(grid, n))
             )
             for n in (4, 2, 1)
         }
-    for name, sampler in samplers.items():
-        judged[name] = _judge(samples, _drawer(teacher, sampler), report, name)
-    goal = judged[reference]["features"]
-    rows = []
-    for name, result in judged.items():
-        distance = (
-            None if name == "real scenes" else round(frechet_distance(result["features"], goal), 3)
-        )
-        buckets = {str(b): f"{100 * np.mean(right):.1f}" for b, right in result["right"].items()}
-        everything = np.concatenate(list(result["right"].values()))
-        rows.append(
-            {
-                "pictures": name,
-                "all attributes %": f"{100 * everything.mean():.1f}",
-                "Frechet": distance,
-                **buckets,
-            }
-        )
-    return rows
+    judge, seen = Judge(samples), {}
+    for name, draw in samplers.items():
+        seen[name] = judge.look(draw)
+        report(f"judged: {name}")
+    return [_judged(name, looks, seen[reference]) for name, looks in seen.items()]
 
 
-def _drawer(teacher: Teacher, painter: Painter) -> Callable[[list[Sample]], np.ndarray]:
+def _judged(name: str, looks: dict[Bucket, Look], goal: dict[Bucket, Look]) -> Judged:
+    def gathered(of: dict[Bucket, Look], what: str) -> np.ndarray:
+        return np.concatenate([getattr(look, what) for look in of.values()])
+
+    return Judged(
+        pictures=name,
+        attributes=float(gathered(looks, "right").mean()),
+        frechet=None
+        if name == REAL
+        else frechet_distance(gathered(looks, "features"), gathered(goal, "features")),
+        diversity=intra_prompt_diversity(gathered(looks, "alike")),
+        attributes_by_bucket={str(b): float(look.right.mean()) for b, look in looks.items()},
+        frechet_by_bucket={
+            str(b): frechet_distance(look.features, goal[b].features)
+            for b, look in looks.items()
+            if name != REAL
+        },
+    )
+
+
+def _drawer(teacher: Teacher, painter: Painter) -> Draw:
     return lambda part: teacher.decode_latents(painter(part))
 
 
@@ -125,23 +155,40 @@ def _draw_real(part: list[Sample]) -> np.ndarray:
     )
 
 
-def _judge(
-    samples: dict[Bucket, list[dict[str, Any]]],
-    draw: Callable,
-    report: Callable[[str], None],
-    name: str,
-) -> dict[str, Any]:
-    judge = ShapesJudge.load(WEIGHTS / "judge.safetensors")
-    right: dict[Bucket, list[bool]] = defaultdict(list)
-    features = []
-    for bucket, rows in samples.items():
+@dataclass(frozen=True)
+class Look:
+    """What was seen of one bucket: N pictures, and S pictures of each of P prompts."""
+
+    right: np.ndarray
+    """(N,), 1 where all attributes are right."""
+    features: np.ndarray
+    """(N, F)"""
+    alike: np.ndarray
+    """(P, S, F)"""
+
+
+class Judge:
+    """Looks at pictures of the same samples from one sampler after another."""
+
+    def __init__(self, samples: dict[Bucket, list[Sample]]) -> None:
+        self._samples = samples
+        self._score = open_score(ScoreConfig(name="attributes"), CPU)
+        self._space = open_features(ScoreConfig(name="judge_features"), CPU)
+
+    def look(self, draw: Draw) -> dict[Bucket, Look]:
+        return {bucket: self._look(draw, rows) for bucket, rows in self._samples.items()}
+
+    def _look(self, draw: Draw, rows: list[Sample]) -> Look:
+        right, features = [], []
         for at in range(0, len(rows), BATCH):
             part = rows[at : at + BATCH]
-            pictures = torch.from_numpy(draw(part)).permute(0, 3, 1, 2).float() / 127.5 - 1
-            features.append(judge.features(pictures).numpy())
-            right[bucket] += [
-                shows_all(seen, s["prompt"])
-                for seen, s in zip(judge.look(pictures), part, strict=True)
-            ]
-    report(f"judged: {name}")
-    return {"right": right, "features": np.concatenate(features)}
+            pictures = draw(part)
+            features.append(self._space.features(pictures))
+            right.append(self._score.judge(pictures, [s["prompt"] for s in part]))
+        alike = [
+            self._space.features(
+                draw([{**row, "seed": (row["seed"] + i) % 2**63} for i in range(ALIKE_SEEDS)])
+            )
+            for row in rows[:ALIKE_PROMPTS]
+        ]
+        return Look(np.concatenate(right), np.concatenate(features), np.stack(alike))

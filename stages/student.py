@@ -64,7 +64,10 @@ def draw_prompts(
 
     Raises ConfigError for a bucket or a number of steps that the student cannot draw.
     """
-    size = Bucket.parse(bucket)
+    try:
+        size = Bucket.parse(bucket)
+    except ValueError as error:
+        raise ConfigError(f"--bucket: {error}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = open_teacher(_as_teacher(folder))
     teacher.place(device)

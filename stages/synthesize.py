@@ -97,8 +97,7 @@ class Synthesizer:
         )
 
     def __call__(self, shard: str) -> ShardStats:
-        entry = next(f for f in self.planned.manifest.files if f.path == f"{shard}.parquet")
-        with self.planned.checked(entry) as path:
+        with self.planned.checked(self.planned.entry(f"{shard}.parquet")) as path:
             samples = pq.read_table(path).to_pylist()
         writer = ShardWriter(self.planned.store, self.folder, shard)
         members: list[Sample] = []

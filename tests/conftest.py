@@ -39,7 +39,9 @@ def tiny_transformer(
     )
 
 
-def build_pipeline(folder: Path, *, t5: bool, dual: tuple[int, ...] = ()) -> Path:
+def build_pipeline(
+    folder: Path, *, t5: bool, dual: tuple[int, ...] = (), qk_norm: str | None = "rms_norm"
+) -> Path:
     """The classes of SD3 at tiny width: two CLIP towers, T5 on demand, VAE of factor 4."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -87,7 +89,7 @@ def build_pipeline(folder: Path, *, t5: bool, dual: tuple[int, ...] = ()) -> Pat
             T5Config(vocab_size=8, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         )
     StableDiffusion3Pipeline(
-        transformer=tiny_transformer(dual=dual),
+        transformer=tiny_transformer(dual=dual, qk_norm=qk_norm),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=AutoencoderKL(
             block_out_channels=(8, 8, 8),

@@ -13,8 +13,9 @@ from PIL import Image
 
 from pipeline.shards import table_bytes, write_tar
 from pipeline.store import Artifact, ArtifactStore
-from schemas.manifest import Environment, FileEntry, Manifest
+from schemas.manifest import Environment
 from schemas.report import Report, ScoreCard, SystemResult
+from tests.manifests import manifest_of
 
 COLOURS = {
     "teacher": (200, 40, 40),
@@ -53,12 +54,11 @@ def make_evaluation(
 ) -> Artifact:
     """Commit an evaluation of these prompts, half of them in each of two buckets."""
     systems = systems or tuple(COLOURS)
-    files: list[FileEntry] = []
+    files: dict[str, tuple[int, str]] = {}
     folder = store.folder("eval", key)
 
     def write(name: str, content: bytes) -> None:
-        size, digest = store.write(f"{folder}/{name}", content)
-        files.append(FileEntry(path=name, size=size, sha256=digest))
+        files[name] = store.write(f"{folder}/{name}", content)
 
     details: dict[str, dict] = {}
     for system in systems:
@@ -83,21 +83,7 @@ def make_evaluation(
             write(f"{shard}.parquet", table_bytes(rows, schema))
         details[system] = {"title": system.replace("_", ", ") + " steps", "shards": shards}
     write("report.json", _report(systems).model_dump_json().encode())
-    return store.commit(
-        Manifest(
-            stage="eval",
-            key=key,
-            version=1,
-            inputs=[],
-            identity={},
-            config={},
-            environment=Environment(python="3", packages={}),
-            files=files,
-            details={"systems": details},
-            started="2026-01-01T00:00:00+00:00",
-            seconds=1.0,
-        )
-    )
+    return store.commit(manifest_of("eval", files, key=key, details={"systems": details}))
 
 
 def _report(systems: tuple[str, ...]) -> Report:
@@ -122,7 +108,7 @@ def _report(systems: tuple[str, ...]) -> Report:
         created="2026-01-01T00:00:00+00:00",
         headline="",
         passed=True,
-        teacher="teacher",
+        teacher="shapes (embedded)",
         prompts=1,
         cards={},
         feature_space=_CARD,

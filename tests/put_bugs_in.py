@@ -52,7 +52,7 @@ BUGS = [
         "        self.average.swap_with(self.student)\n        self",
         "        self",
     ),
-    ("10", "stages/ladd/flow.py", "_seed_of(seed, step, slot)", "_seed_of(seed, step, 0)"),
+    ("10", "stages/ladd/flow.py", "draw_seed(seed, step, slot)", "draw_seed(seed, step, 0)"),
 ]
 
 

@@ -28,7 +28,6 @@ from PIL import Image
 from pipeline.shards import read_tar
 from pipeline.store import Artifact
 from schemas.errors import ArtifactError, ConfigError
-from schemas.manifest import FileEntry
 from schemas.report import Report
 from schemas.suggest import did_you_mean
 
@@ -183,10 +182,10 @@ def _shuffled(key: str) -> bytes:
 
 
 def _default_systems(evaluation: Artifact) -> list[str]:
-    with evaluation.checked(_entry(evaluation, "report.json")) as path:
+    with evaluation.checked(evaluation.entry("report.json")) as path:
         report = Report.model_validate_json(path.read_bytes())
-    chosen = [report.teacher]
-    for kind in ("student", "tuned"):
+    chosen = []
+    for kind in ("teacher", "student", "tuned"):
         found = [system for system in report.systems if system.kind == kind]
         chosen += [max(found, key=lambda system: system.steps).name] if found else []
     return chosen
@@ -197,18 +196,9 @@ def _samples(evaluation: Artifact, shards: Sequence[str]) -> dict[str, Sample]:
     columns = ["key", "prompt", "width", "height"]
     rows: list[dict[str, Any]] = []
     for shard in shards:
-        with evaluation.checked(_entry(evaluation, f"{shard}.parquet")) as path:
+        with evaluation.checked(evaluation.entry(f"{shard}.parquet")) as path:
             rows += pq.read_table(path, columns=columns).to_pylist()
     return {row["key"]: Sample(row["prompt"], row["width"], row["height"]) for row in rows}
-
-
-def _entry(evaluation: Artifact, name: str) -> FileEntry:
-    for entry in evaluation.manifest.files:
-        if entry.path == name:
-            return entry
-    raise ArtifactError(
-        f"{evaluation.url} lists no {name}; run `ladd-pipeline run --force eval` to make it again"
-    )
 
 
 class Pictures:
@@ -253,7 +243,7 @@ def open_pictures(study: Study, evaluation: Artifact) -> Iterator[Pictures]:
         for system in study.titles:
             missing = set(study.samples)
             for shard in evaluation.manifest.details["systems"][system]["shards"]:
-                entry = _entry(evaluation, f"{shard}.tar")
+                entry = evaluation.entry(f"{shard}.tar")
                 with evaluation.checked(entry) as path:
                     for key, members in read_tar(path, f"{evaluation.url}/{entry.path}"):
                         if key in missing and "png" in members:

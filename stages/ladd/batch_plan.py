@@ -65,3 +65,20 @@ class BatchPlan:
         ]
         self._order = [order[i] for i in rng.permutation(len(order))]
         self._epoch = epoch
+
+
+def slots_of(global_batch: int, rank: int, world: int) -> range:
+    """Which samples of the global batch a rank takes: neighbours, as evenly as can be."""
+    return range(rank * global_batch // world, (rank + 1) * global_batch // world)
+
+
+def micro_batches(global_batch: int, micro_batch: int | None, rank: int, world: int) -> list[slice]:
+    """A rank's samples in accumulation rounds of at most `micro_batch`; None makes it one round.
+
+    All ranks have as many rounds, for they work together. Where the ranks' samples differ in
+    number, a round may hold one sample more.
+    """
+    least, most = global_batch // world, -(-global_batch // world)
+    rounds = min(-(-most // (micro_batch or most)), least)
+    count = len(slots_of(global_batch, rank, world))
+    return [slice(i * count // rounds, (i + 1) * count // rounds) for i in range(rounds)]

@@ -8,7 +8,6 @@ the legend is in `backbone.py`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.ladd.backbone import Backbone, Conditioning
-from stages.ladd.flow import add_noise
+from stages.ladd.flow import add_noise, draw_seed
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,7 @@ def draw_pairs(
     """
     sigmas, noises = [], []
     for slot in slots:
-        text = f"dpo/{seed}/{step}/{slot}"
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        generator = torch.Generator().manual_seed(draw_seed("dpo", seed, step, slot))
         if levels is None:
             sigmas.append(torch.randn((), generator=generator).sigmoid())
         else:

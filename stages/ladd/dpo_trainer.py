@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from schemas.config import DpoConfig
 from stages.ladd.backbone import Conditioning
+from stages.ladd.batch_plan import micro_batches, slots_of
 from stages.ladd.checkpoint import (
     begin_optimizer,
     load_tensors,
@@ -97,20 +98,18 @@ class DpoTrainer:
         """
         config = self.config
         rank, world = rank_and_world()
-        share = config.global_batch // world
-        assert len(winners_PCHW) == len(losers_PCHW) == share
+        mine = slots_of(config.global_batch, rank, world)
+        assert len(winners_PCHW) == len(losers_PCHW) == len(mine)
         sums = torch.zeros(len(_MEASURES), device=self.device)
-        size = config.micro_batch or share
-        for at in range(0, share, size):
-            rows = slice(at, at + size)
-            slots = range(rank * share + at, rank * share + at + size)
+        for rows in micro_batches(config.global_batch, config.micro_batch, rank, world):
+            slots = mine[rows]
             pairs = self._placed(winners_PCHW[rows], losers_PCHW[rows], conditioning.select(rows))
             draws = self._draw(self.step, slots, pairs)
             reference = self._reference(pairs, draws)
             with self.autocast():
                 errors = pair_errors(self.net, *pairs, draws)
             margin_P = preference_margin(errors, reference, config.beta)
-            (preference_loss(margin_P) * (size / config.global_batch)).backward()
+            (preference_loss(margin_P) * (len(slots) / config.global_batch)).backward()
             sums += _measured(errors.detach(), reference, margin_P.detach()) / config.global_batch
         sum_over_ranks([sums])
         metrics = dict(zip(_MEASURES, sums.tolist(), strict=True))

@@ -86,7 +86,7 @@ def draw(
     grid = torch.tensor(time.grid)
     rows = []
     for slot in slots:
-        generator = torch.Generator().manual_seed(_seed_of(seed, step, slot))
+        generator = torch.Generator().manual_seed(draw_seed(seed, step, slot))
 
         def noise(*shape: int, generator: torch.Generator = generator) -> Tensor:
             return torch.randn((*shape, *shape_CHW), generator=generator)
@@ -116,6 +116,7 @@ def _renoise_level(config: RenoiseConfig, generator: torch.Generator) -> Tensor:
     return (torch.randn((), generator=generator) * config.std + config.mean).sigmoid()
 
 
-def _seed_of(*parts: int) -> int:
+def draw_seed(*parts: int | str) -> int:
+    """Seed of one generator, 63 bits: another for each sequence of parts."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from schemas.config import DistillConfig
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.batch_plan import micro_batches, slots_of
 from stages.ladd.checkpoint import (
     begin_optimizer,
     load_tensors,
@@ -73,15 +74,15 @@ class LaddTrainer:
         """
         config = self.config
         rank, world = rank_and_world()
-        share = config.global_batch // world
-        assert len(x0_BCHW) == share
+        mine = slots_of(config.global_batch, rank, world)
+        assert len(x0_BCHW) == len(mine)
         turn = self.step - config.discriminator.head_start_steps
         student_step = max(turn // config.discriminator.updates_per_student, 0)
         train_student = turn >= 0 and turn % config.discriminator.updates_per_student == 0
         x0_BCHW, conditioning = x0_BCHW.to(self.device), conditioning.to(self.device)
         sums = torch.zeros(4, device=self.device)
-        for rows in self._micro_batches(share):
-            slots = range(rank * share + rows.start, rank * share + rows.stop)
+        for rows in micro_batches(config.global_batch, config.micro_batch, rank, world):
+            slots = mine[rows]
             # The student's own clock starts behind the head start, and so does its warm-up.
             draws = draw(
                 config.seed,
@@ -183,10 +184,6 @@ class LaddTrainer:
             ("student", self.student, self.student_optimizer),
             ("heads", self.heads, self.heads_optimizer),
         ]
-
-    def _micro_batches(self, share: int) -> list[slice]:
-        size = self.config.micro_batch or share
-        return [slice(start, start + size) for start in range(0, share, size)]
 
     def _rate_scale(self, name: str) -> float:
         """Linear warm-up of the student's rate, and the linear fall of both at the end."""

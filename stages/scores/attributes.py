@@ -12,7 +12,7 @@ from torch import Tensor
 from schemas.config import ScoreConfig
 from schemas.errors import ConfigError
 from schemas.report import ScoreCard
-from stages.scores.shapes_judge import ShapesJudge, shown
+from stages.scores.shapes_judge import ShapesJudge, shows_all
 from stages.shapes_world.captions import CaptionError, SceneSpec, parse
 
 JUDGE = Path(__file__).parents[1] / "shapes_world" / "weights" / "judge.safetensors"
@@ -38,9 +38,7 @@ class Attributes:
     def judge(self, pictures_BHW3: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         specs = [read_caption(prompt) for prompt in prompts]
         seen = self.judge_net.look(as_pixels(pictures_BHW3, self.device))
-        return np.array(
-            [all(shown(s, spec).values()) for s, spec in zip(seen, specs, strict=True)], np.float64
-        )
+        return np.array(list(map(shows_all, seen, specs)), np.float64)
 
 
 def read_caption(prompt: str) -> SceneSpec:

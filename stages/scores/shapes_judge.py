@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.shapes_world.captions import BACKGROUNDS, COLORS, SHAPES, SIZES, SceneSpec, parse
+from stages.shapes_world.captions import BACKGROUNDS, COLORS, SHAPES, SIZES, SceneSpec
 
 STRIDE = 4
 FEATURE_WIDTH = 64
@@ -162,11 +162,9 @@ def shown(seen: Seen, spec: SceneSpec) -> dict[str, bool]:
     return result | max(matchings, key=lambda matching: sum(matching.values()))
 
 
-def shows_all(seen: Seen, prompt: str) -> bool:
-    """Whether a picture shows every attribute that the prompt states. Raises CaptionError outside
-    the grammar.
-    """
-    return all(shown(seen, parse(prompt)).values())
+def shows_all(seen: Seen, spec: SceneSpec) -> bool:
+    """Whether a picture shows every attribute that its caption states."""
+    return all(shown(seen, spec).values())
 
 
 def _matching(order: tuple[SeenObject, ...], seen: Seen, spec: SceneSpec) -> dict[str, bool]:

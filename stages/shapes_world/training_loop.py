@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from stages.ladd.state_file import load_state, save_state
+from stages.shapes_world.state_file import load_state, save_state
 
 
 class Stateful(Protocol):

@@ -101,6 +101,12 @@ class Teacher(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Give the memory of text encoders and autoencoder back; what is used again is loaded
+        again.
+        """
+        ...
+
     def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
         """(C, H, W) of a bucket's latents."""
         ...

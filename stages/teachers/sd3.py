@@ -165,6 +165,10 @@ class SD3Teacher:
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).nan_to_num(0)
         return pixels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
+    def release(self) -> None:
+        for part in ("_vae", "_text_pipeline"):
+            self.__dict__.pop(part, None)
+
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(
             self._json("scheduler/scheduler_config.json")

@@ -44,9 +44,11 @@ def test_the_report_holds_every_system_and_the_student_its_card(finished):
     ]
     page = (folder / "report.html").read_text()
     assert all(row["prompt"] in page for row in report["wall"])
-    card = (folder / "model" / "README.md").read_text()
-    assert card.startswith("---\n") and "license" in card
-    assert (folder / "model" / "transformer").is_dir()
+    for name in ("model", "student"):
+        card = (folder / name / "README.md").read_text()
+        assert card.startswith("---\n") and "license" in card
+        assert ("tuned by Diffusion-DPO" in card) == (name == "model")
+        assert (folder / name / "transformer").is_dir()
     trained = [step["stage"] for step in report["lineage"]]
     assert trained[0] == "prompts" and set(trained) == {
         *("prompts", "synthesize", "encode", "distill", "pairs", "dpo"),
@@ -78,6 +80,8 @@ def test_a_missed_gate_ends_with_six_and_says_by_how_much(finished, tmp_path):
         assert "student_4.attributes is" in result.stderr and "away from >= 1.5" in result.stderr
         assert "teacher.diversity" not in result.stderr
     assert "Traceback" not in result.stderr
+    result = call(*arguments(store, GATES), "--until", "distill")  # which is not the gate's matter
+    assert result.returncode == 0, result.stderr
 
 
 def test_sample_draws_a_file_of_prompts_with_the_adapters_at_a_scale(finished, tmp_path):

@@ -5,10 +5,13 @@ all encoders.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import build_pipeline
 from tests.e2e.test_chain import artifact, call
+from tests.unit.test_scores import save_clip
 
 pytestmark = pytest.mark.slow
 
@@ -27,20 +30,76 @@ def test_smoke_preset_runs_the_whole_chain_on_relative_paths(tmp_path):
     assert len([p for p in drawn.stdout.splitlines() if (tmp_path / p).is_file()]) == 2
 
 
-@pytest.mark.parametrize("preset", ["sd3-medium", "sd35-medium", "sd35-large"])
-def test_sd3_presets_run_at_tiny_width_with_t5(preset, tiny_sd35_t5, tmp_path):
+TINY = {
+    "sd3-medium": {"qk_norm": None},
+    "sd35-medium": {"dual": (0, 1)},
+    "sd35-large": {},
+}
+"""What is particular about each transformer: SD3 has no QK norm, SD3.5 medium dual attention."""
+
+
+@pytest.mark.parametrize("preset", TINY)
+def test_sd3_presets_run_at_tiny_width_with_t5(preset, tmp_path):
     """The same classes (all three encoders, T5 included) and the same code path; only sizes are
     overridden.
     """
-    (tmp_path / "prompts.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"a red circle {i}"}) + "\n" for i in range(24))
+    store = tmp_path / "store"
+    result = call("run", "--preset", preset, "--until", "distill", *tiny(preset, tmp_path))
+    assert result.returncode == 0, result.stderr
+    details = json.loads((artifact(store, "encode") / "manifest.json").read_text())["details"]
+    assert details["null_tokens"] == 0
+    assert (artifact(store, "distill") / "model" / "text_encoder_3").is_dir()
+
+
+def test_an_sd3_preset_runs_to_its_report(tmp_path):
+    """The rest of the graph too, with PickScore and CLIP at tiny width."""
+    clip = save_clip(tmp_path / "clip")
+    settings = {
+        "prompts.held_out_fraction": 0.5,
+        "pairs.prompts": 12,
+        "pairs.pictures_per_prompt": 2,
+        "pairs.margin": 0,
+        "pairs.micro_batch": 4,
+        "pairs.held_out_fraction": 0.25,
+        "pairs.reward": f"{{name: pick_score, model: {clip}}}",
+        "dpo.steps": 2,
+        "dpo.global_batch": 2,
+        "dpo.micro_batch": 1,
+        "dpo.workers": 1,
+        "dpo.watch_every": 1,
+        "dpo.lora.rank": 2,
+        "dpo.scales": "[0.5, 1.0]",
+        "dpo.chooser": f"{{name: clip_score, model: {clip}}}",
+        "dpo.chooser_prompts": 4,
+        "eval.prompts": 8,
+        "eval.scores": f"[{{name: clip_score, model: {clip}}}, {{name: pick_score, model: {clip}}}]",
+        "eval.features": f"{{name: clip_features, model: {clip}}}",
+        "eval.alike_prompts": 2,
+        "eval.alike_seeds": 2,
+        "eval.micro_batch": 4,
+    }
+    preset = "sd35-medium"
+    result = call("run", "--preset", preset, *tiny(preset, tmp_path), *flags(settings))
+    assert result.returncode == 0, result.stderr
+    folder = artifact(tmp_path / "store", "eval")
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report["cards"]) == {"clip_score", "pick_score"}
+    assert "derivative of" in (folder / "model" / "README.md").read_text()
+    assert list((artifact(tmp_path / "store", "dpo") / "lora").glob("*.safetensors"))
+
+
+def tiny(preset: str, folder: Path) -> list[str]:
+    """Flags that make a preset's run small: its teacher, its prompts, its numbers."""
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text(
+        "".join(json.dumps({"prompt": f"a red circle {i}"}) + "\n" for i in range(48))
     )
-    overrides = {
-        "store": tmp_path / "store",
-        "teacher.model": tiny_sd35_t5,
+    settings = {
+        "store": folder / "store",
+        "teacher.model": build_pipeline(folder / "model", t5=True, **TINY[preset]),
         "teacher.revision": "tiny",
         "teacher.max_sequence_length": 8,
-        "prompts.sources": f"[{{kind: file, url: {tmp_path}/prompts.jsonl}}]",
+        "prompts.sources": f"[{{kind: file, url: {prompts}}}]",
         "prompts.buckets": "{32x32: 1, 48x16: 1}",
         "prompts.max_tokens": 14,
         "prompts.near_duplicates": "null",
@@ -58,11 +117,8 @@ def test_sd3_presets_run_at_tiny_width_with_t5(preset, tiny_sd35_t5, tmp_path):
         "distill.sample_prompts": 1,
         "distill.discriminator.channels": 8,
     }
-    arguments = [part for name, value in overrides.items() for part in ("--set", f"{name}={value}")]
-    result = call("run", "--preset", preset, "--until", "distill", *arguments)
-    assert result.returncode == 0, result.stderr
-    details = json.loads((artifact(tmp_path / "store", "encode") / "manifest.json").read_text())[
-        "details"
-    ]
-    assert details["null_tokens"] == 0
-    assert (artifact(tmp_path / "store", "distill") / "model" / "text_encoder_3").is_dir()
+    return flags(settings)
+
+
+def flags(settings: dict) -> list[str]:
+    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.ladd.state_file import load_state
+from stages.shapes_world.state_file import load_state
 from stages.shapes_world.training_loop import run_training, step_rng
 
 pytestmark = pytest.mark.slow

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -15,14 +16,13 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from pipeline.executor import environment
 from pipeline.stage import StageContext
 from pipeline.store import Artifact, ArtifactStore
 from schemas.config import PipelineConfig
-from schemas.manifest import FileEntry, Manifest
 from stages import distill, encode, prompts, synthesize
 from stages.training_trace import STATE, TRACE
 from tests.conftest import make_tiny_config
+from tests.manifests import manifest_of
 
 STEPS = 6
 SHARDED = {"workers": 2, "shard_over": 2, "shard_teacher": True, "ema_device": "cpu"}
@@ -64,7 +64,8 @@ def train(
         "checkpoint_every": 3,
         "learning_rate": 1e-3,
     }
-    config = make_tiny_config(model, Path(store), distill=options | changes)
+    teacher = changes.pop("teacher", {})
+    config = make_tiny_config(model, Path(store), distill=options | changes, teacher=teacher)
     distill.train(run, settings_of(config, artifacts, name))
     return [json.loads(line) for line in (run.folder / TRACE).read_text().splitlines()]
 
@@ -86,22 +87,8 @@ def data(tiny_sd3, tmp_path_factory) -> tuple[str, dict[str, Artifact]]:
         for name, module in (("prompts", prompts), ("synthesize", synthesize), ("encode", encode)):
             context = StageContext(name, "k", config, store, dict(artifacts), lambda *a: None)
             result = module.run(context)
-            files = [FileEntry(path=p, size=s, sha256=d) for p, (s, d) in result.files.items()]
-            artifacts[name] = store.commit(
-                Manifest(
-                    stage=name,
-                    key="k",
-                    version=1,
-                    inputs=[],
-                    identity={},
-                    config={},
-                    environment=environment(),
-                    files=sorted(files, key=lambda entry: entry.path),
-                    started="2026",
-                    seconds=1,
-                    details=result.details,
-                )
-            )
+            made = manifest_of(name, result.files, details=result.details)
+            artifacts[name] = store.commit(made)
     return url, artifacts
 
 
@@ -133,6 +120,12 @@ def test_a_loop_that_was_cut_goes_on_where_its_checkpoint_is(
             train(tiny_sd3, *data, Run(tmp_path), "cut")
     assert len((tmp_path / TRACE).read_text().splitlines()) == 3
     assert train(tiny_sd3, *data, Run(tmp_path), "cut") == alone
+
+
+def test_a_low_precision_teacher_judges_in_the_precision_of_the_training(tiny_sd3, data, tmp_path):
+    """Bug: load the frozen copy in the teacher's dtype; without autocast the two do not meet."""
+    low = train(tiny_sd3, *data, Run(tmp_path), "low", teacher={"dtype": "bfloat16"})
+    assert all(math.isfinite(row["student_loss"]) for row in low)
 
 
 def _rank(rank: int, port: int, model: Path, data: tuple, folder: Path) -> None:

@@ -462,15 +462,14 @@ class FakeRun:
 
 
 def fake_training(folder: Path, lives: int, calls: list):
+    @contextlib.contextmanager
     def train_on_ray(context, worker, settings, plan):
         run = FakeRun(folder, lives)
         with run.resume_folder() as found:
             calls.append("new" if found is None else "resumed")
         worker(run, settings)
         last = sorted(folder.glob("*"))[-1]
-        copy = folder.parent / f"{folder.name}-copy-{len(calls)}"
-        os.system(f"cp -r {last} {copy}")
-        return copy, 2.0
+        yield last, 2.0
 
     return train_on_ray
 

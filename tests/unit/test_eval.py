@@ -15,15 +15,18 @@ from pipeline.shards import table_bytes
 from pipeline.stage import StageContext
 from pipeline.store import Artifact, ArtifactStore
 from schemas.errors import ArtifactError, ConfigError
-from schemas.manifest import Environment, FileEntry, InputRef, Manifest
+from schemas.manifest import InputRef
 from schemas.report import Interval, SystemResult
 from stages import eval_prompts
 from stages.eval import check
 from stages.eval_report import _gate, interval_of
 from stages.prompts import SAMPLE_SCHEMA, prompt_id
+from tests.manifests import manifest_of
 
 PROMPTS = [f"a {size} {color} ring" for size in ("small", "big") for color in ("red", "blue")]
 PROMPTS += [f"a {color} circle left of a ring" for color in ("red", "blue", "white", "green")]
+
+KEY = "k" * 16
 
 
 def configured(*settings: str):
@@ -37,26 +40,10 @@ def commit(
     inputs: tuple[Artifact, ...] = (),
     **details,
 ) -> Artifact:
-    files = []
-    for name, content in tables.items():
-        size, digest = store.write(f"{store.folder(stage, 'k' * 16)}/{name}", content)
-        files.append(FileEntry(path=name, size=size, sha256=digest))
-    manifest = Manifest(
-        stage=stage,
-        key="k" * 16,
-        version=1,
-        inputs=[
-            InputRef(stage=i.manifest.stage, key=i.manifest.key, digest=i.digest) for i in inputs
-        ],
-        identity={},
-        config={},
-        environment=Environment(python="3", packages={}),
-        details=details,
-        files=files,
-        started="2026-01-01T00:00:00+00:00",
-        seconds=1,
-    )
-    return store.commit(manifest)
+    folder = store.folder(stage, KEY)
+    files = {name: store.write(f"{folder}/{name}", content) for name, content in tables.items()}
+    refs = [InputRef(stage=i.manifest.stage, key=i.manifest.key, digest=i.digest) for i in inputs]
+    return store.commit(manifest_of(stage, files, key=KEY, inputs=refs, details=details))
 
 
 def lists(prompts: list[str]) -> bytes:
@@ -89,8 +76,10 @@ def context_of(tmp_path: Path, config, trained: list[str], paired: list[str]) ->
     return StageContext("eval", "e" * 16, config, store, inputs, lambda *_: None)
 
 
-def chosen(context: StageContext) -> list[dict]:
-    return eval_prompts.chosen_samples(context, ancestors(context.inputs.values()))
+def chosen(context: StageContext) -> tuple[list[dict], dict]:
+    """The samples, and the proof that they are held out."""
+    samples = eval_prompts.chosen_samples(context)
+    return samples, eval_prompts.prove_held_out(samples, ancestors(context.inputs.values()))
 
 
 def test_lineage_reaches_back_to_the_prompts(tmp_path):
@@ -102,11 +91,16 @@ def test_lineage_reaches_back_to_the_prompts(tmp_path):
 
 def test_held_out_prompts_are_taken_in_an_order_of_their_own(tmp_path):
     context = context_of(tmp_path, configured(), ["a white cross"], ["a blue cross"])
-    samples = chosen(context)
+    samples, proof = chosen(context)
     assert sorted(s["prompt"] for s in samples) == sorted(PROMPTS)
     assert [s["prompt_id"] for s in samples] == sorted(s["prompt_id"] for s in samples)
     assert {s["category"] for s in samples} == {"one object", "two objects, relation"}
-    assert eval_prompts.proof(samples) != eval_prompts.proof(samples[1:])
+    assert proof["compared_with"] == {
+        f"artifacts/encode/{KEY}": 1,
+        f"artifacts/pairs/{KEY}": 1,
+    }
+    fewer = eval_prompts.prove_held_out(samples[1:], ancestors(context.inputs.values()))
+    assert fewer["prompt_ids"] != proof["prompt_ids"]
 
 
 @pytest.mark.parametrize("where", ["trained", "paired"])
@@ -122,7 +116,7 @@ def test_a_prompt_file_that_was_trained_on_is_refused(tmp_path):
     rows = [{"tag": "single_object", "prompt": f"a photo of {i} cats"} for i in range(9)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = configured(f"eval.url={file}")
-    samples = chosen(context_of(tmp_path, config, ["a white cross"], []))
+    samples, _ = chosen(context_of(tmp_path, config, ["a white cross"], []))
     assert {s["category"] for s in samples} == {"single_object"} and len(samples) == 9
     with pytest.raises(ArtifactError, match="a photo of 3 cats"):
         chosen(context_of(tmp_path / "leak", config, ["a photo of 3 cats"], []))

@@ -13,36 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.executor import environment
 from pipeline.shards import read_tar, write_tar
 from pipeline.stage import StageContext
 from pipeline.store import ArtifactStore
 from schemas.bucket import Bucket, nearest_bucket
 from schemas.errors import ArtifactError
-from schemas.manifest import FileEntry, Manifest
 from stages import encode, prompts, synthesize
 from stages.latent_data import LatentData
 from stages.teachers import open_teacher
 from tests.conftest import make_tiny_config
+from tests.manifests import manifest_of
 
 
 def committed(store, stage, result):
-    files = [FileEntry(path=p, size=s, sha256=d) for p, (s, d) in sorted(result.files.items())]
-    return store.commit(
-        Manifest(
-            stage=stage,
-            key="k",
-            version=1,
-            inputs=[],
-            identity={},
-            config={},
-            environment=environment(),
-            files=files,
-            started="2026",
-            seconds=1,
-            details=result.details,
-        )
-    )
+    return store.commit(manifest_of(stage, result.files, details=result.details))
 
 
 def in_this_process(context, shards, build, pool, unit="shards"):
@@ -123,6 +107,20 @@ def test_training_batches_hold_the_latents_of_their_prompts(chain):
         )
         torch.testing.assert_close(conditioning.pooled_BP, expected.pooled_BP, atol=1e-4, rtol=1e-3)
         assert conditioning.null_tokens == expected.null_tokens == 256
+
+
+def test_each_prompt_is_stored_once_in_lists_sorted_by_id(chain, monkeypatch):
+    monkeypatch.setattr(encode, "PROMPTS_PER_SHARD", 3)
+    _, artifacts = chain()
+    made, lists = artifacts["encode"], []
+    for name in made.manifest.details["prompts"]:
+        with made.checked(made.entry(name)) as path:
+            lists.append(pq.read_table(path).to_pylist())
+    assert len(lists) > 2 and {len(rows) for rows in lists[:-1]} == {3}
+    ids = [row["prompt_id"] for rows in lists for row in rows]
+    assert ids == sorted(set(ids))
+    texts = {members["txt"].decode() for members in samples_of(artifacts["synthesize"]).values()}
+    assert {row["prompt"] for rows in lists for row in rows} == texts
 
 
 @pytest.mark.parametrize("kept", ["beside", "only"])

@@ -16,6 +16,7 @@ from torch import distributed, multiprocessing
 
 from schemas.config import DistillConfig
 from stages.ladd.backbone import Conditioning
+from stages.ladd.batch_plan import micro_batches, slots_of
 from stages.ladd.checkpoint import CheckpointError
 from stages.ladd.parallelize import spread
 from stages.ladd.trainer import LaddTrainer
@@ -28,6 +29,8 @@ WAYS = {
     "student sharded": {"shard_over": 2},
     "both sharded": {"shard_over": 2, "shard_teacher": True},
 }
+UNEVEN = {"global_batch": 3, "micro_batch": 1}
+"""As when an elastic training has lost a worker: two samples for one rank, one for the other."""
 
 
 def batch_of(step: int) -> tuple[torch.Tensor, Conditioning]:
@@ -48,8 +51,9 @@ def train(
     teacher.requires_grad_(False)
     config = DistillConfig(
         steps=STEPS,
-        global_batch=4,
-        workers=world,
+        global_batch=way.get("global_batch", 4),
+        micro_batch=way.get("micro_batch"),
+        workers=way.get("shard_over", 1),
         precision="float32",
         learning_rate=1e-3,
         discriminator={"learning_rate": 1e-3, "head_start_steps": 2, "channels": 8},
@@ -63,8 +67,8 @@ def train(
     if load:
         trainer.load(Path(load))
     assert trainer.step == steps.start
-    share = 4 // world
-    rows = slice(rank * share, (rank + 1) * share)
+    mine = slots_of(config.global_batch, rank, world)
+    rows = slice(mine.start, mine.stop)
     metrics = []
     for step in steps:
         latents, conditioning = batch_of(step)
@@ -102,6 +106,7 @@ def on_two(tmp_path_factory) -> tuple[Path, dict[str, list[dict[str, float]]]]:
         saved = str(folder / name)
         jobs[f"{name}, first half"] = (way, range(HALF), "", saved)
         jobs[f"{name}, second half"] = (way, range(HALF, STEPS), saved, "")
+    jobs["uneven"] = (UNEVEN, range(HALF), "", "")
     jobs["from one"] = (WAYS["both sharded"], range(HALF, STEPS), str(folder / "one"), "")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -123,6 +128,29 @@ def test_two_ranks_repeat_the_losses_of_one(name, on_one, on_two):
     traces = on_two[1]
     assert_same_trace(traces[f"{name}, first half"], on_one[:HALF])
     assert_same_trace(traces[f"{name}, second half"], on_one[HALF:])
+
+
+def test_two_ranks_with_uneven_shares_repeat_the_losses_of_one(on_two):
+    alone = train(0, 1, {"global_batch": 3}, range(HALF), "", "")
+    assert_same_trace(on_two[1]["uneven"], alone)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world"), [(8, None, 1), (8, 2, 2), (7, 2, 3), (5, 1, 2), (4, 3, 4)]
+)
+def test_every_sample_has_a_place_on_one_rank_and_all_have_as_many_rounds(batch, micro, world):
+    rounds = [micro_batches(batch, micro, rank, world) for rank in range(world)]
+    placed = [
+        slot
+        for rank in range(world)
+        for part in rounds[rank]
+        for slot in slots_of(batch, rank, world)[part]
+    ]
+    assert placed == list(range(batch))
+    assert len({len(parts) for parts in rounds}) == 1
+    assert all(part.stop > part.start for parts in rounds for part in parts)
+    most = -(-batch // world)
+    assert all(p.stop - p.start <= (micro or most) + 1 for parts in rounds for p in parts)
 
 
 @pytest.mark.parametrize("name", WAYS)

@@ -16,8 +16,8 @@ from stages.ladd.flow import add_noise, draw
 from stages.ladd.heads import DiscriminatorHeads, time_embedding
 from stages.ladd.losses import discriminator_loss, student_loss
 from stages.ladd.sampling import initial_noise, student_sigmas
-from stages.ladd.state_file import StateFileError, load_state, save_state
 from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
+from stages.shapes_world.state_file import StateFileError, load_state, save_state
 
 CPU = torch.device("cpu")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from schemas.config import (
 from schemas.errors import ConfigError
 from stages.ladd.flow import draw
 from stages.ladd.heads import DiscriminatorHeads
+from stages.ladd.parallelize import compile_blocks
 from stages.ladd.rollout import rolled_out
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers import open_teacher
@@ -221,3 +223,14 @@ def test_uniform_levels_are_uniform():
     )
     levels = draws.renoise_sigma_B.sort().values
     assert (levels - torch.linspace(0, 1, 600)).abs().max() < 0.07
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_the_others_do(tiny_backbones, tiny_batch):
+    plain = make_trainer(copy.deepcopy(tiny_backbones))
+    for backbone in tiny_backbones:
+        compile_blocks(backbone)
+    compiled = make_trainer(tiny_backbones)
+    for _ in range(3):
+        expected = plain.update(*tiny_batch)
+        assert compiled.update(*tiny_batch) == pytest.approx(expected, rel=2e-3, abs=1e-4)

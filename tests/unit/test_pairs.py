@@ -20,16 +20,16 @@ from pipeline.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig, ScoreConfig
 from schemas.errors import ArtifactError, ConfigError, StageFailed
-from schemas.manifest import Environment, FileEntry, Manifest
 from schemas.report import ScoreCard
 from stages import pairs, prompts
 from stages.ladd.sampling import initial_noise, sample_consistency
 from stages.pair_data import PairData
 from stages.pair_sources import parts_of, read_part
-from stages.prompts import share_of
+from stages.prompts import seed_of, share_of
 from stages.student import open_student
 from stages.teachers import open_teacher
 from tests.conftest import make_tiny_config
+from tests.manifests import manifest_of
 
 GRID = [1.0, 0.75, 0.5, 0.25]
 
@@ -85,23 +85,8 @@ def context_of(stage: str, config: PipelineConfig, **inputs: Artifact) -> StageC
 
 def commit(context: StageContext, result: StageResult) -> Artifact:
     """What the engine makes of a stage's result."""
-    return context.store.commit(
-        Manifest(
-            stage=context.stage,
-            key=context.key,
-            version=1,
-            inputs=[],
-            identity={},
-            config={},
-            environment=Environment(python="3", packages={}),
-            counts=result.counts,
-            metrics=result.metrics,
-            details=result.details,
-            files=[FileEntry(path=p, size=s, sha256=d) for p, (s, d) in result.files.items()],
-            started="2026-01-01",
-            seconds=1,
-        )
-    )
+    made = {"counts": result.counts, "metrics": result.metrics, "details": result.details}
+    return context.store.commit(manifest_of(context.stage, result.files, key=context.key, **made))
 
 
 def made_prompts(config: PipelineConfig) -> Artifact:
@@ -233,8 +218,8 @@ def test_winner_has_the_better_score_and_its_own_seed(drawn):
             assert pixels.shape == (row["height"], row["width"], 3)
             assert pixels[..., 0].mean() == pytest.approx(row[f"{side}_score"])
         assert row["winner_score"] > row["loser_score"] and row["judge"] == "layout"
-        seeds = [pairs.derived_seed("pairs", config.pairs.seed, row["prompt"], i) for i in range(3)]
-        assert {row["winner_seed"], row["loser_seed"]} < set(seeds)
+        seeds = {seed_of(config.pairs.seed, row["prompt"], i, purpose="pairs") for i in range(3)}
+        assert {row["winner_seed"], row["loser_seed"]} < seeds
 
 
 def test_latents_are_those_of_the_pictures(drawn):

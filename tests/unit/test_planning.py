@@ -11,7 +11,7 @@ from pipeline.store import ArtifactStore
 from schemas.base import identity_of
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
-from schemas.manifest import Environment, Manifest
+from tests.manifests import manifest_of
 
 
 @pytest.fixture
@@ -28,17 +28,11 @@ def commit(store, config, *names):
     for stage in make_plan(config, store, Selection()):
         if stage.name in names:
             store.commit(
-                Manifest(
-                    stage=stage.name,
+                manifest_of(
+                    stage.name,
                     key=stage.key,
                     version=STAGES[stage.name].version,
-                    inputs=[],
                     identity=STAGES[stage.name].identity(config),
-                    config={},
-                    environment=Environment(python="3", packages={}),
-                    files=[],
-                    started="2026-01-01",
-                    seconds=1,
                 )
             )
 
@@ -226,6 +220,19 @@ def test_external_shards_take_synthesis_out_of_the_graph(store):
         "dpo",
         "eval",
     ]
+
+
+def test_buckets_enter_the_key_of_external_shards_latents(store):
+    """Bug: leave `prompts.buckets` out of encode's sections; then old latents are taken for new
+    buckets.
+    """
+    keys = set()
+    for settings in ((), ("prompts.buckets={32x32: 1}",)):
+        config = load_config(
+            preset="shapes", settings=["encode.external=[x.tar]", *settings], environment={}
+        )
+        keys |= {s.key for s in make_plan(config, store, Selection()) if s.name == "encode"}
+    assert len(keys) == 2
 
 
 def test_pairs_need_the_student_only_where_it_draws_them(store):

@@ -156,6 +156,16 @@ def test_shard_plan_holds_every_training_sample_once(tiny_sd3, tmp_path):
     assert sorted(held) == sorted(row["prompt"] for row in rows if row["split"] == "held_out")
 
 
+def test_held_out_prompts_are_written_in_parts(tiny_sd3, tmp_path, monkeypatch):
+    result, _, whole = run_stage(tiny_sd3, tmp_path / "whole")
+    monkeypatch.setattr(stage, "ROWS_PER_FILE", 2)
+    _, _, parts = run_stage(tiny_sd3, tmp_path / "parts")
+    assert result.counts["held_out"] > 2
+    assert pq.ParquetFile(parts / "held_out.parquet").num_row_groups > 1
+    tables = [pq.read_table(folder / "held_out.parquet") for folder in (whole, parts)]
+    assert tables[0].to_pylist() == tables[1].to_pylist()
+
+
 def test_two_runs_give_the_same_bytes(tiny_sd3, tmp_path):
     first, second = (run_stage(tiny_sd3, tmp_path / name)[0] for name in "ab")
     assert first == second

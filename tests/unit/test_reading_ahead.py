@@ -21,16 +21,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.executor import environment
 from pipeline.shards import table_bytes
 from pipeline.store import Artifact, ArtifactStore
 from schemas.errors import ArtifactError
-from schemas.manifest import FileEntry, Manifest
 from stages.encode import PROMPT_SCHEMA, ROW_SCHEMA
 from stages.ladd.backbone import Conditioning
 from stages.ladd.batch_plan import BatchPlan
 from stages.latent_data import READ_AHEAD, LatentData
 from stages.row_files import BLOCK_BYTES, RangeCache, Span
+from tests.manifests import manifest_of
 from tests.storage.test_s3 import bucket, endpoint  # noqa: F401
 
 SIZES = {"32x32": (13, 9), "48x16": (17,)}
@@ -83,17 +82,9 @@ def make_artifact(store: ArtifactStore, *, embeddings: bool = True) -> Artifact:
             }
         )
     return store.commit(
-        Manifest(
-            stage="encode",
-            key="k",
-            version=1,
-            inputs=[],
-            identity={},
-            config={},
-            environment=environment(),
-            files=[FileEntry(path=p, size=s, sha256=d) for p, (s, d) in sorted(files.items())],
-            started="",
-            seconds=0,
+        manifest_of(
+            "encode",
+            files,
             details={
                 "buckets": buckets,
                 "prompts": lists,

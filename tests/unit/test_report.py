@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import json
 import math
@@ -338,8 +337,7 @@ def test_a_measure_is_titled_where_the_report_knows_it(report):
 
 
 def card_of(report: Report, model: str | None = None, **options) -> tuple[str, ModelCard]:
-    terms = dataclasses.asdict(licence_of(TeacherConfig(family="sd3", model=model)))
-    text = render_card(report, **terms, **options)
+    text = render_card(report, licence_of(TeacherConfig(family="sd3", model=model)), **options)
     return text, ModelCard(text)
 
 

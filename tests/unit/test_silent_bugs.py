@@ -19,7 +19,7 @@ from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler
 from stages.ladd.update import accumulate_gradients
 from stages.teachers.sd3_backbone import SD3Backbone
-from tests.conftest import tiny_transformer
+from tests.conftest import make_tiny_config, tiny_transformer
 
 SIGMAS = [1.0, 0.75, 0.5, 0.25]
 
@@ -249,6 +249,7 @@ def test_09_the_average_is_what_is_sampled_and_saved(tiny_teacher, tmp_path):
             parameter.add_(1.0)
     grids = SampleGrids.__new__(SampleGrids)
     grids.student, grids.average, grids.samples, seen = student, average, ["one"], []
+    grids.config = make_tiny_config(tmp_path, tmp_path, encode={"embeddings": "online"})
     grids._draw = lambda: (seen.append(student.transformer.proj_out.bias.clone()) or b"png", [])
 
     class Store:

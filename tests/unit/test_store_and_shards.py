@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 import threading
 
@@ -12,22 +13,12 @@ import webdataset
 from pipeline.shards import ShardWriter, finished_shards, read_tar, write_tar
 from pipeline.store import ArtifactStore
 from schemas.errors import ArtifactError
-from schemas.manifest import Environment, FileEntry, Manifest, ManifestError, read_manifest
+from schemas.manifest import Manifest, ManifestError, read_manifest
+from tests.manifests import manifest_of
 
 
-def manifest(key="abc", files=(), seconds=1.0) -> Manifest:
-    return Manifest(
-        stage="prompts",
-        key=key,
-        version=1,
-        inputs=[],
-        identity={},
-        config={},
-        environment=Environment(python="3", packages={}),
-        files=list(files),
-        started="2026-01-01T00:00:00+00:00",
-        seconds=seconds,
-    )
+def manifest(key="abc", files=None, seconds=1.0) -> Manifest:
+    return manifest_of("prompts", files, key=key, seconds=seconds)
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -72,25 +63,24 @@ def test_put_reports_size_and_digest_and_list_shows_it(store, tmp_path):
 
 
 def test_verify_names_what_is_wrong(store):
-    entries = [
-        FileEntry(path=n, size=4, sha256=hashlib.sha256(b"good").hexdigest())
-        for n in ("a", "b", "c", "d")
-    ]
+    files = dict.fromkeys("abcd", (4, hashlib.sha256(b"good").hexdigest()))
     for name, content in (("a", b"good"), ("b", b"evil"), ("c", b"short!")):
         store.write(f"artifacts/prompts/abc/{name}", content)
-    artifact = store.commit(manifest(files=entries))
+    artifact = store.commit(manifest(files=files))
     wrong = artifact.verify(contents=True)
     assert [text.split("/")[-1].split(" ")[0] for text in wrong] == ["b", "c", "d"]
     with (
         pytest.raises(ArtifactError, match="b is damaged: its sha256"),
-        artifact.checked(entries[1]),
+        artifact.checked(artifact.entry("b")),
     ):
         pass
     with (
         pytest.raises(ArtifactError, match="d is missing; run `ladd-pipeline run --force prompts`"),
-        artifact.checked(entries[3]),
+        artifact.checked(artifact.entry("d")),
     ):
         pass
+    with pytest.raises(ArtifactError, match="lists no e; run `ladd-pipeline run --force prompts`"):
+        artifact.entry("e")
 
 
 def test_remove_takes_the_manifest_first(store):
@@ -135,6 +125,18 @@ def test_stock_webdataset_groups_our_samples(tmp_path):
     read = list(webdataset.WebDataset(str(tmp_path / "1.tar"), shardshuffle=False))
     assert [(s["__key__"], s["txt"]) for s in read] == [("a", b"one"), ("b", b"two")]
     assert list(read_tar(tmp_path / "1.tar", "x")) == sorted(SAMPLES)
+
+
+def test_folders_are_part_of_a_key_as_in_stock_webdataset(tmp_path):
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        for name in ("a/1.jpg", "b/1.jpg", "b/1.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    stock = webdataset.WebDataset(str(tmp_path / "1.tar"), shardshuffle=False)
+    ours = list(read_tar(tmp_path / "1.tar", "x"))
+    assert [key for key, _ in ours] == [sample["__key__"] for sample in stock] == ["a/1", "b/1"]
+    assert ours[1][1] == {"jpg": b"x", "txt": b"x"}
 
 
 @pytest.mark.parametrize("key", ["a.b", "a/b"])

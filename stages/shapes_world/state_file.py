@@ -1,8 +1,7 @@
 """A nested training state (modules, optimizers, counters) as one safetensors file: no pickle,
 atomic, exact.
 
-Knows nothing of what is trained; `stages/ladd` and the embedded teacher's training both save with
-it.
+Knows nothing of what is trained.
 """
 
 from __future__ import annotations

@@ -1,0 +1,99 @@
+"""Both modes of preference tuning on the embedded teacher: adapters trained on the teacher and put
+on the student, and adapters trained on the student itself.
+
+    python benchmarks/dpo_modes.py --store FOLDER --prompts 500
+
+Prints one table: the scale that the sweep chose, and, on held-out prompts, the tuned student
+against the student at four steps: how often it wins by the reward that made the pairs (ties count
+half), and by how much it changes attribute accuracy, both with 95 % bootstrap intervals over
+prompts. What the store holds already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from pipeline.config import load_config
+from pipeline.executor import execute
+from pipeline.observe import Observer
+from pipeline.planning import Selection, make_plan
+from pipeline.store import Artifact, ArtifactStore
+from schemas.config import PipelineConfig, ScoreConfig
+from stages.ladd.sampling import student_sigmas
+from stages.painters import student_painter
+from stages.scores import open_score
+from stages.shapes_table import BATCH, CPU, held_out
+from stages.student import open_student
+from stages.teachers import open_teacher
+
+MODES = {"teacher": "trained on the teacher", "student": "trained on the student"}
+
+
+def scores_of(folder: Path, config: PipelineConfig, count: int) -> dict[str, np.ndarray]:
+    """Reward and accuracy of the student in a folder on each of the same held-out prompts."""
+    teacher = open_teacher(config.teacher)
+    backbone, grid = open_student(folder)
+    paint = student_painter(teacher, backbone, CPU, student_sigmas(grid, 4))
+    values: dict[str, list[float]] = {"layout": [], "attributes": []}
+    judges = {name: open_score(ScoreConfig(name=name), CPU) for name in values}
+    for rows in held_out(config, count).values():
+        for at in range(0, len(rows), BATCH):
+            part = rows[at : at + BATCH]
+            pictures = teacher.decode_latents(paint(part))
+            for name, judge in judges.items():
+                values[name] += judge.judge(pictures, [row["prompt"] for row in part]).tolist()
+    return {name: np.array(column) for name, column in values.items()}
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean and 95 % interval, in percent."""
+    found = bootstrap(
+        (values,), np.mean, method="percentile", batch=256, rng=np.random.default_rng(0)
+    ).confidence_interval
+    return f"{100 * values.mean():.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def tuned(config: PipelineConfig, store: ArtifactStore, observer: Observer) -> Artifact:
+    plan = make_plan(config, store, Selection(until="dpo"))
+    execute(config, store, plan, observer)
+    found = store.find("dpo", next(stage.key for stage in plan if stage.name == "dpo"))
+    assert found is not None
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path, required=True, help="a folder; kept between runs")
+    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--set", action="append", default=[], help="for both modes")
+    wanted = parser.parse_args()
+    store = ArtifactStore(str(wanted.store.absolute()))
+    lines, base = [], None
+    for mode, title in MODES.items():
+        settings = [f"store={store.url}", *wanted.set, f"pairs.model={mode}"]
+        config = load_config(preset="shapes", settings=settings)
+        with Observer("text") as observer:
+            made = tuned(config, store, observer)
+        if base is None:
+            key = next(ref.key for ref in made.manifest.inputs if ref.stage == "distill")
+            student = store.find("distill", key)
+            assert student is not None
+            base = scores_of(Path(store.path(student.name("model"))), config, wanted.prompts)
+        mine = scores_of(Path(store.path(made.name("model"))), config, wanted.prompts)
+        won = (mine["layout"] > base["layout"]) + 0.5 * (mine["layout"] == base["layout"])
+        details = made.manifest.details
+        lines.append(
+            f"| {title} | {details['scale']:g} | {interval(won)} | "
+            f"{interval(mine['attributes'] - base['attributes'])} |"
+        )
+    print("| adapters | scale | wins by colour and layout, % | attribute accuracy, points |")
+    print("|---|---|---|---|")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
