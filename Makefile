@@ -11,6 +11,7 @@ run: $(STAMP)
 
 test: $(STAMP) chromium
 	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/coverage report --include="stages/ladd/*,schemas/*" --fail-under=95
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not slow"

@@ -750,7 +750,8 @@ def main() -> None:
     if code == 130:
         print(f"\nstopped; to resume: {_command()}", file=sys.stderr, flush=True)
         os._exit(130)
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

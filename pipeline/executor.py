@@ -174,7 +174,7 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     board: Any = ray.remote(num_cpus=0)(_ProgressBoard).remote()
     stage_task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(run_stage)
     nodes = declare(

@@ -96,12 +96,12 @@ class StageContext:
         """What workers wrote into these folders of the artifact, as `StageResult.files` takes
         it.
         """
-        files = {}
-        for name in self.store.list(self.folder):
-            if name.startswith(prefixes):
-                content = self.store.read(f"{self.folder}/{name}")
-                files[name] = (len(content), hashlib.sha256(content).hexdigest())
-        return files
+        names = [name for name in self.store.list(self.folder) if name.startswith(prefixes)]
+        contents = self.store.read_all([f"{self.folder}/{name}" for name in names])
+        return {
+            name: (len(content), hashlib.sha256(content).hexdigest())
+            for name, content in zip(names, contents, strict=True)
+        }
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,9 @@ def train_on_ray(
     resources = ray.cluster_resources()
     use_gpu = plan.use_gpu if plan.use_gpu is not None else resources.get("GPU", 0) >= plan.workers
     cpus = plan.cpus_per_worker or max(1.0, resources.get("CPU", 1) // plan.workers)
+    workers: Any = plan.workers
+    if plan.min_workers not in (None, plan.workers):
+        workers = (plan.min_workers, plan.workers)
     trainer = TorchTrainer(
         _entry,
         train_loop_config={
@@ -107,9 +110,7 @@ def train_on_ray(
             "cwd": os.getcwd(),
         },
         scaling_config=train.ScalingConfig(
-            num_workers=plan.workers
-            if plan.min_workers in (None, plan.workers)
-            else (plan.min_workers, plan.workers),
+            num_workers=workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),

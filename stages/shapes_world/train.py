@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from stages.scores.shapes_judge import ShapesJudge
 from stages.shapes_world.scenes import TILT
 from stages.shapes_world.train_judge import train_judge
+from stages.shapes_world.train_preference import Round, draw_own, read_own, train_on_own
 from stages.shapes_world.train_text import train_text
 from stages.shapes_world.train_transformer import (
     EncodedScenes,
@@ -36,12 +38,14 @@ from stages.shapes_world.train_transformer import (
 )
 from stages.shapes_world.train_vae import train_vae
 
-STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 16_600}
+STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 20_600}
 SCENES = 60_000
-CURRICULUM = ((0.0, math.pi), (0.11, TILT))
+CURRICULUM = ((0.0, math.pi), (0.09, TILT))
 """From which share of the transformer's steps scenes with objects turned by how much: first freely,
 then upright.
 """
+ROUNDS = (Round(2.5, batches=60, steps=300), Round(3.0, batches=42, steps=300, rate=5e-5))
+"""Of learning from its own pictures."""
 
 
 def train_all(
@@ -61,6 +65,24 @@ def train_all(
     ]
     conditioner = TextConditioner(tokenizer, towers)
     transformer = train_transformer(work, stages, conditioner, steps=steps["transformer"])
+    folders: list[Path] = []
+    for number, full in enumerate(ROUNDS):
+        plan = replace(
+            full,
+            batches=max(2, round(full.batches * share)),
+            steps=max(2, round(full.steps * share)),
+        )
+        folders.append(work / f"own-{number}")
+        draw_own(folders[-1], transformer, conditioner, vae, judge, plan, number, report)
+        transformer = train_on_own(
+            work,
+            f"preference-{number}",
+            transformer,
+            conditioner,
+            read_own(folders),
+            stages[-1][1],
+            plan,
+        )
     assemble(out, transformer, vae, tokenizer, towers, judge)
     report(f"the embedded teacher is in {out}")
 

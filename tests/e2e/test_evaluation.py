@@ -7,7 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.common.by import By
 
+from pipeline.compare.study import plan_study
+from pipeline.store import ArtifactStore
+from tests.browser.test_report_page import WIDTHS, show
 from tests.e2e.test_chain import artifact, call, run_and_kill
 
 pytestmark = pytest.mark.slow
@@ -53,6 +57,23 @@ def test_the_report_holds_every_system_and_the_student_its_card(finished):
     assert trained[0] == "prompts" and set(trained) == {
         *("prompts", "synthesize", "encode", "distill", "pairs", "dpo"),
     }
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_of_a_real_run_is_whole_at_every_width(finished, browser, width):
+    show(browser, (artifact(finished, "eval") / "report.html").as_uri(), width)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.find_element(By.CSS_SELECTOR, ".verdict").is_displayed()
+    assert browser.find_elements(By.CSS_SELECTOR, "#wall img")
+
+
+def test_people_may_compare_the_systems_of_a_real_run(finished):
+    """Bug: take the model's name for the teacher's among the systems."""
+    store = ArtifactStore(str(finished))
+    evaluation = store.find("eval", artifact(finished, "eval").name)
+    study = plan_study(evaluation, (), 4, ("quality",))
+    assert set(study.titles) == {"teacher", "student_4", "tuned_4"}
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(finished, tmp_path):

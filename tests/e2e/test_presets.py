@@ -54,6 +54,7 @@ def test_sd3_presets_run_at_tiny_width_with_t5(preset, tmp_path):
 def test_an_sd3_preset_runs_to_its_report(tmp_path):
     """The rest of the graph too, with PickScore and CLIP at tiny width."""
     clip = save_clip(tmp_path / "clip")
+    scores = [{"name": name, "model": str(clip)} for name in ("clip_score", "pick_score")]
     settings = {
         "prompts.held_out_fraction": 0.5,
         "pairs.prompts": 12,
@@ -61,7 +62,7 @@ def test_an_sd3_preset_runs_to_its_report(tmp_path):
         "pairs.margin": 0,
         "pairs.micro_batch": 4,
         "pairs.held_out_fraction": 0.25,
-        "pairs.reward": f"{{name: pick_score, model: {clip}}}",
+        "pairs.reward": scores[1],
         "dpo.steps": 2,
         "dpo.global_batch": 2,
         "dpo.micro_batch": 1,
@@ -69,11 +70,11 @@ def test_an_sd3_preset_runs_to_its_report(tmp_path):
         "dpo.watch_every": 1,
         "dpo.lora.rank": 2,
         "dpo.scales": "[0.5, 1.0]",
-        "dpo.chooser": f"{{name: clip_score, model: {clip}}}",
+        "dpo.chooser": scores[0],
         "dpo.chooser_prompts": 4,
         "eval.prompts": 8,
-        "eval.scores": f"[{{name: clip_score, model: {clip}}}, {{name: pick_score, model: {clip}}}]",
-        "eval.features": f"{{name: clip_features, model: {clip}}}",
+        "eval.scores": scores,
+        "eval.features": {"name": "clip_features", "model": str(clip)},
         "eval.alike_prompts": 2,
         "eval.alike_seeds": 2,
         "eval.micro_batch": 4,

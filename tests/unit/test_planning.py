@@ -143,11 +143,11 @@ def test_key_is_golden():
 GOLDEN_KEYS = [
     "ffb340f0b8babfdc",
     "09dab0c3ea0b1b15",
-    "7997fcf6c54dd602",
-    "9ee69022ff486f2f",
+    "bc386124736b42a4",
+    "fda805de2abccfac",
     "a67754bf43fece58",
-    "c9ad24d45ce1131e",
-    "37e17a8a91266bed",
+    "09d586c2a34cfb1a",
+    "59f718eb34ad972b",
 ]
 
 

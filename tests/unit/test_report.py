@@ -380,7 +380,7 @@ def test_the_card_of_the_tuned_student_is_about_the_tuned_student(report):
 
 def test_an_unknown_teachers_terms_are_not_invented():
     own = licence_of(TeacherConfig(model="/models/mine"))
-    assert (own.licence, own.licence_link) == ("other", None)
+    assert (own.name, own.link) == ("other", None)
     assert "its licence holds for this model too" in own.terms
 
 
