@@ -28,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+_stop_code = [130]
+"""What a stopped command ends with: 130 after Ctrl-C, 143 after SIGTERM."""
 artifacts_app = typer.Typer(
     help="Look at what is in the store.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -663,8 +665,9 @@ def _run(
 
 
 def _terminate(*_: object) -> None:
-    print(f"\nstopped; to resume: {_command()}", file=sys.stderr, flush=True)
-    raise SystemExit(143)
+    """A polite kill unwinds as Ctrl-C does, and ends with its own code."""
+    _stop_code[0] = 143
+    raise KeyboardInterrupt
 
 
 def _command() -> str:
@@ -749,7 +752,7 @@ def main() -> None:
         sys.exit(2)
     if code == 130:
         print(f"\nstopped; to resume: {_command()}", file=sys.stderr, flush=True)
-        os._exit(130)
+        os._exit(_stop_code[0])
     if code:
         sys.exit(code)
 
