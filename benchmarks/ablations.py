@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,16 +20,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.config import load_config
-from pipeline.executor import execute, ray_cluster
+from pipeline.executor import make
 from pipeline.observe import Observer
-from pipeline.planning import Selection, make_plan
+from pipeline.planning import Selection
 from pipeline.shards import write_tar
 from pipeline.store import Artifact, ArtifactStore
 from pipeline.sweep import Trial, run_trials
 from schemas.errors import LaddError
-from stages.shapes_table import Judged, score_table
-from stages.shapes_world.captions import parse
-from stages.shapes_world.scenes import render, sample_scene
+from stages.shapes_table import Judged, draw_real, score_table
 from stages.synthesize import encode_image
 
 SHIPPED = "as shipped"
@@ -63,19 +60,16 @@ def _config(store: str, settings: tuple[str, ...] = ()):
 def write_real_scenes(store: ArtifactStore, folder: Path, observer: Observer) -> None:
     """A scene of our own drawing for every sample of the preset, as shards that `encode` reads."""
     config = _config(store.url)
-    with ray_cluster(config):
-        execute(config, store, make_plan(config, store, Selection(until="prompts")), observer)
-    key = make_plan(config, store, Selection(until="prompts"))[0].key
-    artifact = store.find("prompts", key)
-    assert artifact is not None
+    artifact = make(Selection(until="prompts"), "prompts", config, store, observer)
     folder.mkdir(exist_ok=True)
     for shard, rows in _shards(artifact):
-        samples = []
-        for row in rows:
-            spec, size = parse(row["prompt"]), (row["width"], row["height"])
-            picture = render([sample_scene(spec, *size, random.Random(row["seed"]))])[0]
-            members = {"png": encode_image(picture, "png", 100), "txt": row["prompt"].encode()}
-            samples.append((row["key"], members))
+        samples = [
+            (
+                row["key"],
+                {"png": encode_image(picture, "png", 100), "txt": row["prompt"].encode()},
+            )
+            for row, picture in zip(rows, draw_real(rows), strict=True)
+        ]
         write_tar(folder / f"{shard.replace('/', '-')}.tar", samples)
 
 

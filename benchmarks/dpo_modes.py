@@ -15,14 +15,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from pipeline.config import load_config
-from pipeline.executor import execute
+from pipeline.executor import make
 from pipeline.observe import Observer
-from pipeline.planning import Selection, make_plan
-from pipeline.store import Artifact, ArtifactStore
-from schemas.config import PipelineConfig, ScoreConfig
+from pipeline.planning import Selection
+from pipeline.store import ArtifactStore
+from schemas.config import EvalConfig, PipelineConfig, ScoreConfig
+from stages.eval_report import interval_of
 from stages.ladd.sampling import student_sigmas
 from stages.painters import student_painter
 from stages.scores import open_score
@@ -49,20 +49,10 @@ def scores_of(folder: Path, config: PipelineConfig, count: int) -> dict[str, np.
     return {name: np.array(column) for name, column in values.items()}
 
 
-def interval(values: np.ndarray) -> str:
+def percent(values: np.ndarray) -> str:
     """Mean and 95 % interval, in percent."""
-    found = bootstrap(
-        (values,), np.mean, method="percentile", batch=256, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return f"{100 * values.mean():.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
-
-
-def tuned(config: PipelineConfig, store: ArtifactStore, observer: Observer) -> Artifact:
-    plan = make_plan(config, store, Selection(until="dpo"))
-    execute(config, store, plan, observer)
-    found = store.find("dpo", next(stage.key for stage in plan if stage.name == "dpo"))
-    assert found is not None
-    return found
+    found = interval_of(values, EvalConfig())
+    return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
 def main() -> None:
@@ -77,7 +67,7 @@ def main() -> None:
         settings = [f"store={store.url}", *wanted.set, f"pairs.model={mode}"]
         config = load_config(preset="shapes", settings=settings)
         with Observer("text") as observer:
-            made = tuned(config, store, observer)
+            made = make(Selection(until="dpo"), "dpo", config, store, observer)
         if base is None:
             key = next(ref.key for ref in made.manifest.inputs if ref.stage == "distill")
             student = store.find("distill", key)
@@ -87,8 +77,8 @@ def main() -> None:
         won = (mine["layout"] > base["layout"]) + 0.5 * (mine["layout"] == base["layout"])
         details = made.manifest.details
         lines.append(
-            f"| {title} | {details['scale']:g} | {interval(won)} | "
-            f"{interval(mine['attributes'] - base['attributes'])} |"
+            f"| {title} | {details['scale']:g} | {percent(won)} | "
+            f"{percent(mine['attributes'] - base['attributes'])} |"
         )
     print("| adapters | scale | wins by colour and layout, % | attribute accuracy, points |")
     print("|---|---|---|---|")

@@ -24,7 +24,7 @@ import yaml
 
 from pipeline.dag import STAGES, declare
 from pipeline.observe import Observer
-from pipeline.planning import PlannedStage
+from pipeline.planning import PlannedStage, Selection, make_plan
 from pipeline.stage import StageContext, StageResult
 from pipeline.store import Artifact, ArtifactStore, to_json
 from schemas.config import PipelineConfig
@@ -109,6 +109,23 @@ def execute(
         store.write(f"{record}/run.json", to_json(summary | done))
         store.write(f"{record}/events.jsonl", b"".join(to_line(event) for event in observer.events))
     return list(rows.values())
+
+
+def make(
+    selection: Selection,
+    stage: str,
+    config: PipelineConfig,
+    store: ArtifactStore,
+    observer: Observer,
+) -> Artifact:
+    """Plan, run what the selection leaves to run, and return the artifact of `stage`. Raises the
+    first failure.
+    """
+    plan = make_plan(config, store, selection)
+    execute(config, store, plan, observer)
+    artifact = store.find(stage, next(s.key for s in plan if s.name == stage))
+    assert artifact is not None
+    return artifact
 
 
 def to_line(event: dict[str, Any]) -> bytes:

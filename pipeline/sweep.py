@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import load_config
-from pipeline.executor import execute, ray_cluster
+from pipeline.executor import execute, make, ray_cluster
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan
 from pipeline.store import Artifact, ArtifactStore
@@ -94,12 +94,8 @@ def _kept(planned: PlannedStage) -> PlannedStage:
 
 
 def _run(stage: str, trial: Trial, store: ArtifactStore, observer: Observer) -> Artifact:
-    plan = make_plan(trial.config, store, Selection(only=stage))
-    execute(trial.config, store, plan, _TrialObserver(observer, trial.name))
-    key = next(planned.key for planned in plan if planned.name == stage)
-    artifact = store.find(stage, key)
-    assert artifact is not None
-    return artifact
+    own = _TrialObserver(observer, trial.name)
+    return make(Selection(only=stage), stage, trial.config, store, own)
 
 
 class _TrialObserver(Observer):

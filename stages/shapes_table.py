@@ -99,7 +99,7 @@ def score_table(
 
     reference = f"teacher, {making.steps} steps, guidance {making.guidance_scale:g}"
     samplers: dict[str, Draw] = {
-        REAL: _draw_real,
+        REAL: draw_real,
         reference: from_teacher(making.steps, making.guidance_scale),
     }
     samplers |= {
@@ -146,7 +146,8 @@ def _drawer(teacher: Teacher, painter: Painter) -> Draw:
     return lambda part: teacher.decode_latents(painter(part))
 
 
-def _draw_real(part: list[Sample]) -> np.ndarray:
+def draw_real(part: list[Sample]) -> np.ndarray:
+    """Scenes that show what the samples' prompts say: uint8 (B, H, W, 3)."""
     return render(
         [
             sample_scene(parse(s["prompt"]), s["width"], s["height"], random.Random(s["seed"]))
