@@ -7,13 +7,18 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray gives way to all else on the machine; beside another test process its workers would starve.
+os.environ.setdefault("RAY_worker_niceness", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
 from schemas.config import PipelineConfig, TeacherConfig
 
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    torch.set_num_threads(2)
 
 
 def tiny_transformer(

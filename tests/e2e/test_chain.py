@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import build_pipeline, make_tiny_config
+from tests.e2e.command import ROOT, artifact, call, run_and_kill, start_until
 
 pytestmark = pytest.mark.slow
-COMMAND = [sys.executable, "-m", "pipeline.cli"]
-ROOT = Path(__file__).parents[2]
 
 
 def write_config(folder: Path, model: Path, store: Path, **sections) -> Path:
@@ -27,34 +24,6 @@ def write_config(folder: Path, model: Path, store: Path, **sections) -> Path:
         yaml.safe_dump(make_tiny_config(model, store, **sections).model_dump(mode="json"))
     )
     return path
-
-
-def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
-
-
-def run_and_kill(arguments: list[str], ready) -> None:
-    """Start a run and kill -9 its whole process group as soon as `ready()`."""
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 240
-    while not ready():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def artifact(store: Path, stage: str) -> Path:
-    (folder,) = (path.parent for path in (store / "artifacts" / stage).glob("*/manifest.json"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -211,17 +180,10 @@ def test_killed_run_resumes_to_the_same_bytes_and_the_same_trace(finished, tmp_p
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_how_to_go_on(finished, tmp_path, number, code):
     config, store = finished[0], tmp_path / "store"
-    process = subprocess.Popen(
-        [*COMMAND, "run", "-c", config, "--until", "distill", "--set", f"store={store}"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = start_until(
+        lambda: list(store.glob("artifacts/prompts/*/manifest.json")),
+        *("run", "-c", config, "--until", "distill", "--set", f"store={store}"),
     )
-    deadline = time.monotonic() + 240
-    while not list(store.glob("artifacts/prompts/*/manifest.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors

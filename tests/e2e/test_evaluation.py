@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from pipeline.compare.study import plan_study
 from pipeline.store import ArtifactStore
 from tests.browser.test_report_page import WIDTHS, show
-from tests.e2e.test_chain import artifact, call, run_and_kill
+from tests.e2e.command import artifact, call, run_and_kill
 
 pytestmark = pytest.mark.slow
 GATES = "eval.gates={student_4.attributes: '>= 1.5', teacher.diversity: '> 0'}"
@@ -23,16 +23,6 @@ def arguments(store: Path, *settings: str) -> list[str]:
     return ["run", "--preset", "shapes-smoke", "--set", f"store={store}", *flags]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The store of a whole run."""
-    store = tmp_path_factory.mktemp("whole") / "store"
-    result = call(*arguments(store))
-    assert result.returncode == 0, result.stderr
-    assert "report.html" in result.stdout
-    return store
-
-
 def without_times(report: dict) -> dict:
     """A report's content that must not differ between two runs."""
     for system in report["systems"]:
@@ -40,8 +30,8 @@ def without_times(report: dict) -> dict:
     return {k: report[k] for k in ("systems", "win_rates", "data", "tuning", "wall", "prompts")}
 
 
-def test_the_report_holds_every_system_and_the_student_its_card(finished):
-    folder = artifact(finished, "eval")
+def test_the_report_holds_every_system_and_the_student_its_card(smoke_store):
+    folder = artifact(smoke_store, "eval")
     report = json.loads((folder / "report.json").read_text())
     assert [system["name"] for system in report["systems"]] == [
         *("teacher", "teacher_4", "teacher_1", "student_4", "student_1", "tuned_4"),
@@ -60,25 +50,25 @@ def test_the_report_holds_every_system_and_the_student_its_card(finished):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_report_of_a_real_run_is_whole_at_every_width(finished, browser, width):
-    show(browser, (artifact(finished, "eval") / "report.html").as_uri(), width)
+def test_the_report_of_a_real_run_is_whole_at_every_width(smoke_store, browser, width):
+    show(browser, (artifact(smoke_store, "eval") / "report.html").as_uri(), width)
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.find_element(By.CSS_SELECTOR, ".verdict").is_displayed()
     assert browser.find_elements(By.CSS_SELECTOR, "#wall img")
 
 
-def test_people_may_compare_the_systems_of_a_real_run(finished):
+def test_people_may_compare_the_systems_of_a_real_run(smoke_store):
     """Bug: take the model's name for the teacher's among the systems."""
-    store = ArtifactStore(str(finished))
-    evaluation = store.find("eval", artifact(finished, "eval").name)
+    store = ArtifactStore(str(smoke_store))
+    evaluation = store.find("eval", artifact(smoke_store, "eval").name)
     study = plan_study(evaluation, (), 4, ("quality",))
     assert set(study.titles) == {"teacher", "student_4", "tuned_4"}
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(finished, tmp_path):
+def test_a_killed_evaluation_goes_on_where_it_was(smoke_store, tmp_path):
     store = tmp_path / "store"
-    shutil.copytree(finished, store)
+    shutil.copytree(smoke_store, store)
     shutil.rmtree(store / "artifacts" / "eval")
     shards = store / "artifacts" / "eval"
     run_and_kill(arguments(store), lambda: len(list(shards.glob("*/shards/*/*.json"))) >= 5)
@@ -87,14 +77,14 @@ def test_a_killed_evaluation_goes_on_where_it_was(finished, tmp_path):
     result = call(*arguments(store))
     assert result.returncode == 0, result.stderr
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    texts = [(artifact(s, "eval") / "report.json").read_text() for s in (store, finished)]
+    texts = [(artifact(s, "eval") / "report.json").read_text() for s in (store, smoke_store)]
     first, second = (without_times(json.loads(text)) for text in texts)
     assert first == second
 
 
-def test_a_missed_gate_ends_with_six_and_says_by_how_much(finished, tmp_path):
+def test_a_missed_gate_ends_with_six_and_says_by_how_much(smoke_store, tmp_path):
     store = tmp_path / "store"
-    shutil.copytree(finished, store)
+    shutil.copytree(smoke_store, store)
     for _ in range(2):  # also when there is nothing left to do
         result = call(*arguments(store, GATES))
         assert result.returncode == 6, result.stderr
@@ -105,10 +95,10 @@ def test_a_missed_gate_ends_with_six_and_says_by_how_much(finished, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_sample_draws_a_file_of_prompts_with_the_adapters_at_a_scale(finished, tmp_path):
+def test_sample_draws_a_file_of_prompts_with_the_adapters_at_a_scale(smoke_store, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ring\na blue circle left of a ring\n")
-    where = ["--preset", "shapes-smoke", "--set", f"store={finished}", "--file", prompts]
+    where = ["--preset", "shapes-smoke", "--set", f"store={smoke_store}", "--file", prompts]
 
     def draw(name: str, *options: str) -> dict[str, bytes]:
         out = tmp_path / name

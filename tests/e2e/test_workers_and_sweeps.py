@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import build_pipeline
-from tests.e2e.test_chain import COMMAND, ROOT, artifact, call, write_config
+from tests.e2e.command import artifact, call, start_until
+from tests.e2e.test_chain import write_config
 
 pytestmark = pytest.mark.slow
 
@@ -72,18 +72,10 @@ def test_a_killed_worker_of_two_does_not_stop_the_run(encoded, tmp_path):
     result = call("distill", "-c", config, *settings(alone))
     assert result.returncode == 0, result.stderr
     sharded = settings(together, workers=2, shard_over=2, shard_teacher="true")
-    process = subprocess.Popen(
-        [*COMMAND, "distill", "-c", str(config), *sharded],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = start_until(
+        lambda: list(together.glob("training/distill/*/checkpoint_*/state/*.safetensors")),
+        *("distill", "-c", config, *sharded),
     )
-    deadline = time.monotonic() + 240
-    while not list(together.glob("training/distill/*/checkpoint_*/state/*.safetensors")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
     workers = [pid for pid in train_workers() if descends(pid, process.pid)]
     assert len(workers) == 2
     os.kill(workers[-1], signal.SIGKILL)

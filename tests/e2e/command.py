@@ -1,0 +1,54 @@
+"""Starts `ladd-pipeline` as a person would, and interrupts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+COMMAND = [sys.executable, "-m", "pipeline.cli"]
+ROOT = Path(__file__).parents[2]
+
+
+def call(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
+
+
+def start_until(ready: Callable[[], Any], *arguments: Any) -> subprocess.Popen:
+    """Start the command in a process group of its own; returns it, running, as soon as
+    `ready()`.
+    """
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"ended or hung before it was ready: {process.communicate()[1]}")
+        time.sleep(0.05)
+    return process
+
+
+def run_and_kill(arguments: list[Any], ready: Callable[[], Any]) -> None:
+    """Start a run and kill -9 its whole process group as soon as `ready()`."""
+    process = start_until(ready, *arguments)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def artifact(store: Path, stage: str) -> Path:
+    """The folder of the store's one artifact of a stage."""
+    (folder,) = (path.parent for path in (store / "artifacts" / stage).glob("*/manifest.json"))
+    return folder
