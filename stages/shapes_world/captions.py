@@ -52,12 +52,12 @@ MAX_WORDS = 14
 """Longest caption: 14 words and the two marks of the tokenizer make its 16 tokens."""
 
 STATED = {
-    "color": 0.85,
-    "shape": 0.9,
-    "size": 0.3,
-    "background": 0.6,
-    "place": 0.35,
-    "relation": 0.5,
+    "color": 0.9,
+    "shape": 0.95,
+    "size": 0.6,
+    "background": 0.8,
+    "place": 0.7,
+    "relation": 0.8,
 }
 """Probability that a caption says an attribute. What it leaves unsaid is what makes one-step
 sampling blur.

@@ -7,6 +7,7 @@ W picture height and width.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -43,6 +44,11 @@ RADIUS = {"small": (7.0, 8.5), "big": (11.0, 14.0)}
 """Radius in pixels, in every bucket."""
 TILT = 0.26
 """Objects stand upright up to this angle, in radians."""
+
+SCATTER = 2.0
+"""Objects lie so far, in pixels and along each axis, from where their caption puts them: one that
+states place or relation leaves no more than the exact place open.
+"""
 
 _GAP = 2.0
 _RELATION_MARGIN = 7.0
@@ -81,15 +87,23 @@ class Scene:
 
 
 def sample_scene(
-    spec: SceneSpec, width: int, height: int, rng: random.Random, *, tilt: float = TILT
+    spec: SceneSpec,
+    width: int,
+    height: int,
+    rng: random.Random,
+    *,
+    tilt: float = TILT,
+    scatter: float | None = SCATTER,
 ) -> Scene:
     """Draw a scene of `width` x `height` pixels that shows all that `spec` states.
 
-    `tilt` bounds the rotation of objects, in radians; pi turns them freely.
+    `tilt` bounds the rotation of objects, in radians; pi turns them freely. `scatter` bounds how
+    far they lie from where place or relation aims them, in pixels; with None they lie anywhere.
     """
     while True:
         things = [_sample_object(thing, rng, tilt) for thing in spec.objects]
-        places = _sample_places(spec, [t["radius"] for t in things], width, height, rng)
+        radii = [thing["radius"] for thing in things]
+        places = _sample_places(spec, radii, width, height, rng, scatter)
         if places is not None:
             break
     objects = tuple(
@@ -131,25 +145,83 @@ def _shade(rng: random.Random) -> tuple[float, float, float]:
 
 
 def _sample_places(
-    spec: SceneSpec, radii: list[float], width: int, height: int, rng: random.Random
+    spec: SceneSpec,
+    radii: list[float],
+    width: int,
+    height: int,
+    rng: random.Random,
+    scatter: float | None,
 ) -> list[tuple[float, float]] | None:
     """Centres inside the picture, apart from each other, obeying place or relation; None if 60
     draws found none.
     """
     for _ in range(60):
-        centres = [
-            (rng.uniform(r + 1, width - r - 1), rng.uniform(r + 1, height - r - 1)) for r in radii
-        ]
-        if len(centres) == 1:
-            if _is_placed(centres[0], spec.place, width, height):
-                return centres
-            continue
-        (x0, y0), (x1, y1) = centres
-        if np.hypot(x0 - x1, y0 - y1) < sum(radii) + _GAP:
-            continue
-        if _is_related(x0 - x1, y0 - y1, spec.relation):
+        if scatter is None:
+            centres = [
+                (rng.uniform(r + 1, width - r - 1), rng.uniform(r + 1, height - r - 1))
+                for r in radii
+            ]
+        else:
+            centres = [
+                (
+                    _within(x + rng.uniform(-scatter, scatter), r, width),
+                    _within(y + rng.uniform(-scatter, scatter), r, height),
+                )
+                for (x, y), r in zip(_aims(spec, radii, width, height, rng), radii, strict=True)
+            ]
+        if _lie_apart(centres, radii) and _is_obeyed(spec, centres, width, height):
             return centres
     return None
+
+
+def _lie_apart(centres: list[tuple[float, float]], radii: list[float]) -> bool:
+    return len(centres) == 1 or math.dist(*centres) >= sum(radii) + _GAP
+
+
+def _is_obeyed(
+    spec: SceneSpec, centres: list[tuple[float, float]], width: int, height: int
+) -> bool:
+    if len(centres) == 1:
+        return _is_placed(centres[0], spec.place, width, height)
+    (x0, y0), (x1, y1) = centres
+    return _is_related(x0 - x1, y0 - y1, spec.relation)
+
+
+def _within(centre: float, radius: float, side: int) -> float:
+    return min(max(centre, radius + 1), side - radius - 1)
+
+
+def _aims(
+    spec: SceneSpec, radii: list[float], width: int, height: int, rng: random.Random
+) -> list[tuple[float, float]]:
+    """Where place or relation puts the objects; one of them at random where it is not stated."""
+    if len(radii) == 1:
+        return [_aim_of_place(spec.place or rng.choice(PLACES), width, height)]
+    return _aims_of_relation(spec.relation or rng.choice(RELATIONS), radii, width, height)
+
+
+def _aim_of_place(place: str, width: int, height: int) -> tuple[float, float]:
+    x = {"left": 0.25, "right": 0.75}.get(place, 0.5)
+    y = {"top": 0.25, "bottom": 0.75}.get(place, 0.5)
+    return x * width, y * height
+
+
+def _aims_of_relation(
+    relation: str, radii: list[float], width: int, height: int
+) -> list[tuple[float, float]]:
+    """Both on a line through the middle; a slanted one where the picture is too narrow for them."""
+    across = relation in ("left", "right")
+    side, other = (width, height) if across else (height, width)
+    apart = sum(radii) + _GAP + SCATTER
+    along = min(0.5 * side, side - sum(radii) - 2)
+    slant = math.sqrt(max(apart**2 - along**2, 0.0))
+    slant = min(slant, other - sum(radii) - 2)
+    sign = -1 if relation in ("left", "above") else 1
+    aims = []
+    for which in (sign, -sign):
+        main, cross = side / 2 + which * along / 2, other / 2 + which * slant / 2
+        aims.append((main, cross) if across else (cross, main))
+    return aims
 
 
 def _is_placed(centre: tuple[float, float], place: str | None, width: int, height: int) -> bool:

@@ -11,7 +11,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,12 +24,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from stages.scores.shapes_judge import ShapesJudge
-from stages.shapes_world.scenes import TILT
+from stages.shapes_world.scenes import SCATTER, TILT
 from stages.shapes_world.train_judge import train_judge
-from stages.shapes_world.train_preference import Round, draw_own, read_own, train_on_own
 from stages.shapes_world.train_text import train_text
 from stages.shapes_world.train_transformer import (
     EncodedScenes,
+    Freedom,
     TextConditioner,
     encode_scenes,
     scene_of,
@@ -40,12 +39,14 @@ from stages.shapes_world.train_vae import train_vae
 
 STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 20_600}
 SCENES = 60_000
-CURRICULUM = ((0.0, math.pi), (0.09, TILT))
-"""From which share of the transformer's steps scenes with objects turned by how much: first freely,
-then upright.
+CURRICULUM = (
+    (0.0, Freedom(math.pi, None)),
+    (0.09, Freedom(TILT, None)),
+    (0.87, Freedom(TILT, SCATTER)),
+)
+"""From which share of the transformer's steps which scenes: objects turned freely and anywhere,
+upright and anywhere, at last as the world is.
 """
-ROUNDS = (Round(2.5, batches=60, steps=300), Round(3.0, batches=42, steps=300, rate=5e-5))
-"""Of learning from its own pictures."""
 
 
 def train_all(
@@ -60,29 +61,11 @@ def train_all(
     tokenizer, towers = train_text(work, steps=steps["text"])
     judge = train_judge(work, vae, steps=steps["judge"])
     stages = [
-        (round(begin * steps["transformer"]), _cached_scenes(work, vae, scenes, tilt, report))
-        for begin, tilt in CURRICULUM
+        (round(begin * steps["transformer"]), _cached_scenes(work, vae, scenes, freedom, report))
+        for begin, freedom in CURRICULUM
     ]
     conditioner = TextConditioner(tokenizer, towers)
     transformer = train_transformer(work, stages, conditioner, steps=steps["transformer"])
-    folders: list[Path] = []
-    for number, full in enumerate(ROUNDS):
-        plan = replace(
-            full,
-            batches=max(2, round(full.batches * share)),
-            steps=max(2, round(full.steps * share)),
-        )
-        folders.append(work / f"own-{number}")
-        draw_own(folders[-1], transformer, conditioner, vae, judge, plan, number, report)
-        transformer = train_on_own(
-            work,
-            f"preference-{number}",
-            transformer,
-            conditioner,
-            read_own(folders),
-            stages[-1][1],
-            plan,
-        )
     assemble(out, transformer, vae, tokenizer, towers, judge)
     report(f"the embedded teacher is in {out}")
 
@@ -91,20 +74,21 @@ def _cached_scenes(
     work: Path,
     vae: AutoencoderKL,
     count: int,
-    tilt: float,
+    freedom: Freedom,
     report: Callable[[str], None],
     seed: int = 0,
 ) -> list[EncodedScenes]:
-    path = work / f"latents-{count}-{tilt:.2f}.safetensors"
+    path = work / f"latents-{count}-{freedom.tilt:.2f}-{freedom.scatter}.safetensors"
     if not path.exists():
-        data = encode_scenes(vae, count, seed, tilt, report)
+        data = encode_scenes(vae, count, seed, freedom, report)
         save_file({str(i): group.latents for i, group in enumerate(data)}, path)
         return data
     latents = load_file(path)
     buckets = len(latents)
     return [
         EncodedScenes(
-            [scene_of(i, seed, tilt) for i in range(bucket, count, buckets)], latents[str(bucket)]
+            [scene_of(i, seed, freedom) for i in range(bucket, count, buckets)],
+            latents[str(bucket)],
         )
         for bucket in range(buckets)
     ]

@@ -40,7 +40,7 @@ def train_judge(
         rng, generator = step_rng(seed + 1, step)
         width, height = BUCKETS[step // 2 % len(BUCKETS)]
         scenes = [
-            sample_scene(sample_spec(rng), width, height, rng, tilt=math.pi)
+            sample_scene(sample_spec(rng), width, height, rng, tilt=math.pi, scatter=None)
             for _ in range(batch_size)
         ]
         picture = pictures_of(scenes).contiguous(memory_format=torch.channels_last)

@@ -72,22 +72,35 @@ class EncodedScenes:
         return rng.choice(self.pairs) if rng.random() < 0.5 else rng.randrange(len(self.scenes))
 
 
-def scene_of(index: int, seed: int, tilt: float) -> Scene:
+@dataclass(frozen=True)
+class Freedom:
+    """How freely the objects of a set of scenes lie, as `sample_scene` takes it."""
+
+    tilt: float
+    scatter: float | None
+
+
+def scene_of(index: int, seed: int, freedom: Freedom) -> Scene:
     """The `index`-th scene of a training set; its bucket is `index` modulo the number of
     buckets.
     """
     rng = random.Random(f"scene/{seed}/{index}")
-    return sample_scene(sample_spec(rng), *BUCKETS[index % len(BUCKETS)], rng, tilt=tilt)
+    size = BUCKETS[index % len(BUCKETS)]
+    return sample_scene(sample_spec(rng), *size, rng, tilt=freedom.tilt, scatter=freedom.scatter)
 
 
 @torch.no_grad()
 def encode_scenes(
-    vae: AutoencoderKL, count: int, seed: int, tilt: float, report: Callable[[str], None] = print
+    vae: AutoencoderKL,
+    count: int,
+    seed: int,
+    freedom: Freedom,
+    report: Callable[[str], None] = print,
 ) -> list[EncodedScenes]:
     """Draw and encode `count` scenes, grouped by bucket."""
     groups = []
     for bucket in range(len(BUCKETS)):
-        scenes = [scene_of(i, seed, tilt) for i in range(bucket, count, len(BUCKETS))]
+        scenes = [scene_of(i, seed, freedom) for i in range(bucket, count, len(BUCKETS))]
         latents = []
         for at in range(0, len(scenes), 64):
             picture = torch.from_numpy(render(scenes[at : at + 64])).permute(0, 3, 1, 2)

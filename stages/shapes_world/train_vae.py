@@ -94,7 +94,7 @@ def pictures_of(scenes: list[Scene]) -> Tensor:
 
 
 def _any_scene(width: int, height: int, rng: random.Random) -> Scene:
-    return sample_scene(sample_spec(rng), width, height, rng, tilt=math.pi)
+    return sample_scene(sample_spec(rng), width, height, rng, tilt=math.pi, scatter=None)
 
 
 def _crops(count: int, rng: random.Random) -> Tensor:

@@ -26,7 +26,7 @@ from stages.shapes_world.captions import (
     sample_spec,
     vocabulary,
 )
-from stages.shapes_world.scenes import describe, render, sample_scene
+from stages.shapes_world.scenes import SCATTER, describe, render, sample_scene
 
 BUCKETS = [(64, 64), (80, 48), (48, 80), (96, 40), (40, 96)]
 
@@ -153,3 +153,19 @@ def test_judge_finds_nothing_in_noise():
     judge = ShapesJudge.load(WEIGHTS / "judge.safetensors")
     flat = torch.zeros(2, 3, 64, 64)
     assert not any(shows_all(x, parse("a red circle")) for x in judge.look(flat))
+
+
+@pytest.mark.parametrize("size", BUCKETS)
+def test_a_stated_place_leaves_the_exact_place_open(size):
+    spec = parse("a big red ring at the top")
+    scenes = [sample_scene(spec, *size, random.Random(i)) for i in range(60)]
+    x = [scene.objects[0].x for scene in scenes]
+    assert 0.5 * SCATTER < max(x) - min(x) <= 2 * SCATTER
+
+
+def test_scenes_for_the_judge_lie_anywhere():
+    spec = parse("a small red ring")
+    scenes = [sample_scene(spec, 64, 64, random.Random(i), scatter=None) for i in range(200)]
+    x = [scene.objects[0].x for scene in scenes]
+    assert min(x) < 12 and max(x) > 52
+    assert len({round(value / 8) for value in x}) >= 6
