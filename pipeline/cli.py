@@ -28,8 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_stop_code = [130]
-"""What a stopped command ends with: 130 after Ctrl-C, 143 after SIGTERM."""
+_stopped_by: int = signal.SIGINT
+"""A stopped command ends with 128 and the number of this signal: 130 after Ctrl-C, 143 after
+SIGTERM.
+"""
 artifacts_app = typer.Typer(
     help="Look at what is in the store.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -664,9 +666,10 @@ def _run(
             raise GateFailed("; ".join(failed))
 
 
-def _terminate(*_: object) -> None:
+def _terminate(number: int, _frame: object) -> None:
     """A polite kill unwinds as Ctrl-C does, and ends with its own code."""
-    _stop_code[0] = 143
+    global _stopped_by
+    _stopped_by = number
     raise KeyboardInterrupt
 
 
@@ -752,7 +755,7 @@ def main() -> None:
         sys.exit(2)
     if code == 130:
         print(f"\nstopped; to resume: {_command()}", file=sys.stderr, flush=True)
-        os._exit(_stop_code[0])
+        os._exit(128 + _stopped_by)
     if code:
         sys.exit(code)
 

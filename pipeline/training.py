@@ -86,8 +86,8 @@ def train_on_ray(
     """Run `worker(run, settings)` on every worker, resuming what a former run of this key left.
 
     Gives a local copy of the last checkpoint's folder, for the time being, and the device hours
-    that this run took. Raises the worker's own LaddError, and StageFailed for
-    whatever else ends the training.
+    that this run took. Raises the worker's own LaddError, and StageFailed for whatever else ends
+    the training.
     """
     started = time.monotonic()
     import ray
