@@ -10,7 +10,7 @@ run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
 
 test: $(STAMP) chromium
-	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 	$(BIN)/coverage report --include="stages/ladd/*,schemas/*" --fail-under=95
 
 test-fast: $(STAMP)

@@ -4,7 +4,7 @@ over shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,9 +16,7 @@ from schemas.records import ShardStats
 
 
 class ShardWorker(Protocol):
-    """Lives in an actor; built once there (models are loaded in `__init__`), called once per
-    shard.
-    """
+    """Built once in each worker (models are loaded in `__init__`), called once per shard."""
 
     def __call__(self, shard: str) -> ShardStats: ...
 
@@ -62,7 +60,9 @@ def map_shards(
     """Make the shards that have no marker yet; returns the statistics of all, by shard name.
 
     `build` runs in each actor. A LaddError of a worker (damaged input, say) is raised here, after
-    the shards under way are safe. Other failures are tried again `pool.retries` times by Ray.
+    the shards under way are safe. Other failures are tried again `pool.retries` times by Ray. One
+    worker without a GPU, on a cluster of one machine, is this process: an actor would take longer
+    to start than most of its work.
     """
     done = {
         name: stats
@@ -73,29 +73,38 @@ def map_shards(
     context.report(unit, len(done), len(shards))
     if not missing:
         return done
+    cpus, gpus = _demand(pool)
+    size = min(pool.workers or _pool_size(cpus, gpus), len(missing))
+    alone = size == 1 and not gpus and _one_machine()
+    made = map(build(), missing) if alone else _by_actors(missing, build, pool, size)
+    for stats in made:
+        done[stats.shard] = stats
+        context.report(unit, len(done), len(shards))
+    return done
+
+
+def _by_actors(
+    shards: list[str], build: Callable[[], ShardWorker], pool: WorkerPool, size: int
+) -> Iterator[ShardStats]:
     import ray
 
     cpus, gpus = _demand(pool)
-    size = pool.workers or _pool_size(cpus, gpus)
     data = ray.data.from_items(
-        [{"shard": name} for name in missing], override_num_blocks=len(missing)
+        [{"shard": name} for name in shards], override_num_blocks=len(shards)
     )
     mapped = data.map_batches(
         _Adapter(build).actor_type(),
         batch_size=1,
         num_cpus=0 if gpus else cpus,
         num_gpus=gpus or None,
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(size, len(missing)))),
+        compute=ray.data.ActorPoolStrategy(size=size),
         max_restarts=pool.retries,
         max_task_retries=pool.retries,
     )
     for row in mapped.iter_rows():
         if row["error"]:
             raise load_error(row["error"])
-        stats = ShardStats.model_validate_json(row["stats"])
-        done[stats.shard] = stats
-        context.report(unit, len(done), len(shards))
-    return done
+        yield ShardStats.model_validate_json(row["stats"])
 
 
 def worker_devices(pool: WorkerPool) -> float:
@@ -110,6 +119,12 @@ def _demand(pool: WorkerPool) -> tuple[float, float]:
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     gpus = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(has_gpus)
     return pool.cpus_per_worker, gpus
+
+
+def _one_machine() -> bool:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def _pool_size(cpus: float, gpus: float) -> int:

@@ -198,3 +198,12 @@ def tiny_batch():
     latents = torch.randn(4, 4, 8, 12, generator=generator)
     tokens = torch.randn(4, 5, 24, generator=generator)
     return latents, Conditioning(tokens, torch.randn(4, 24, generator=generator), null_tokens=7)
+
+
+def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """`map_shards` as on a laptop of one core, without Ray."""
+    from pipeline import mapping
+
+    patch.setattr(mapping, "_demand", lambda pool: (1.0, 0.0))
+    patch.setattr(mapping, "_pool_size", lambda cpus, gpus: 1)
+    patch.setattr(mapping, "_one_machine", lambda: True)

@@ -110,6 +110,7 @@ def tiny(preset: str, folder: Path) -> list[str]:
         "prompts.samples_per_shard": 8,
         "synthesize.steps": 2,
         "synthesize.flat_below": 0,
+        **{f"{stage}.pool.workers": 1 for stage in ("synthesize", "encode", "pairs", "eval")},
         "distill.steps": 2,
         "distill.global_batch": 4,
         "distill.workers": 1,

@@ -21,7 +21,7 @@ from pipeline.store import Artifact, ArtifactStore
 from schemas.config import PipelineConfig
 from stages import distill, encode, prompts, synthesize
 from stages.training_trace import STATE, TRACE
-from tests.conftest import make_tiny_config
+from tests.conftest import make_tiny_config, map_in_this_process
 from tests.manifests import manifest_of
 
 STEPS = 6
@@ -76,14 +76,8 @@ def data(tiny_sd3, tmp_path_factory) -> tuple[str, dict[str, Artifact]]:
     url = str(tmp_path_factory.mktemp("loop") / "store")
     config, store, artifacts = make_tiny_config(tiny_sd3, Path(url)), ArtifactStore(url), {}
 
-    def in_this_process(context, shards, build, pool, unit="shards"):
-        worker = build()
-        return {shard: worker(shard) for shard in shards}
-
     with pytest.MonkeyPatch.context() as patch:
-        for stage in (synthesize, encode):
-            patch.setattr(stage, "map_shards", in_this_process)
-            patch.setattr(stage, "worker_devices", lambda pool: 1.0)
+        map_in_this_process(patch)
         for name, module in (("prompts", prompts), ("synthesize", synthesize), ("encode", encode)):
             context = StageContext(name, "k", config, store, dict(artifacts), lambda *a: None)
             result = module.run(context)

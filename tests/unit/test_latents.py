@@ -21,7 +21,7 @@ from schemas.errors import ArtifactError
 from stages import encode, prompts, synthesize
 from stages.latent_data import LatentData
 from stages.teachers import open_teacher
-from tests.conftest import make_tiny_config
+from tests.conftest import make_tiny_config, map_in_this_process
 from tests.manifests import manifest_of
 
 
@@ -29,17 +29,10 @@ def committed(store, stage, result):
     return store.commit(manifest_of(stage, result.files, details=result.details))
 
 
-def in_this_process(context, shards, build, pool, unit="shards"):
-    worker = build()
-    return {shard: worker(shard) for shard in shards}
-
-
 @pytest.fixture
 def chain(tiny_sd3, tmp_path, monkeypatch):
     """Runs prompts, synthesize and encode in this process; gives the config and the artifacts."""
-    for stage in (synthesize, encode):
-        monkeypatch.setattr(stage, "map_shards", in_this_process)
-        monkeypatch.setattr(stage, "worker_devices", lambda pool: 1.0)
+    map_in_this_process(monkeypatch)
 
     def run(**sections):
         config = make_tiny_config(tiny_sd3, tmp_path / "store", **sections)
