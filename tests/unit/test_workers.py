@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import training
+from pipeline import mapping, training
 from pipeline.mapping import _Adapter
 from pipeline.stage import StageContext
 from pipeline.store import ArtifactStore
+from schemas.config import WorkerPool
 from schemas.errors import (
     ArtifactError,
     ConfigError,
@@ -19,7 +20,8 @@ from schemas.errors import (
     dump_error,
     load_error,
 )
-from tests.conftest import make_tiny_config
+from schemas.records import ShardStats
+from tests.conftest import make_tiny_config, map_in_this_process
 
 
 @pytest.mark.parametrize("kind", [StageFailed, ConfigError, ArtifactError, GateFailed, LaddError])
@@ -40,6 +42,43 @@ def test_a_worker_that_cannot_be_built_or_cannot_go_on_says_so(build):
     answer = actor({"shard": ["shards/0"]})
     error = load_error(answer["error"][0])
     assert type(error) is ArtifactError and str(error) == "weights are damaged"
+
+
+@pytest.mark.parametrize(
+    ("where", "actors"),
+    [
+        ({}, 0),
+        ({"_pool_size": lambda cpus, gpus: 4}, 3),
+        ({"_one_machine": lambda: False}, 1),
+        ({"_demand": lambda pool: (1.0, 1.0)}, 1),
+    ],
+)
+def test_one_cpu_worker_on_one_machine_is_this_process(where, actors, tmp_path, monkeypatch):
+    """A GPU, another machine or more workers call for actors, and never more than there are
+    shards.
+    """
+    map_in_this_process(monkeypatch)
+    for name, answer in where.items():
+        monkeypatch.setattr(mapping, name, answer)
+    started = []
+
+    def by_actors(shards, build, pool, size):
+        started.append(size)
+        return map(build(), shards)
+
+    monkeypatch.setattr(mapping, "_by_actors", by_actors)
+    names = ["shards/0", "shards/1", "shards/2"]
+    store = ArtifactStore(str(tmp_path / "store"))
+    config = make_tiny_config(tmp_path, tmp_path / "store")
+    reported: list[tuple] = []
+    context = StageContext("encode", "k", config, store, {}, lambda *made: reported.append(made))
+    found = mapping.map_shards(context, names, lambda: empty_shard, WorkerPool())
+    assert list(found) == names and sum(started) == actors
+    assert reported == [("shards", n, 3) for n in range(4)]
+
+
+def empty_shard(name: str) -> ShardStats:
+    return ShardStats(shard=name, counts={}, files={}, sizes={}, seconds=0)
 
 
 @pytest.fixture
