@@ -171,4 +171,7 @@ class LatentData:
 
 
 def _floats(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array).float()
+    """By NumPy: torch would start a team of threads for the reading thread too, and libgomp, seeing
+    more of them than cores, puts those of the training to sleep between two operations.
+    """
+    return torch.from_numpy(array.astype(np.float32, copy=False))
