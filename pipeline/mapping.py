@@ -124,7 +124,7 @@ def _demand(pool: WorkerPool) -> tuple[float, float]:
 def _one_machine() -> bool:
     import ray
 
-    return sum(node["Alive"] for node in ray.nodes()) == 1
+    return len([node for node in ray.nodes() if node["Alive"]]) == 1
 
 
 def _pool_size(cpus: float, gpus: float) -> int:

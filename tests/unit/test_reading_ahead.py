@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.shards import table_bytes
 from pipeline.store import Artifact, ArtifactStore
@@ -348,3 +349,22 @@ def test_a_folder_is_read_in_place(local, monkeypatch):
     plan = plan_of(data)
     assert len(list(data.ahead(wanted(plan, range(3))))) == 3
     assert Path(local.store.path()).is_dir()
+
+
+def test_the_reading_thread_leaves_torch_to_the_training(tmp_path):
+    """Bug: cast by `Tensor.float()`. Each thread that runs a parallel operation of torch has a team
+    of its own; more teams than cores, and the training's sleeps between two operations.
+    """
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            ran.append(str(function))
+            return function(*arguments, **(options or {}))
+
+    ran: list[str] = []
+    with closing(LatentData(make_artifact(ArtifactStore(str(tmp_path / "store"))))) as data:
+        with Recorder():
+            latents, _, conditioning = data._read("32x32", [3, 1])
+        assert set(ran) == {"aten.lift_fresh.default"}, "only what wraps an array"
+        torch.testing.assert_close(latents, data.batch("32x32", [3, 1])[0])
+    assert latents.dtype == conditioning.tokens_BLD.dtype == torch.float32
