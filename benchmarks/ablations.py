@@ -5,7 +5,7 @@
 Trains one student per line below from the same prompts, with the preset's settings but for the one
 that is named, and judges all of them on the same held-out prompts. The first line is trained with
 several seeds: a difference smaller than their spread says nothing. Students that the store holds
-are not trained again. About seven minutes a student on two cores.
+are not trained again. Each takes as long as the preset's `distill`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""One pool of Ray Data actors over the shards that are missing: the only way in which stages map
-over shards.
+"""One pool of workers, Ray Data actors where there are several, over the shards that are missing:
+the only way in which stages map over shards.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def map_shards(
 ) -> dict[str, ShardStats]:
     """Make the shards that have no marker yet; returns the statistics of all, by shard name.
 
-    `build` runs in each actor. A LaddError of a worker (damaged input, say) is raised here, after
+    `build` runs in each worker. A LaddError of a worker (damaged input, say) is raised here, after
     the shards under way are safe. Other failures are tried again `pool.retries` times by Ray. One
     worker without a GPU, on a cluster of one machine, is this process: an actor would take longer
     to start than most of its work.
@@ -76,7 +76,7 @@ def map_shards(
     cpus, gpus = _demand(pool)
     size = min(pool.workers or _pool_size(cpus, gpus), len(missing))
     alone = size == 1 and not gpus and _one_machine()
-    made = map(build(), missing) if alone else _by_actors(missing, build, pool, size)
+    made = map(build(), missing) if alone else _by_actors(missing, build, pool, size, gpus)
     for stats in made:
         done[stats.shard] = stats
         context.report(unit, len(done), len(shards))
@@ -84,18 +84,21 @@ def map_shards(
 
 
 def _by_actors(
-    shards: list[str], build: Callable[[], ShardWorker], pool: WorkerPool, size: int
+    shards: list[str],
+    build: Callable[[], ShardWorker],
+    pool: WorkerPool,
+    size: int,
+    gpus: float,
 ) -> Iterator[ShardStats]:
     import ray
 
-    cpus, gpus = _demand(pool)
     data = ray.data.from_items(
         [{"shard": name} for name in shards], override_num_blocks=len(shards)
     )
     mapped = data.map_batches(
         _Adapter(build).actor_type(),
         batch_size=1,
-        num_cpus=0 if gpus else cpus,
+        num_cpus=0 if gpus else pool.cpus_per_worker,
         num_gpus=gpus or None,
         compute=ray.data.ActorPoolStrategy(size=size),
         max_restarts=pool.retries,

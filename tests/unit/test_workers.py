@@ -62,7 +62,7 @@ def test_one_cpu_worker_on_one_machine_is_this_process(where, actors, tmp_path, 
         monkeypatch.setattr(mapping, name, answer)
     started = []
 
-    def by_actors(shards, build, pool, size):
+    def by_actors(shards, build, pool, size, gpus):
         started.append(size)
         return map(build(), shards)
 
