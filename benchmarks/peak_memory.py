@@ -1,10 +1,11 @@
-"""The peak memory of a piece of work, in two ways.
+"""The peak memory of a piece of work, in three ways.
 
 `resident_peak` is what the system sees: the process's resident set at its highest, above what it
 was before the work. It wants a fresh process, and an allocator that gives freed memory back at
 once; `in_own_process` provides both. `allocated_peak` is exact: the tensors of the CPU allocator
 that are alive at one time, from torch's profiler. It leaves out what libraries take beside it
-(scratch of oneDNN and MKL, stacks of threads).
+(scratch of oneDNN and MKL, stacks of threads). `anonymous_peak` is the resident set without the
+pages of files, for work that maps files larger than what it needs at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,26 @@ def resident_peak(work: Callable[[], object]) -> int:
     before = _status("VmRSS")
     work()
     return _status("VmHWM") - before
+
+
+def anonymous_peak(work: Callable[[], object]) -> int:
+    """Bytes of its own by which the process grows within `work`, at most, looked at every 20 ms."""
+    before = peak = _status("RssAnon")
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            peak = max(peak, _status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
 
 
 def in_own_process(*arguments: str) -> Any:

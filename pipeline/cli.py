@@ -420,7 +420,7 @@ def _show_judged(judged: list[Judged], out: Path | None) -> None:
     buckets = list(judged[0].attributes_by_bucket)
     drawn = [row for row in judged if row.frechet is not None]
     _table(
-        ["pictures", "all attributes %", "Frechet distance", "diversity"],
+        ["pictures", "all attributes %", "Fréchet distance", "diversity"],
         [
             [
                 row.pictures,
@@ -441,7 +441,7 @@ def _show_judged(judged: list[Judged], out: Path | None) -> None:
     )
     typer.echo()
     _table(
-        ["Frechet distance", *buckets],
+        ["Fréchet distance", *buckets],
         [[row.pictures, *(f"{row.frechet_by_bucket[b]:.3f}" for b in buckets)] for row in drawn],
     )
     if out is not None:

@@ -1,0 +1,84 @@
+"""The memory that the stage `prompts` takes, as the number of prompts grows.
+
+    python benchmarks/prompts_memory.py --counts 100000 1000000
+
+For each count a text file of that many different prompts goes through the whole stage, near
+duplicates included, in a process of its own. Prints the peak of its own memory (the pages of the
+spool's files, which the system may drop at any time, are not counted), what each prompt beyond the
+first count adds, and prompts per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from peak_memory import anonymous_peak, in_own_process
+
+from pipeline.config import load_config
+from pipeline.stage import StageContext
+from pipeline.store import ArtifactStore
+from stages import prompts
+
+WORDS = (
+    "harbour lantern velvet mountain copper orchard silent bicycle marble thunder paper garden "
+    "old woman window amber sailing fox winter market glass river golden tower sleeping street"
+).split()
+MIB = 2**20
+
+
+def write_prompts(path: Path, count: int) -> None:
+    """`count` different lines of ten words and a number."""
+    rng = random.Random(0)
+    with path.open("w") as file:
+        for number in range(count):
+            file.write(f"{' '.join(rng.choices(WORDS, k=10))} number {number}\n")
+
+
+def measure(count: int) -> dict[str, float]:
+    """Peak in bytes and seconds of the stage over `count` prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "prompts.txt"
+        write_prompts(source, count)
+        settings = [
+            f"prompts.sources=[{{kind: file, url: {source}}}]",
+            "prompts.count=null",
+            "prompts.max_tokens=1000",
+            "prompts.near_duplicates=0.9",
+        ]
+        config = load_config(preset="shapes", settings=settings)
+        store = ArtifactStore(f"{folder}/store")
+        context = StageContext("prompts", "k", config, store, {}, lambda *a: None)
+        kept = []
+        started = time.perf_counter()
+        peak = anonymous_peak(lambda: kept.append(prompts.run(context).counts["kept"]))
+        return {"peak": peak, "seconds": time.perf_counter() - started, "kept": kept[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--counts", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    if wanted.one is not None:
+        print(json.dumps(measure(wanted.one)))
+        return
+    first = None
+    for count in wanted.counts:
+        found = in_own_process("--one", str(count))
+        first = first or (count, found["peak"])
+        grown = (found["peak"] - first[1]) / (count - first[0]) if count > first[0] else None
+        print(
+            f"{count:,} prompts, {found['kept']:,} kept: peak {found['peak'] / MIB:,.0f} MiB"
+            + (f", {grown:.0f} bytes for each further prompt" if grown is not None else "")
+            + f", {count / found['seconds']:,.0f} prompts a second",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
