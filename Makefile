@@ -14,7 +14,7 @@ test: $(STAMP) chromium
 	$(BIN)/coverage report --include="stages/ladd/*,schemas/*" --fail-under=95
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

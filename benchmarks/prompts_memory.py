@@ -24,10 +24,7 @@ from pipeline.stage import StageContext
 from pipeline.store import ArtifactStore
 from stages import prompts
 
-WORDS = (
-    "harbour lantern velvet mountain copper orchard silent bicycle marble thunder paper garden "
-    "old woman window amber sailing fox winter market glass river golden tower sleeping street"
-).split()
+WORDS = ["harbour", "lantern", "velvet", "copper", "silent", "bicycle", "garden", "river", "tower"]
 MIB = 2**20
 
 

@@ -15,7 +15,7 @@ from datasketch import MinHash
 PERMUTATIONS = 64
 BANDS = 16
 SHINGLE = 5
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def signatures(texts: list[str]) -> np.ndarray:

@@ -22,6 +22,8 @@ from stages.ladd.parallelize import spread
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers.sd3_backbone import SD3Backbone
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 CPU = torch.device("cpu")
 WAYS = {
