@@ -393,6 +393,12 @@ class PairsConfig(Frozen):
     """Pictures drawn of each; the best and the worst make the pair."""
     student_steps: int = Field(4, ge=1)
     """Sampling steps where the student draws."""
+    teacher_steps: int | None = Field(None, ge=1)
+    """Sampling steps where the teacher draws; empty takes those of `synthesize`."""
+    guidance_scale: float | None = Field(None, ge=1)
+    """Of the teacher's pictures; empty takes that of `synthesize`. At 1 its pictures differ more,
+    so that fewer pairs are near-ties.
+    """
     reward: ScoreConfig = ScoreConfig(name="pick_score")
     """The score that ranks the pictures."""
     margin: float = Field(0.0, ge=0)

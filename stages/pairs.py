@@ -310,9 +310,10 @@ class PairPainter(_PairWorker):
     def _paint(self) -> Painter:
         teacher, device = self.teacher, self.device
         if self.student is None:
-            making = self.config.synthesize
-            net = teacher.backbone()
-            return teacher_painter(teacher, net, device, making.steps, making.guidance_scale)
+            pairs, making = self.pairs, self.config.synthesize
+            steps = pairs.teacher_steps or making.steps
+            guidance_scale = pairs.guidance_scale or making.guidance_scale
+            return teacher_painter(teacher, teacher.backbone(), device, steps, guidance_scale)
         net, grid = student_of(self.student, device)
         return painter_on_grid(teacher, net, grid, self.config, device)
 
