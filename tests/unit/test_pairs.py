@@ -291,6 +291,20 @@ def test_pictures_that_are_not_finite_are_recorded(drawn, tmp_path, monkeypatch)
     assert stats.counts == {"ok": 0, "near_tie": 0, "failed": 2}
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, (2, 3.0)), ({"teacher_steps": 5, "guidance_scale": 1.0}, (5, 1.0))]
+)
+def test_the_teacher_draws_as_told_else_as_for_the_training_data(
+    tiny_sd3, tmp_path, monkeypatch, own, expected
+):
+    making = {"steps": 2, "guidance_scale": 3.0}
+    config = pairs_config(tiny_sd3, tmp_path, pairs=own, synthesize=making)
+    found = []
+    monkeypatch.setattr(pairs, "teacher_painter", lambda *a: found.append(a[3:]))
+    _ = pairs.PairPainter(config, ArtifactStore(str(tmp_path)), "a", {}, None)._paint
+    assert found == [expected]
+
+
 def test_the_student_draws_on_its_own_grid(tiny_sd3, tmp_path):
     config = pairs_config(
         tiny_sd3, tmp_path / "store", pairs={"model": "student", "prompts": 2, "micro_batch": 6}
