@@ -145,9 +145,9 @@ GOLDEN_KEYS = [
     "09dab0c3ea0b1b15",
     "bc386124736b42a4",
     "fda805de2abccfac",
-    "a67754bf43fece58",
-    "09d586c2a34cfb1a",
-    "59f718eb34ad972b",
+    "16f08aec31b1f3cd",
+    "0d3f97fa40356a7e",
+    "f797157b83b6f693",
 ]
 
 
