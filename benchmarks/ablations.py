@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from pipeline.shards import write_tar
 from pipeline.store import Artifact, ArtifactStore
 from pipeline.sweep import Trial, run_trials
 from schemas.errors import LaddError
-from stages.shapes_table import Judged, draw_real, score_table
+from stages.shapes_table import FEW, StudentLine, draw_real, score_table, student_lines
 from stages.synthesize import encode_image
 
 SHIPPED = "as shipped"
@@ -40,17 +41,17 @@ ABLATIONS = {
     "squares alone": "prompts.buckets={64x64: 1}",
 }
 REAL_SCENES = "real scenes as data"
-SQUARE = "64x64"
 
 
-def trials(store: str, seeds: int) -> dict[str, Trial]:
-    """Each student's title, and how it is trained."""
+def trials(store: str, seeds: int, at_once: int) -> dict[str, Trial]:
+    """Each student's title, and how it is trained, on its part of the machine."""
+    cpus = f"distill.cpus_per_worker={max(1, (os.cpu_count() or 1) // at_once)}"
     settings = {SHIPPED: ()} | {
         f"{SHIPPED}, seed {seed}": (f"distill.seed={seed}",) for seed in range(1, seeds)
     }
     settings |= {title: (setting,) for title, setting in ABLATIONS.items()}
     settings[REAL_SCENES] = (f"encode.external=[{store}/real-scenes/*.tar]",)
-    return {title: Trial(own, _config(store, own)) for title, own in settings.items()}
+    return {title: Trial(own, _config(store, (*own, cpus))) for title, own in settings.items()}
 
 
 def _config(store: str, settings: tuple[str, ...] = ()):
@@ -79,69 +80,59 @@ def _shards(prompts: Artifact) -> Iterator[tuple[str, list[dict]]]:
             yield shard, pq.read_table(path).to_pylist()
 
 
-def summary(title: str, judged: dict[str, Judged]) -> dict:
-    """A student's line: attributes in percent and distances at 4, 2 and 1 steps, and attributes of
-    the pictures that are not square at 4.
-    """
-    at = {n: judged[f"{title}, {n} step{'s'[: n > 1]}"] for n in (4, 2, 1)}
-    wide = [v for bucket, v in at[4].attributes_by_bucket.items() if bucket != SQUARE]
+def spread(lines: list[StudentLine]) -> dict[str, str]:
+    """Mean and standard deviation of students that differ in their seeds."""
+
+    def words(of: Callable[[StudentLine], dict[int, float]], digits: int) -> str:
+        values = [[of(line)[n] for line in lines] for n in FEW]
+        return " / ".join(
+            f"{np.mean(v):.{digits}f} ± {np.std(v, ddof=1):.{digits}f}" for v in values
+        )
+
     return {
-        "student": title,
-        "attributes": {n: round(100 * row.attributes, 1) for n, row in at.items()},
-        "not square": round(100 * float(np.mean(wide)), 1),
-        "distance": {n: round(row.frechet or 0.0, 3) for n, row in at.items()},
-        "diversity": {n: round(row.diversity, 3) for n, row in at.items()},
+        "all attributes, %": words(lambda line: line.attributes, 1),
+        "Fréchet distance": words(lambda line: line.frechet, 3),
+        "diversity": words(lambda line: line.diversity, 2),
     }
 
 
-def spread(lines: list[dict]) -> dict:
-    """Mean and standard deviation of students that differ in their seeds, as one line."""
-
-    def words(what: str, digits: int) -> dict[int, str]:
-        values = {n: [line[what][n] for line in lines] for n in (4, 2, 1)}
-        return {
-            n: f"{np.mean(v):.{digits}f} ± {np.std(v, ddof=1):.{digits}f}"
-            for n, v in values.items()
-        }
-
-    return {"attributes": words("attributes", 1), "distance": words("distance", 2)}
-
-
-def show(lines: list[dict]) -> None:
+def show(lines: list[StudentLine]) -> None:
     """Print the table in Markdown."""
-    print("| student | right at 4, 2, 1 steps, % | not square, 4 steps | distance at 4, 2, 1 |")
+    print("| at 4 / 2 / 1 steps | all attributes, % | the same, not square | Fréchet distance |")
     print("|---|---|---|---|")
     for line in lines:
-        right = " / ".join(f"{value:.1f}" for value in line["attributes"].values())
-        far = " / ".join(f"{value:.2f}" for value in line["distance"].values())
-        print(f"| {line['student']} | {right} | {line['not square']:.1f} | {far} |")
+        columns = ((line.attributes, 1), (line.not_square, 1), (line.frechet, 3))
+        cells = [" / ".join(f"{of[n]:.{digits}f}" for n in FEW) for of, digits in columns]
+        print(f"| {line.student} | {' | '.join(cells)} |")
 
 
-def draw(lines: list[dict], seeds: int, path: Path) -> None:
-    """Bars a student: attributes and distance at four steps, the spread over seeds as a band."""
+def draw(lines: list[StudentLine], seeds: int, path: Path) -> None:
+    """A row for each student, a mark for each number of steps; the spread over seeds as bands."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.2), sharey=True, layout="constrained")
-    shipped, titles = lines[:seeds], [line["student"] for line in lines]
-    panels = (
-        ("all attributes right, 4 steps, %", lambda line: line["attributes"][4]),
-        ("the same, pictures not square", lambda line: line["not square"]),
-        ("Fréchet distance, 4 steps", lambda line: line["distance"][4]),
+    panels: tuple[tuple[str, Callable[[StudentLine], dict[int, float]]], ...] = (
+        ("all attributes right, %", lambda line: line.attributes),
+        ("the same, pictures not square", lambda line: line.not_square),
+        ("Fréchet distance to the teacher", lambda line: line.frechet),
     )
+    places = range(len(lines))
     for axis, (title, value) in zip(axes, panels, strict=True):
-        values = [value(line) for line in lines]
-        colours = ["#2f6f4f" if line in shipped else "#9aa5b1" for line in lines]
-        bars = axis.barh(titles, values, color=colours)
-        axis.bar_label(bars, [f"{v:g}" for v in values], padding=3, fontsize=8)
-        spread = [value(line) for line in shipped]
-        axis.axvspan(min(spread), max(spread), color="#2f6f4f", alpha=0.15, linewidth=0)
+        for n, colour, mark in zip(FEW, ("#2f6f4f", "#c98a2b", "#7a4b8c"), "osD", strict=True):
+            own = [value(line)[n] for line in lines[:seeds]]
+            axis.axvspan(min(own), max(own), color=colour, alpha=0.15, linewidth=0)
+            found = [value(line)[n] for line in lines]
+            label = f"{n} step{'s'[: n > 1]}"
+            axis.plot(found, places, mark, color=colour, label=label, linestyle="none")
         axis.set_title(title, fontsize=10)
-        axis.margins(x=0.15)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(places, [line.student for line in lines])
     axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path)
 
 
@@ -150,27 +141,31 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="a folder; kept between runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--at-once", type=int, default=1, help="trainings side by side")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     wanted = parser.parse_args()
     store = ArtifactStore(str(wanted.store.absolute()))
     with Observer("text") as observer:
         write_real_scenes(store, wanted.store / "real-scenes", observer)
-        planned = trials(store.url, wanted.seeds)
+        planned = trials(store.url, wanted.seeds, wanted.at_once)
         titles = {id(trial): title for title, trial in planned.items()}
         folders = {}
-        for trial, made in run_trials("distill", list(planned.values()), store, observer, 1):
+        for trial, made in run_trials(
+            "distill", list(planned.values()), store, observer, wanted.at_once
+        ):
             if isinstance(made, LaddError):
                 print(f"{titles[id(trial)]} failed: {made}", flush=True)
             else:
                 folders[titles[id(trial)]] = Path(store.path(made.name("model")))
     ordered = {title: folders[title] for title in planned if title in folders}
     rows = score_table(_config(store.url), ordered, wanted.prompts, lambda text: print(text))
-    judged = {row.pictures: row for row in rows}
-    lines = [summary(title, judged) for title in ordered]
+    lines = student_lines(rows, list(ordered))
     show(lines)
     if wanted.seeds > 1:
-        print(f"{SHIPPED}, over {wanted.seeds} seeds: {spread(lines[: wanted.seeds])}")
+        print(f"{SHIPPED}, mean and deviation over {wanted.seeds} seeds:")
+        for what, words in spread(lines[: wanted.seeds]).items():
+            print(f"- {what}: {words}")
     if wanted.out is not None:
         wanted.out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     if wanted.plot is not None:

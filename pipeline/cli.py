@@ -317,6 +317,13 @@ def sweep(
         list[str] | None,
         typer.Option("--set", help="section.field=value,value; every combination is a trial."),
     ] = None,
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--one-at-a-time",
+            help="Not every combination: the first values of all, then each other value alone.",
+        ),
+    ] = False,
     score: Annotated[
         int, typer.Option(help="Judge the students on so many held-out prompts (shapes alone).")
     ] = 0,
@@ -335,7 +342,7 @@ def sweep(
 
     if stage != "distill":
         raise ConfigError(f"sweep compares students: the stage is distill, not {stage!r}")
-    trials = make_trials(config, preset, set_ or ())
+    trials = make_trials(config, preset, set_ or (), one_at_a_time)
     store = ArtifactStore(trials[0].config.store)
     signal.signal(signal.SIGTERM, _terminate)
     rows, students = [], {}
@@ -353,10 +360,14 @@ def sweep(
 
             _show_rows(rows, None)
             folders = {
-                name: stack.enter_context(student.local_folder("model"))
-                for name, student in students.items()
+                trial.name: stack.enter_context(students[trial.name].local_folder("model"))
+                for trial in trials
+                if trial.name in students
             }
-            _show_judged(score_table(trials[0].config, folders, score, _to_stderr), out)
+            judged = score_table(trials[0].config, folders, score, _to_stderr)
+            _show_students(judged, list(folders))
+            if out is not None:
+                _write_judged(judged, out)
         else:
             _show_rows(rows, out)
     if not students:
@@ -445,7 +456,26 @@ def _show_judged(judged: list[Judged], out: Path | None) -> None:
         [[row.pictures, *(f"{row.frechet_by_bucket[b]:.3f}" for b in buckets)] for row in drawn],
     )
     if out is not None:
-        out.write_text(json.dumps([asdict(row) for row in judged], indent=2) + "\n")
+        _write_judged(judged, out)
+
+
+def _write_judged(judged: list[Judged], out: Path) -> None:
+    out.write_text(json.dumps([asdict(row) for row in judged], indent=2) + "\n")
+
+
+def _show_students(judged: list[Judged], titles: list[str]) -> None:
+    """The teacher at its own steps, then a line for each student."""
+    from stages.shapes_table import FEW, student_lines
+
+    _, teacher, *_ = judged
+    rows = [[teacher.pictures, f"{100 * teacher.attributes:.1f}", "", f"{teacher.diversity:.2f}"]]
+    for line in student_lines(judged, titles):
+        columns = ((line.attributes, 1), (line.frechet, 3), (line.diversity, 2))
+        rows.append(
+            [line.student, *(" / ".join(f"{of[n]:.{d}f}" for n in FEW) for of, d in columns)]
+        )
+    steps = ", ".join(map(str, FEW))
+    _table([f"at {steps} steps", "all attributes %", "Fréchet distance", "diversity"], rows)
 
 
 def _show_rows(rows: list[dict[str, Any]], out: Path | None) -> None:

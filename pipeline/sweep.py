@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import compress, product
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import yaml
@@ -18,6 +20,8 @@ from pipeline.planning import PlannedStage, Selection, make_plan
 from pipeline.store import Artifact, ArtifactStore
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError, LaddError
+
+_Texts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,40 @@ class Trial:
         return " ".join(setting.partition(".")[2] for setting in self.settings) or "as configured"
 
 
-def make_trials(file: Path | None, preset: str | None, settings: Sequence[str]) -> list[Trial]:
-    """Every combination of the values that the settings list, separated by commas.
+def make_trials(
+    file: Path | None, preset: str | None, settings: Sequence[str], one_at_a_time: bool = False
+) -> list[Trial]:
+    """Every combination of the values that the settings list, separated by commas; `one_at_a_time`,
+    the first values of all, then each other value in the place of its first.
 
     A value that is a list itself is written in brackets: `a.b=[1,0],[0,1]` are two. Raises
     ConfigError for a setting or configuration that is not valid.
     """
     choices = [[f"{path}={value}" for value in values] for path, values in map(_split, settings)]
-    varied = [len(values) > 1 for values in choices]
-    trials = []
-    for chosen in product(*choices):
-        own = tuple(text for text, varies in zip(chosen, varied, strict=True) if varies)
-        trials.append(Trial(own, load_config(file, preset, chosen)))
-    return trials
+    if one_at_a_time:
+        chosen, own = _around_first(choices)
+    else:
+        chosen = list(product(*choices))
+        varied = [len(values) > 1 for values in choices]
+        own = [tuple(compress(combination, varied)) for combination in chosen]
+    return [
+        Trial(named, load_config(file, preset, combination))
+        for named, combination in zip(own, chosen, strict=True)
+    ]
+
+
+def _around_first(choices: list[list[str]]) -> tuple[list[_Texts], list[_Texts]]:
+    """Combinations that differ from the first values in one place at most, and what each differs
+    in.
+    """
+    first = tuple(values[0] for values in choices)
+    chosen: list[_Texts] = [first]
+    own: list[_Texts] = [()]
+    for place, values in enumerate(choices):
+        for value in values[1:]:
+            chosen.append((*first[:place], value, *first[place + 1 :]))
+            own.append((value,))
+    return chosen, own
 
 
 def _split(setting: str) -> tuple[str, list[str]]:
@@ -80,13 +105,37 @@ def run_trials(
             needed = make_plan(trial.config, store, Selection(until=stage))
             before = [_kept(planned) if planned.name == stage else planned for planned in needed]
             execute(trial.config, store, before, observer)
-        with ThreadPoolExecutor(max_workers=at_once) as pool:
-            futures = {pool.submit(_run, stage, trial, store, observer): trial for trial in trials}
-            for future in as_completed(futures):
-                try:
-                    yield futures[future], future.result()
-                except LaddError as error:
-                    yield futures[future], error
+        yield from _side_by_side(trials, lambda t: _run(stage, t, store, observer), at_once)
+
+
+def _side_by_side(
+    trials: list[Trial], run: Callable[[Trial], Artifact], at_once: int
+) -> Iterator[tuple[Trial, Artifact | LaddError]]:
+    """Daemon threads: a command that is stopped does not wait until its trainings have ended."""
+    waiting = deque(trials)
+    finished: SimpleQueue[tuple[Trial, Artifact | BaseException]] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            try:
+                trial = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                finished.put((trial, run(trial)))
+            except BaseException as error:
+                finished.put((trial, error))
+
+    for _ in range(min(at_once, len(trials))):
+        Thread(target=work, daemon=True).start()
+    try:
+        for _ in trials:
+            trial, result = finished.get()
+            if isinstance(result, BaseException) and not isinstance(result, LaddError):
+                raise result
+            yield trial, result
+    finally:
+        waiting.clear()
 
 
 def _kept(planned: PlannedStage) -> PlannedStage:

@@ -37,6 +37,8 @@ from stages.teachers.protocol import Teacher
 BATCH = 32
 CPU = torch.device("cpu")
 REAL = "real scenes"
+FEW = (4, 2, 1)
+"""Steps at which students are judged, and the teacher beside them."""
 ALIKE_PROMPTS, ALIKE_SEEDS = 8, 4
 """Diversity is seen on so many prompts of each bucket, in so many pictures of each."""
 Draw = Callable[[list[Sample]], np.ndarray]
@@ -82,6 +84,46 @@ class Judged:
     frechet_by_bucket: dict[str, float]
 
 
+def at_steps(title: str, steps: int) -> str:
+    """The name of a sampler's pictures."""
+    return f"{title}, {steps} step{'s'[: steps > 1]}"
+
+
+@dataclass(frozen=True)
+class StudentLine:
+    """One student in one line; each dictionary is keyed by the number of steps."""
+
+    student: str
+    attributes: dict[int, float]
+    """Percent."""
+    not_square: dict[int, float]
+    """The same over pictures that are not square, buckets alike."""
+    frechet: dict[int, float]
+    diversity: dict[int, float]
+
+
+def student_lines(judged: list[Judged], titles: list[str]) -> list[StudentLine]:
+    """The students of those titles, from the rows of `score_table`."""
+    rows = {row.pictures: row for row in judged}
+    return [_line(title, {n: rows[at_steps(title, n)] for n in FEW}) for title in titles]
+
+
+def _line(title: str, at: dict[int, Judged]) -> StudentLine:
+    return StudentLine(
+        student=title,
+        attributes={n: 100 * row.attributes for n, row in at.items()},
+        not_square={n: 100 * _not_square(row.attributes_by_bucket) for n, row in at.items()},
+        frechet={n: row.frechet or 0.0 for n, row in at.items()},
+        diversity={n: row.diversity for n, row in at.items()},
+    )
+
+
+def _not_square(by_bucket: dict[str, float]) -> float:
+    sizes = {Bucket.parse(name): value for name, value in by_bucket.items()}
+    wide = [value for bucket, value in sizes.items() if bucket.width != bucket.height]
+    return float(np.mean(wide)) if wide else float("nan")
+
+
 @torch.no_grad()
 def score_table(
     config: PipelineConfig, students: dict[str, Path], count: int, report: Callable[[str], None]
@@ -103,17 +145,17 @@ def score_table(
         reference: from_teacher(making.steps, making.guidance_scale),
     }
     samplers |= {
-        f"teacher, {n} step{'s'[: n > 1]}, guidance {g:g}": from_teacher(n, g)
-        for n in (4, 2, 1)
+        f"{at_steps('teacher', n)}, guidance {g:g}": from_teacher(n, g)
+        for n in FEW
         for g in (making.guidance_scale, 1.0)
     }
     for title, folder in students.items():
         backbone, grid = open_student(folder)
         samplers |= {
-            f"{title}, {n} step{'s'[: n > 1]}": _drawer(
+            at_steps(title, n): _drawer(
                 teacher, student_painter(teacher, backbone, CPU, student_sigmas(grid, n))
             )
-            for n in (4, 2, 1)
+            for n in FEW
         }
     judge, seen = Judge(samples), {}
     for name, draw in samplers.items():

@@ -103,3 +103,18 @@ def test_a_sweep_makes_an_artifact_for_each_combination(encoded, tmp_path):
     made = {path.parent.name for path in copy.glob("artifacts/distill/*/manifest.json")}
     assert {row["artifact"] for row in rows} == made
     assert len({row["student_loss"] for row in rows}) == 2
+
+
+def test_a_stopped_sweep_does_not_wait_for_its_trainings(encoded, tmp_path):
+    config, store = encoded
+    copy = tmp_path / "store"
+    subprocess.run(["cp", "-r", store, copy], check=True)
+    process = start_until(
+        lambda: list(copy.glob("artifacts/distill/*/tensorboard/*")),
+        *("sweep", "distill", "-c", config, "--set", f"store={copy}"),
+        *("--set", "distill.renoise.mean=0,1", "--set", "distill.steps=100000"),
+    )
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "to resume: ladd-pipeline sweep" in errors and "Traceback" not in errors

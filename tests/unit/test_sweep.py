@@ -35,6 +35,24 @@ def test_lists_are_values_of_their_own():
     ]
 
 
+def test_one_at_a_time_varies_around_the_first_values():
+    trials = make_trials(
+        None,
+        "shapes",
+        ["distill.renoise.mean=0.5,0,1", "distill.steps=7", "distill.renoise.std=1,2"],
+        one_at_a_time=True,
+    )
+    seen = [(t.config.distill.renoise.mean, t.config.distill.renoise.std) for t in trials]
+    assert seen == [(0.5, 1), (0, 1), (1, 1), (0.5, 2)]
+    assert {trial.config.distill.steps for trial in trials} == {7}
+    assert [trial.name for trial in trials] == [
+        "as configured",
+        "renoise.mean=0",
+        "renoise.mean=1",
+        "renoise.std=2",
+    ]
+
+
 @pytest.mark.parametrize("setting", ["distill.steps", "=3", "distill.steps=[1"])
 def test_a_setting_that_cannot_be_read_is_named(setting):
     with pytest.raises(ConfigError, match="--set"):
