@@ -46,12 +46,13 @@ REAL_SCENES = "real scenes as data"
 def trials(store: str, seeds: int, at_once: int) -> dict[str, Trial]:
     """Each student's title, and how it is trained, on its part of the machine."""
     cpus = f"distill.cpus_per_worker={max(1, (os.cpu_count() or 1) // at_once)}"
+    bare = (cpus, "distill.sample_prompts=0")
     settings = {SHIPPED: ()} | {
         f"{SHIPPED}, seed {seed}": (f"distill.seed={seed}",) for seed in range(1, seeds)
     }
     settings |= {title: (setting,) for title, setting in ABLATIONS.items()}
     settings[REAL_SCENES] = (f"encode.external=[{store}/real-scenes/*.tar]",)
-    return {title: Trial(own, _config(store, (*own, cpus))) for title, own in settings.items()}
+    return {title: Trial(own, _config(store, (*own, *bare))) for title, own in settings.items()}
 
 
 def _config(store: str, settings: tuple[str, ...] = ()):
