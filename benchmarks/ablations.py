@@ -36,6 +36,7 @@ ABLATIONS = {
     "heads behind the last block alone": "distill.discriminator.taps=last",
     "1D heads": "distill.discriminator.convolutions=1d",
     "unconditioned heads": "distill.discriminator.conditioned=false",
+    "heads on features that are not standardized": "distill.discriminator.standardized=false",
     "uniform noise levels": "distill.renoise.distribution=uniform",
     "with an L2 term": "distill.objective.regression_weight=1",
     "squares alone": "prompts.buckets={64x64: 1}",

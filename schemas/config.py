@@ -256,6 +256,10 @@ class DiscriminatorConfig(Frozen):
     """Over the map of the tokens' true places, or along the row of tokens."""
     conditioned: bool = True
     """Whether the heads know noise level and prompt."""
+    standardized: bool = True
+    """Whether each channel of the teacher's features is brought to mean 0 and deviation 1, measured
+    on the first batch; otherwise each picture's features are normalised as a whole.
+    """
     learning_rate: float = Field(1e-4, gt=0)
     """Of the heads."""
     head_start_steps: int = Field(0, ge=0)
@@ -278,7 +282,9 @@ class DistillConfig(Frozen):
     warmup_updates: int = Field(0, ge=0)
     """Linear warm-up of the student's learning rate."""
     decay_share: float = Field(0.0, ge=0, le=1)
-    """Share of the updates, at the end, over which both learning rates fall linearly to 2 %."""
+    """Share of the updates, at the end, over which the student's learning rate falls linearly to
+    2 %. The heads keep theirs, so that they lead while the student settles.
+    """
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.0,
         0.99,

@@ -40,9 +40,59 @@ class DiscriminatorHeads(nn.Module):
         assert len(features) == len(self.heads)
         return [head(x, sigma_B, pooled_BP) for head, x in zip(self.heads, features, strict=True)]
 
+    def calibrate(self, moments_K3D: Tensor) -> None:
+        """Measure once how each channel of the teacher's features lies and spreads, from the
+        `channel_moments` of real data.
+        """
+        if self.last_only:
+            moments_K3D = moments_K3D[-1:]
+        for head, moments_3D in zip(self.heads, moments_K3D, strict=True):
+            if isinstance(head.norm, Standardize):
+                head.norm.measure(moments_3D)
+
+
+def channel_moments(features: Sequence[Tensor]) -> Tensor:
+    """Number of places, sum and sum of squares of each channel at every tap: (K, 3, D) float64, to
+    be added up over batches and ranks.
+    """
+    taps = [x.transpose(0, 1).flatten(1).double() for x in features]
+    return torch.stack(
+        [
+            torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
+            for x in taps
+        ]
+    )
+
+
+class Standardize(nn.Module):
+    """Brings each channel to mean 0 and deviation 1, by statistics that are measured once.
+
+    A transformer's residual stream has a few channels that dwarf all others; a norm over a whole
+    picture leaves them so. The data-dependent start of ActNorm (Kingma and Dhariwal 2018, section
+    3.1), held fixed. Until it is measured it changes nothing.
+    """
+
+    mean_D: Tensor
+    scale_D: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("scale_D", torch.ones(width))
+
+    def measure(self, moments_3D: Tensor) -> None:
+        count, total, squares = moments_3D
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp_min(1e-8).sqrt()
+        self.mean_D.copy_(mean)
+        self.scale_D.copy_(1 / deviation)
+
+    def forward(self, x_BDhw: Tensor) -> Tensor:
+        return (x_BDhw - self.mean_D[:, None, None]) * self.scale_D[:, None, None]
+
 
 class Head(nn.Module):
-    """Features (B, D, h, w) to logits (B, h, w). Group norms: micro-batches are small, batch
+    """Features (B, D, h, w) to logits (B, h, w). Group norms within: micro-batches are small, batch
     statistics lie.
     """
 
@@ -54,7 +104,8 @@ class Head(nn.Module):
         # Along the tokens a kernel of 9 has as many weights as one of 3 by 3.
         kernel = (1, 9) if self.in_rows else (3, 3)
         around = {"kernel_size": kernel, "padding": (kernel[0] // 2, kernel[1] // 2)}
-        self.enter = nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, channels, **around))
+        self.norm = Standardize(width) if config.standardized else nn.GroupNorm(1, width)
+        self.enter = nn.Conv2d(width, channels, **around)
         self.body = nn.Sequential(
             nn.GroupNorm(groups, channels),
             nn.SiLU(),
@@ -72,6 +123,7 @@ class Head(nn.Module):
 
     def forward(self, x_BDhw: Tensor, sigma_B: Tensor, pooled_BP: Tensor) -> Tensor:
         rows, columns = x_BDhw.shape[-2:]
+        x_BDhw = self.norm(x_BDhw)
         if self.in_rows:
             x_BDhw = x_BDhw.flatten(2).unsqueeze(2)
         x = self.enter(x_BDhw)

@@ -25,8 +25,8 @@ from stages.ladd.checkpoint import (
     save_tensors,
 )
 from stages.ladd.ema import ExponentialAverage
-from stages.ladd.flow import draw
-from stages.ladd.heads import DiscriminatorHeads
+from stages.ladd.flow import Draws, add_noise, draw
+from stages.ladd.heads import DiscriminatorHeads, channel_moments
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.rollout import rolled_out
 from stages.ladd.update import accumulate_gradients
@@ -73,44 +73,27 @@ class LaddTrainer:
         gradient is not finite.
         """
         config = self.config
-        rank, world = rank_and_world()
-        mine = slots_of(config.global_batch, rank, world)
-        assert len(x0_BCHW) == len(mine)
         turn = self.step - config.discriminator.head_start_steps
         student_step = max(turn // config.discriminator.updates_per_student, 0)
         train_student = turn >= 0 and turn % config.discriminator.updates_per_student == 0
-        x0_BCHW, conditioning = x0_BCHW.to(self.device), conditioning.to(self.device)
+        rounds = self._rounds(x0_BCHW.to(self.device), conditioning.to(self.device), student_step)
+        if self.step == 0:
+            self._calibrate_heads(rounds)
         sums = torch.zeros(4, device=self.device)
-        for rows in micro_batches(config.global_batch, config.micro_batch, rank, world):
-            slots = mine[rows]
-            # The student's own clock starts behind the head start, and so does its warm-up.
-            draws = draw(
-                config.seed,
-                self.step,
-                slots,
-                x0_BCHW.shape[1:],
-                config.student_time,
-                config.renoise,
-                student_step=student_step,
-                near=config.objective.r1_weight > 0,
-            ).to(self.device)
+        for latents, prompts, draws in rounds:
             start = None
             if config.student_time.rollout > 0:
                 with self.autocast():
                     start = rolled_out(
-                        self.student,
-                        x0_BCHW[rows],
-                        conditioning.select(rows),
-                        draws,
-                        config.student_time.grid,
+                        self.student, latents, prompts, draws, config.student_time.grid
                     )
-            part = len(slots) / config.global_batch
+            part = len(latents) / config.global_batch
             losses = accumulate_gradients(
                 self.student,
                 self.teacher,
                 self.heads,
-                x0_BCHW[rows],
-                conditioning.select(rows),
+                latents,
+                prompts,
                 draws,
                 start_BCHW=start,
                 objective=config.objective,
@@ -131,22 +114,62 @@ class LaddTrainer:
         )
         trained = [("heads", self.heads, self.heads_optimizer, config.discriminator.learning_rate)]
         if train_student:
-            trained.append(("student", self.student, self.student_optimizer, config.learning_rate))
+            trained.append(("student", self.student, self.student_optimizer, self._student_rate()))
         for name, net, _, _ in trained:
             metrics[f"{name}_grad_norm"] = clip_gradients(net, config.clip_norm)
         if not all(torch.isfinite(torch.tensor(list(metrics.values())))):
             raise TrainingDiverged(
                 f"update {self.step}: {metrics} holds a value that is not a finite number"
             )
-        for name, _, optimizer, rate in trained:
+        for _, _, optimizer, rate in trained:
             for group in optimizer.param_groups:
-                group["lr"] = rate * self._rate_scale(name)
+                group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if train_student:
             self.average.update(self.student, student_step)
         self.step += 1
         return metrics
+
+    def _rounds(
+        self, x0_BCHW: Tensor, conditioning: Conditioning, student_step: int
+    ) -> list[tuple[Tensor, Conditioning, Draws]]:
+        """This rank's samples in accumulation rounds, with their draws."""
+        config = self.config
+        rank, world = rank_and_world()
+        mine = slots_of(config.global_batch, rank, world)
+        assert len(x0_BCHW) == len(mine)
+        return [
+            (
+                x0_BCHW[rows],
+                conditioning.select(rows),
+                # The student's own clock starts behind the head start, and so does its warm-up.
+                draw(
+                    config.seed,
+                    self.step,
+                    mine[rows],
+                    x0_BCHW.shape[1:],
+                    config.student_time,
+                    config.renoise,
+                    student_step=student_step,
+                    near=config.objective.r1_weight > 0,
+                ).to(self.device),
+            )
+            for rows in micro_batches(config.global_batch, config.micro_batch, rank, world)
+        ]
+
+    @torch.no_grad()
+    def _calibrate_heads(self, rounds: list[tuple[Tensor, Conditioning, Draws]]) -> None:
+        """Once, over the data of the whole first batch, at the noise levels that are drawn."""
+        parts = []
+        for latents, prompts, draws in rounds:
+            sigma = draws.renoise_sigma_B
+            with self.autocast():
+                noised = add_noise(latents, draws.renoise_noise_BCHW, sigma)
+                parts.append(channel_moments(self.teacher.features(noised, sigma, prompts)))
+        moments = torch.stack(parts).sum(0)
+        sum_over_ranks([moments])
+        self.heads.calibrate(moments)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -177,6 +200,7 @@ class LaddTrainer:
                 (f"{part}_optimizer", optimizer_tensors(net, optimizer)),
             ):
                 tensors |= {f"{prefix}.{name}": value for name, value in named.items()}
+        tensors |= {f"heads.{name}": value for name, value in self.heads.named_buffers()}
         return tensors | {f"average.{name}": p for name, p in self.average.named_parameters()}
 
     def _learners(self) -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
@@ -185,21 +209,18 @@ class LaddTrainer:
             ("heads", self.heads, self.heads_optimizer),
         ]
 
-    def _rate_scale(self, name: str) -> float:
-        """Linear warm-up of the student's rate, and the linear fall of both at the end."""
+    def _student_rate(self) -> float:
+        """Warms up linearly, and falls linearly at the end."""
         config = self.config
-        in_all = config.steps * config.discriminator.updates_per_student
         scale = 1.0
         if config.decay_share > 0:
-            scale = min(
-                scale,
-                max(0.02, (config.total_steps - self.step) / (config.decay_share * in_all)),
-            )
-        if name == "student" and config.warmup_updates > 0:
+            falling = config.decay_share * config.steps * config.discriminator.updates_per_student
+            scale = min(1.0, max(0.02, (config.total_steps - self.step) / falling))
+        if config.warmup_updates > 0:
             turn = self.step - config.discriminator.head_start_steps
             done = turn // config.discriminator.updates_per_student
             scale *= min(1.0, (done + 1) / config.warmup_updates)
-        return scale
+        return config.learning_rate * scale
 
 
 def _adamw(parameters: Iterable[nn.Parameter], config: DistillConfig) -> torch.optim.Optimizer:

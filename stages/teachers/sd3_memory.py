@@ -102,7 +102,7 @@ def head_parameters(transformer: dict[str, Any], discriminator: DiscriminatorCon
     width, pooled = _width(transformer), transformer["pooled_projection_dim"]
     channels = discriminator.channels
     convolutions = 9 * (width + channels) * channels + 3 * channels + 1
-    norms = 2 * width + 4 * channels
+    norms = 4 * channels + (0 if discriminator.standardized else 2 * width)
     condition = (pooled + 32 + channels + 2) * channels if discriminator.conditioned else 0
     return _heads(transformer, discriminator) * (convolutions + norms + condition)
 
@@ -217,7 +217,7 @@ class _Working:
         inner = 6 * self.image // _width(self.transformer) * self.distill.discriminator.channels
         kept = (self.image + inner) * self.number
         if self.is_low and self.shapes.on_gpu:  # there group norms work in float32
-            kept += 4 * self.image + 2 * inner
+            kept += 2 * inner
         return _heads(self.transformer, self.distill.discriminator) * kept
 
     def _copies(self) -> tuple[int, int]:

@@ -77,7 +77,14 @@ def test_parameters_are_counted_exactly(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"taps": "last"}, {"conditioned": False}, {"convolutions": "1d"}]
+    "changes",
+    [
+        {},
+        {"taps": "last"},
+        {"conditioned": False},
+        {"convolutions": "1d"},
+        {"standardized": False},
+    ],
 )
 def test_parameters_of_the_heads_are_counted_exactly(changes):
     discriminator = DiscriminatorConfig(channels=24, **changes)

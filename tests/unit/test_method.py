@@ -13,7 +13,7 @@ from stages.ladd.backbone import Conditioning
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.flow import add_noise, draw
-from stages.ladd.heads import DiscriminatorHeads, time_embedding
+from stages.ladd.heads import DiscriminatorHeads, channel_moments, time_embedding
 from stages.ladd.losses import discriminator_loss, student_loss
 from stages.ladd.sampling import initial_noise, student_sigmas
 from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
@@ -80,6 +80,26 @@ def test_heads_do_not_mix_samples():
     x, sigma, pooled = torch.randn(3, 16, 4, 4), torch.rand(3), torch.randn(3, 24)
     whole = heads([x], sigma, pooled)[0]
     torch.testing.assert_close(whole[1:2], heads([x[1:2]], sigma[1:2], pooled[1:2])[0])
+
+
+def test_calibrated_heads_see_every_channel_alike():
+    torch.manual_seed(0)
+    scales = torch.logspace(-2, 3, 16)[:, None, None]
+    maps = [30 * scales + scales * torch.randn(6, 16, 4, 6) for _ in range(2)]
+    heads = DiscriminatorHeads([16, 16], 24, DiscriminatorConfig(channels=8))
+    parts = [channel_moments([x[rows] for x in maps]) for rows in (slice(0, 2), slice(2, 6))]
+    heads.calibrate(sum(parts))
+    for head, x in zip(heads.heads, maps, strict=True):
+        seen = head.norm(x).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(seen.mean(1), torch.zeros(16), atol=1e-3, rtol=0)
+        torch.testing.assert_close(seen.std(1, correction=0), torch.ones(16), atol=1e-3, rtol=0)
+
+
+def test_a_channel_that_never_moves_stays_finite():
+    heads = DiscriminatorHeads([4], 24, DiscriminatorConfig(channels=8))
+    still = torch.full((2, 4, 3, 3), 7.0)
+    heads.calibrate(channel_moments([still]))
+    assert torch.equal(heads.heads[0].norm(still), torch.zeros_like(still))
 
 
 def test_time_embedding_tells_levels_apart():
@@ -227,13 +247,15 @@ def test_divergence_stops_training_and_leaves_the_weights(tiny_backbones, tiny_b
     assert trainer.step == 1
 
 
-def test_rates_warm_up_and_fall(tiny_backbones):
+def test_the_students_rate_warms_up_and_falls_and_the_heads_keep_theirs(tiny_backbones, tiny_batch):
     trainer = make_trainer(tiny_backbones, warmup_updates=4, decay_share=0.5)
-    scales = []
-    for step in range(1, trainer.config.total_steps):
-        trainer.step = step
-        scales.append(trainer._rate_scale("student"))
-    assert scales == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25])
+    rates: dict[str, list[float]] = {"student": [], "heads": []}
+    for _ in range(trainer.config.total_steps):
+        trainer.update(*tiny_batch)
+        rates["student"].append(trainer.student_optimizer.param_groups[0]["lr"] / 1e-3)
+        rates["heads"].append(trainer.heads_optimizer.param_groups[0]["lr"] / 1e-3)
+    assert rates["student"] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25])
+    assert rates["heads"] == [1] * 9
 
 
 def test_the_frozen_teacher_does_not_change(tiny_backbones, tiny_batch):

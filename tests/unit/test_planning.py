@@ -144,10 +144,10 @@ GOLDEN_KEYS = [
     "ffb340f0b8babfdc",
     "09dab0c3ea0b1b15",
     "bc386124736b42a4",
-    "fda805de2abccfac",
+    "02a69c5081eb7ff3",
     "16f08aec31b1f3cd",
-    "0d3f97fa40356a7e",
-    "f797157b83b6f693",
+    "7e018d41d585d2f7",
+    "e5442697026230dd",
 ]
 
 
