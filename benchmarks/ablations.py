@@ -37,6 +37,7 @@ ABLATIONS = {
     "1D heads": "distill.discriminator.convolutions=1d",
     "unconditioned heads": "distill.discriminator.conditioned=false",
     "heads on features that are not standardized": "distill.discriminator.standardized=false",
+    "no mismatched prompts": "distill.objective.mismatched_share=0",
     "uniform noise levels": "distill.renoise.distribution=uniform",
     "with an L2 term": "distill.objective.regression_weight=1",
     "squares alone": "prompts.buckets={64x64: 1}",

@@ -223,6 +223,10 @@ class ObjectiveConfig(Frozen):
     """Of the approximate R1 penalty on real samples (APT, Lin et al. 2025); 100 there."""
     r1_sigma: float = Field(0.01, gt=0)
     """Deviation of the noise that the penalty adds to the heads' input."""
+    mismatched_share: float = Field(0.0, ge=0, lt=1)
+    """How much of the heads' loss on fakes comes from data under another sample's prompt: a
+    matching-aware discriminator (Reed et al. 2016, section 4.2; one half there).
+    """
 
 
 class LoraConfig(Frozen):

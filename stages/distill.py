@@ -132,8 +132,7 @@ def _wanted(
     """Bucket and rows of this worker's part of every update from `start` on."""
     mine = slots_of(distill.global_batch, run.rank, run.world)
     for step in range(start, distill.total_steps):
-        bucket, rows = plan.batch(step)
-        yield bucket, rows[mine.start : mine.stop]
+        yield plan.part(step, mine, more=distill.objective.mismatched_share > 0)
 
 
 def _backbone(

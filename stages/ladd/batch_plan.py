@@ -55,6 +55,13 @@ class BatchPlan:
         start = part * self.global_batch
         return bucket, self._rows[bucket][start : start + self.global_batch]
 
+    def part(self, step: int, slots: range, more: int = 0) -> tuple[str, np.ndarray]:
+        """Bucket and rows of some `slots` of a batch, and of as many `more` behind them; behind
+        the last slot comes the first.
+        """
+        bucket, rows = self.batch(step)
+        return bucket, rows.take(range(slots.start, slots.stop + more), mode="wrap")
+
     def _enter(self, epoch: int) -> None:
         rng = np.random.default_rng([self.seed, epoch])
         self._rows = {name: rng.permutation(self.sizes[name]) for name in self.buckets}

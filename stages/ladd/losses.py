@@ -14,14 +14,20 @@ from torch.nn import functional as F
 
 
 def discriminator_loss(
-    real: Sequence[Tensor], fake: Sequence[Tensor], kind: str = "hinge"
+    real: Sequence[Tensor],
+    fake: Sequence[Tensor],
+    kind: str = "hinge",
+    mismatched: Sequence[Tensor] = (),
+    mismatched_share: float = 0.0,
 ) -> Tensor:
     """`mean f(-D(real)) + mean f(D(fake))`, averaged over taps, a scalar; f is `relu(1 + x)` for
-    hinge (2 in all when heads know nothing) and `softplus(x)`.
+    hinge (2 in all when heads know nothing) and `softplus(x)`. `mismatched`, the logits of data
+    under prompts of other samples, make up their share of the second term.
     """
-    cost = F.softplus if kind == "softplus" else _hinge
-    terms = [cost(-r).mean() + cost(f).mean() for r, f in zip(real, fake, strict=True)]
-    return torch.stack(terms).mean()
+    telling = _cost(real, -1, kind) + (1 - mismatched_share) * _cost(fake, 1, kind)
+    if mismatched:
+        telling = telling + mismatched_share * _cost(mismatched, 1, kind)
+    return telling
 
 
 def student_loss(fake: Sequence[Tensor], kind: str = "hinge") -> Tensor:
@@ -41,5 +47,6 @@ def r1_penalty(real: Sequence[Tensor], near: Sequence[Tensor]) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def _hinge(x: Tensor) -> Tensor:
-    return F.relu(1 + x)
+def _cost(logits: Sequence[Tensor], sign: int, kind: str) -> Tensor:
+    terms = [F.softplus(sign * x) if kind == "softplus" else F.relu(1 + sign * x) for x in logits]
+    return torch.stack([term.mean() for term in terms]).mean()

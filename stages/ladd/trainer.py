@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,16 @@ from stages.ladd.update import accumulate_gradients
 
 class TrainingDiverged(RuntimeError):
     """A loss or gradient is no longer a finite number."""
+
+
+class Round(NamedTuple):
+    """What goes through the nets at once: some of a rank's samples."""
+
+    latents_BCHW: Tensor
+    prompts: Conditioning
+    mismatched: Conditioning | None
+    """Each sample's neighbour's prompt."""
+    draws: Draws
 
 
 class LaddTrainer:
@@ -69,8 +80,9 @@ class LaddTrainer:
     def update(self, x0_BCHW: Tensor, conditioning: Conditioning) -> dict[str, float]:
         """Train on this rank's share of the global batch; returns metrics of the whole batch.
 
-        Latents float32. Raises TrainingDiverged, with all weights as they were, when a loss or a
-        gradient is not finite.
+        Latents float32. Where the objective has a share of mismatched prompts, there is one sample
+        more, the next in the global batch: its prompt is wanted. Raises TrainingDiverged, with all
+        weights as they were, when a loss or a gradient is not finite.
         """
         config = self.config
         turn = self.step - config.discriminator.head_start_steps
@@ -80,7 +92,7 @@ class LaddTrainer:
         if self.step == 0:
             self._calibrate_heads(rounds)
         sums = torch.zeros(4, device=self.device)
-        for latents, prompts, draws in rounds:
+        for latents, prompts, mismatched, draws in rounds:
             start = None
             if config.student_time.rollout > 0:
                 with self.autocast():
@@ -96,6 +108,7 @@ class LaddTrainer:
                 prompts,
                 draws,
                 start_BCHW=start,
+                mismatched=mismatched,
                 objective=config.objective,
                 share=part,
                 train_student=train_student,
@@ -133,16 +146,18 @@ class LaddTrainer:
 
     def _rounds(
         self, x0_BCHW: Tensor, conditioning: Conditioning, student_step: int
-    ) -> list[tuple[Tensor, Conditioning, Draws]]:
-        """This rank's samples in accumulation rounds, with their draws."""
+    ) -> list[Round]:
+        """This rank's samples in accumulation rounds."""
         config = self.config
         rank, world = rank_and_world()
         mine = slots_of(config.global_batch, rank, world)
-        assert len(x0_BCHW) == len(mine)
+        mismatched = config.objective.mismatched_share > 0
+        assert len(x0_BCHW) == len(mine) + mismatched
         return [
-            (
+            Round(
                 x0_BCHW[rows],
                 conditioning.select(rows),
+                conditioning.select(slice(rows.start + 1, rows.stop + 1)) if mismatched else None,
                 # The student's own clock starts behind the head start, and so does its warm-up.
                 draw(
                     config.seed,
@@ -159,10 +174,10 @@ class LaddTrainer:
         ]
 
     @torch.no_grad()
-    def _calibrate_heads(self, rounds: list[tuple[Tensor, Conditioning, Draws]]) -> None:
+    def _calibrate_heads(self, rounds: list[Round]) -> None:
         """Once, over the data of the whole first batch, at the noise levels that are drawn."""
         parts = []
-        for latents, prompts, draws in rounds:
+        for latents, prompts, _, draws in rounds:
             sigma = draws.renoise_sigma_B
             with self.autocast():
                 noised = add_noise(latents, draws.renoise_noise_BCHW, sigma)

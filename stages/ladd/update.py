@@ -42,6 +42,7 @@ def accumulate_gradients(
     draws: Draws,
     *,
     start_BCHW: Tensor | None = None,
+    mismatched: Conditioning | None = None,
     objective: ObjectiveConfig = _HINGE,
     share: float = 1.0,
     train_student: bool = True,
@@ -50,7 +51,8 @@ def accumulate_gradients(
     """Add the gradients of one micro-batch to student and heads (LADD, section 3 and figure 2).
 
     `x0_BCHW` are clean latents that the teacher made, float32; `start_BCHW` takes their place in
-    the student's input where it rolls out. `share` is the micro-batch's part of the global batch.
+    the student's input where it rolls out; `mismatched` are prompts of other samples, where the
+    objective has a share for them. `share` is the micro-batch's part of the global batch.
     Without `train_student` (the heads learn alone) the student gets no gradient.
     The teacher's parameters must be frozen; gradient reaches the student through the teacher's
     activations.
@@ -86,7 +88,16 @@ def accumulate_gradients(
         real_features = teacher.features(real_noised, sigma, conditioning)
     with autocast():
         real = heads(real_features, sigma, conditioning.pooled_BP)
-    loss_heads = discriminator_loss(real, judged, objective.adversarial)
+    wrong: list[Tensor] = []
+    if objective.mismatched_share > 0:
+        assert mismatched is not None
+        with torch.no_grad(), autocast():
+            wrong_features = teacher.features(real_noised, sigma, mismatched)
+        with autocast():
+            wrong = heads(wrong_features, sigma, mismatched.pooled_BP)
+    loss_heads = discriminator_loss(
+        real, judged, objective.adversarial, wrong, objective.mismatched_share
+    )
     if objective.r1_weight > 0:
         assert draws.near_noise_BCHW is not None
         with torch.no_grad(), autocast():

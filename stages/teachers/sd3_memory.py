@@ -176,8 +176,10 @@ class _Working:
             begin += gradients + head_gradients  # of the micro-batches before
         # 2. It ends at the student's first block, beside nearly all gradients.
         end = gradients + judged + student.block + student.passing + gathered + reduced
-        # 3. The heads judge the data's features too, and with R1 those beside them.
-        sides = 2 if distill.objective.r1_weight > 0 else 1
+        # 3. The heads judge the data's features too, with R1 those beside them, and those under
+        # the prompts of others.
+        objective = distill.objective
+        sides = 1 + (objective.r1_weight > 0) + (objective.mismatched_share > 0)
         real = gradients + judged + sides * (maps + self._judged())
         real += teacher.passing + teacher_gathered
         # 4. The optimizers step.

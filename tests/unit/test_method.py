@@ -144,6 +144,16 @@ def test_plan_reports_buckets_that_cannot_fill_a_batch():
     assert BatchPlan({"64x64": 50, "96x40": 3}, 8, 3).short_buckets == ["96x40"]
 
 
+def test_parts_of_a_batch_know_the_samples_behind_them():
+    plan = BatchPlan({"64x64": 50, "96x40": 33}, 8, 3)
+    for step in range(10):
+        bucket, rows = plan.batch(step)
+        for slots, behind in ((range(3), rows[3]), (range(3, 8), rows[0]), (range(8), rows[0])):
+            name, part = plan.part(step, slots, more=1)
+            assert name == bucket and list(part) == [*rows[slots], behind]
+            assert list(plan.part(step, slots)[1]) == list(rows[slots])
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     together, _ = initial_noise([1, 2, 3], (4, 8, 8))
     alone, _ = initial_noise([2], (4, 8, 8))

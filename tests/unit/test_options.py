@@ -13,6 +13,7 @@ from schemas.config import (
     DiscriminatorConfig,
     DistillConfig,
     LoraConfig,
+    ObjectiveConfig,
     RenoiseConfig,
     StudentTimeConfig,
     TeacherConfig,
@@ -81,6 +82,23 @@ def test_rollout_trains_on_other_inputs(tiny_backbones, tiny_batch):
         for share in (0.0, 1.0)
     ]
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_mismatched_prompts_are_those_of_the_next_samples(tiny_backbones, tiny_batch):
+    around = [0, 1, 2, 3, 0]
+    latents, conditioning = tiny_batch[0][around], tiny_batch[1].select(around)
+    found = {
+        (share, micro): make_trainer(
+            copy.deepcopy(tiny_backbones),
+            objective=ObjectiveConfig(mismatched_share=share),
+            micro_batch=micro,
+        ).update(latents[: 5 if share else 4], conditioning)
+        for share in (0.0, 0.3)
+        for micro in (None, 1)
+    }
+    assert found[0.3, 1] == pytest.approx(found[0.3, None], rel=1e-4)
+    assert found[0.3, None]["fake_logit"] == pytest.approx(found[0.0, None]["fake_logit"])
+    assert abs(found[0.3, 1]["discriminator_loss"] - found[0.0, 1]["discriminator_loss"]) > 1e-4
 
 
 def test_heads_may_learn_several_times_for_each_update_of_the_student(tiny_backbones, tiny_batch):

@@ -144,10 +144,10 @@ GOLDEN_KEYS = [
     "ffb340f0b8babfdc",
     "09dab0c3ea0b1b15",
     "bc386124736b42a4",
-    "02a69c5081eb7ff3",
+    "1e3b9a6dba7fa72e",
     "16f08aec31b1f3cd",
-    "7e018d41d585d2f7",
-    "e5442697026230dd",
+    "716c602af159a808",
+    "3fe2e37e9cedceee",
 ]
 
 

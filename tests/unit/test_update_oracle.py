@@ -20,6 +20,8 @@ OBJECTIVES = {
     "softplus": ObjectiveConfig(adversarial="softplus"),
     "regression": ObjectiveConfig(regression_weight=0.7),
     "R1": ObjectiveConfig(r1_weight=50.0, r1_sigma=0.1),
+    "mismatched": ObjectiveConfig(mismatched_share=0.3),
+    "mismatched, softplus": ObjectiveConfig(mismatched_share=0.5, adversarial="softplus"),
 }
 
 
@@ -34,23 +36,31 @@ def oracle(student, teacher, heads, x0, conditioning, draws, objective):
         x_t = (1 - t) * x0[b] + t * draws.student_noise_BCHW[b]
         fake = x_t - t * student.velocity(x_t[None], t[None], c)[0]
 
+        other = conditioning.select([(b + 1) % len(x0)])
+
         def logits(latent, shift=0.0, b=b, c=c, s=s):
             noised = (1 - s) * latent + s * draws.renoise_noise_BCHW[b] + shift
             return heads(teacher.features(noised[None], s[None], c), s[None], c.pooled_BP)
 
         real, near = logits(x0[b]), logits(x0[b], objective.r1_sigma * draws.near_noise_BCHW[b])
+        wrong, share = logits(x0[b], c=other), objective.mismatched_share
         if objective.adversarial == "hinge":
-            fooling = [-m.mean() for m in logits(fake)]
-            telling = [
-                F.relu(1 - r).mean() + F.relu(1 + f).mean()
-                for r, f in zip(real, logits(fake.detach()), strict=True)
-            ]
+            real_cost, fake_cost, fooling_cost = (
+                lambda m: F.relu(1 - m),
+                lambda m: F.relu(1 + m),
+                lambda m: -m,
+            )
         else:
-            fooling = [-F.logsigmoid(m).mean() for m in logits(fake)]
-            telling = [
-                -F.logsigmoid(r).mean() - F.logsigmoid(-f).mean()
-                for r, f in zip(real, logits(fake.detach()), strict=True)
-            ]
+            real_cost, fake_cost, fooling_cost = (
+                lambda m: -F.logsigmoid(m),
+                lambda m: -F.logsigmoid(-m),
+                lambda m: -F.logsigmoid(m),
+            )
+        fooling = [fooling_cost(m).mean() for m in logits(fake)]
+        telling = [
+            real_cost(r).mean() + (1 - share) * fake_cost(f).mean() + share * fake_cost(w).mean()
+            for r, f, w in zip(real, logits(fake.detach()), wrong, strict=True)
+        ]
         penalty = [((r - n) ** 2).mean() for r, n in zip(real, near, strict=True)]
         distance = ((fake - x0[b]) ** 2).mean()
         adversarial.append(torch.stack(fooling).mean() + objective.regression_weight * distance)
@@ -91,6 +101,7 @@ def test_update_equals_plain_autograd(objective, tiny_backbones, tiny_batch):
             latents[rows],
             conditioning.select(rows),
             draws.select(rows),
+            mismatched=conditioning.select([(row + 1) % 4 for row in range(4)[rows]]),
             objective=objective,
             share=0.5,
             autocast=contextlib.nullcontext,
