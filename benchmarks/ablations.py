@@ -28,7 +28,15 @@ from pipeline.shards import write_tar
 from pipeline.store import Artifact, ArtifactStore
 from pipeline.sweep import Trial, run_trials
 from schemas.errors import LaddError
-from stages.shapes_table import FEW, StudentLine, draw_real, score_table, student_lines
+from stages.shapes_table import (
+    FEW,
+    Judged,
+    StudentLine,
+    at_steps,
+    draw_real,
+    score_table,
+    student_lines,
+)
 from stages.synthesize import encode_image
 
 SHIPPED = "as shipped"
@@ -99,6 +107,24 @@ def spread(lines: list[StudentLine]) -> dict[str, str]:
     }
 
 
+def show_buckets(rows: list[Judged], shipped: list[str]) -> None:
+    """Print distances in all and by bucket: the teacher's, and the means of students that differ
+    in their seeds.
+    """
+    samplers = {row.pictures: [row] for row in rows if row.pictures.startswith("teacher, ")}
+    for n in FEW:
+        titles = [at_steps(title, n) for title in shipped]
+        own = [row for row in rows if row.pictures in titles]
+        samplers[f"{at_steps('student', n)}, mean of {len(own)} seeds"] = own
+    buckets = list(rows[-1].frechet_by_bucket)
+    print(f"| Fréchet distance | all | {' | '.join(buckets)} |")
+    print("|---" * (len(buckets) + 2) + "|")
+    for name, judged in samplers.items():
+        columns = [[row.frechet or 0.0 for row in judged]]
+        columns += [[row.frechet_by_bucket[bucket] for row in judged] for bucket in buckets]
+        print(f"| {name} | {' | '.join(f'{np.mean(column):.3f}' for column in columns)} |")
+
+
 def show(lines: list[StudentLine]) -> None:
     """Print the table in Markdown."""
     print("| at 4 / 2 / 1 steps | all attributes, % | the same, not square | Fréchet distance |")
@@ -165,6 +191,7 @@ def main() -> None:
     rows = score_table(_config(store.url), ordered, wanted.prompts, lambda text: print(text))
     lines = student_lines(rows, list(ordered))
     show(lines)
+    show_buckets(rows, list(ordered)[: wanted.seeds])
     if wanted.seeds > 1:
         print(f"{SHIPPED}, mean and deviation over {wanted.seeds} seeds:")
         for what, words in spread(lines[: wanted.seeds]).items():
