@@ -67,7 +67,8 @@ class Case:
         )
         width = self.transformer["pooled_projection_dim"]
         trainer = LaddTrainer(*nets, width, config, DEVICE)
-        batch, patch = config.global_batch, self.transformer["patch_size"]
+        batch = config.global_batch + (config.objective.mismatched_share > 0)
+        patch = self.transformer["patch_size"]
         latents = torch.randn(
             batch, self.transformer["in_channels"], patch * self.rows, patch * self.columns
         )
