@@ -5,10 +5,11 @@
 Both give shuffled batches of one bucket with latents and prompt embeddings. `webdataset` reads tars
 of .npy members through its own shuffle buffer, decoder and batching, from S3 through curl; ours
 memory-maps the files of an encode artifact, from S3 by ranges through its local cache, and reads
-ahead in a thread; it also makes float32 of them, which the stock reader need not. Cold is the first
-pass over all samples with opening and fetching included (the page cache is warm for both: nobody
-here may drop it), warm the second. Also says how many times faster ours is than training consumes:
-`--consumed`, by default what `distill_step.py` prints for 42 M parameters in bfloat16 on two cores.
+ahead in a thread. Cold is the first pass over all samples with opening and fetching included (the
+page cache is warm for both: nobody here may drop it), warm the second. Also says how many times
+faster ours is than training consumes: `--consumed`, by default what `distill_step.py` prints for
+42 M parameters in bfloat16 on two cores. The server on loopback reads a whole object for each range
+that it is asked for, which ours pays for when its cache is cold.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class _Bucket:
 
 
 class LatentData:
-    """Random access to latents and conditioning.
+    """Random access to latents and conditioning, in the dtypes in which they are stored.
 
     `encode_prompts` is asked only where the artifact holds no embeddings. At most `cache_bytes` of
     a remote artifact are kept here. Raises ArtifactError for a file that is missing or damaged.
@@ -73,7 +73,7 @@ class LatentData:
         self.sizes = {name: len(bucket.prompt_rows) for name, bucket in self._buckets.items()}
 
     def batch(self, bucket: str, rows: Sequence[int]) -> tuple[Tensor, Conditioning]:
-        """Latents (B, C, H, W) float32 and their conditioning, float32, on the CPU."""
+        """Latents (B, C, H, W) and their conditioning, on the CPU."""
         latents, prompt_rows, stored = self._read(bucket, rows)
         return latents, stored or self._encoded(prompt_rows)
 
@@ -83,7 +83,9 @@ class LatentData:
         """The bucket and batch of each of `wanted`, in order, each read in another thread while
         the `depth` batches before it are worked on.
 
-        Nothing else may read meanwhile; close the iterator before its end is reached.
+        That thread runs no operation of torch: it would start a team of threads for itself, and
+        libgomp, seeing more of them than cores, puts those of the training to sleep between two
+        operations. Nothing else may read meanwhile; close the iterator before its end is reached.
         """
         pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         waiting: deque[tuple[str, Future]] = deque()
@@ -120,12 +122,13 @@ class LatentData:
     ) -> tuple[Tensor, np.ndarray, Conditioning | None]:
         data = self._buckets[bucket]
         prompt_rows = data.prompt_rows[list(rows)]
-        return _floats(data.latents.take(rows)), prompt_rows, self._stored(prompt_rows)
+        latents = torch.from_numpy(data.latents.take(rows))
+        return latents, prompt_rows, self._stored(prompt_rows)
 
     def _stored(self, prompt_rows: Sequence[int]) -> Conditioning | None:
         if not self._embeddings:
             return None
-        tokens, pooled = (_floats(part.take(prompt_rows)) for part in self._embeddings)
+        tokens, pooled = (torch.from_numpy(part.take(prompt_rows)) for part in self._embeddings)
         return Conditioning(tokens, pooled, self._layout["null_tokens"])
 
     def _encoded(self, prompt_rows: Sequence[int]) -> Conditioning:
@@ -168,10 +171,3 @@ class LatentData:
         with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:
             parts = list(pool.map(read, names))
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks]).combine_chunks()
-
-
-def _floats(array: np.ndarray) -> Tensor:
-    """By NumPy: torch would start a team of threads for the reading thread too, and libgomp, seeing
-    more of them than cores, puts those of the training to sleep between two operations.
-    """
-    return torch.from_numpy(array.astype(np.float32, copy=False))

@@ -80,15 +80,20 @@ class LaddTrainer:
     def update(self, x0_BCHW: Tensor, conditioning: Conditioning) -> dict[str, float]:
         """Train on this rank's share of the global batch; returns metrics of the whole batch.
 
-        Latents float32. Where the objective has a share of mismatched prompts, there is one sample
-        more, the next in the global batch: its prompt is wanted. Raises TrainingDiverged, with all
-        weights as they were, when a loss or a gradient is not finite.
+        Both may come in half precision from another device; float32 is made of them on this one.
+        Where the objective has a share of mismatched prompts, there is one sample more, the next in
+        the global batch: its prompt is wanted. Raises TrainingDiverged, with all weights as they
+        were, when a loss or a gradient is not finite.
         """
         config = self.config
         turn = self.step - config.discriminator.head_start_steps
         student_step = max(turn // config.discriminator.updates_per_student, 0)
         train_student = turn >= 0 and turn % config.discriminator.updates_per_student == 0
-        rounds = self._rounds(x0_BCHW.to(self.device), conditioning.to(self.device), student_step)
+        rounds = self._rounds(
+            x0_BCHW.to(self.device).float(),
+            conditioning.to(self.device).to(self.device, torch.float32),
+            student_step,
+        )
         if self.step == 0:
             self._calibrate_heads(rounds)
         sums = torch.zeros(4, device=self.device)

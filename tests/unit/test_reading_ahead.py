@@ -143,7 +143,7 @@ def wanted(plan: BatchPlan, steps: range):
 
 def assert_equal(found, expected) -> None:
     latents, conditioning = found
-    assert latents.dtype == torch.float32
+    assert latents.dtype == torch.float16
     assert torch.equal(latents, expected[0])
     assert torch.equal(conditioning.tokens_BLD, expected[1].tokens_BLD)
     assert torch.equal(conditioning.pooled_BP, expected[1].pooled_BP)
@@ -367,4 +367,4 @@ def test_the_reading_thread_leaves_torch_to_the_training(tmp_path):
             latents, _, conditioning = data._read("32x32", [3, 1])
         assert set(ran) == {"aten.lift_fresh.default"}, "only what wraps an array"
         torch.testing.assert_close(latents, data.batch("32x32", [3, 1])[0])
-    assert latents.dtype == conditioning.tokens_BLD.dtype == torch.float32
+    assert latents.dtype == conditioning.tokens_BLD.dtype == torch.float16
