@@ -278,8 +278,8 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
     store, key = job.store, job.keys[name]
     found = store.find(name, key)
-    if found is not None and name in job.forced:
-        store.remove(found.folder)
+    if name in job.forced:
+        store.remove(store.folder(name, key))
         store.remove(f"training/{name}/{key}")
     elif found is not None:  # another run was faster
         return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}

@@ -52,15 +52,19 @@ class TrainingRun:
         self.rank, self.world = place.get_world_rank(), place.get_world_size()
         self.cpus = cpus
 
-    @contextlib.contextmanager
-    def resume_folder(self) -> Iterator[Path | None]:
-        """The folder of the latest checkpoint, or None at the beginning."""
-        checkpoint = self._train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
+    def checkpoint_folders(self) -> Iterator[Path]:
+        """Folders of the checkpoints that are kept, the latest first; each is there until the next
+        is asked for.
+        """
+        latest = self._train.get_checkpoint()
+        if latest is None:
+            return
+        with latest.as_directory() as folder:
+            yield Path(folder)
+        for reported in reversed(self._train.get_all_reported_checkpoints()):
+            if reported.checkpoint.path != latest.path:
+                with reported.checkpoint.as_directory() as folder:
+                    yield Path(folder)
 
     def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
         """Make a checkpoint: `fill` writes this rank's files into a folder, and the folders of all

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.base import Frozen, runtime
 from schemas.bucket import Bucket, BucketName
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -65,7 +66,7 @@ class PromptsConfig(Frozen):
     """Mixed by weight; a source that runs dry leaves the mix."""
     count: int | None = Field(None, gt=0)
     """Prompts to draw before cleaning; empty takes all (a grammar never ends and needs a count)."""
-    seed: int = 0
+    seed: Seed = 0
     """Base of every sample's seed."""
     buckets: dict[BucketName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Picture sizes and their weights."""
@@ -280,7 +281,9 @@ class DistillConfig(Frozen):
     global_batch: int = Field(64, ge=1)
     """Samples of an update over all workers and accumulation rounds."""
     micro_batch: int | None = Field(None, ge=1)
-    """Samples in one forward pass; empty takes the whole share of a worker."""
+    """Samples in one forward pass; empty takes the whole share of a worker. An identity field, as
+    sums round differently: lowered, it begins another training.
+    """
     learning_rate: float = Field(1e-5, gt=0)
     """Of the student."""
     warmup_updates: int = Field(0, ge=0)
@@ -302,7 +305,7 @@ class DistillConfig(Frozen):
     """Gradient norm above which gradients of student and heads are scaled down, each on its own."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the forward passes; master weights stay float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Of batches, noise and the heads' first weights."""
     student_time: StudentTimeConfig = StudentTimeConfig()
     renoise: RenoiseConfig = RenoiseConfig()
@@ -355,6 +358,8 @@ class DistillConfig(Frozen):
             raise ValueError(
                 f"global_batch {self.global_batch} does not divide by workers {self.workers}"
             )
+        if self.objective.mismatched_share > 0 and self.global_batch == 1:
+            raise ValueError("objective.mismatched_share needs a global_batch of 2 at least")
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
         if self.workers % self.shard_over:
@@ -419,7 +424,7 @@ class PairsConfig(Frozen):
     """Pictures sampled together."""
     prompts_per_shard: int = Field(64, ge=1)
     """The unit of work and of resume."""
-    seed: int = 0
+    seed: Seed = 0
     """Base of the pictures' seeds."""
     pool: WorkerPool = runtime(WorkerPool())
 
@@ -457,7 +462,7 @@ class DpoConfig(Frozen):
     """The score that chooses the scale: another than the one that made the pairs."""
     chooser_prompts: int = Field(200, ge=1)
     """Training prompts on which it is chosen, none of which made a pair where there are enough."""
-    seed: int = 0
+    seed: Seed = 0
     """Of batches and noise."""
     workers: int = runtime(1, ge=1)
     """Ray Train workers."""
@@ -528,7 +533,7 @@ class EvalConfig(Frozen):
     """Pictures sampled together."""
     prompts_per_shard: int = Field(128, ge=1)
     """The unit of work and of resume."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the bootstrap."""
     pool: WorkerPool = runtime(WorkerPool())
 

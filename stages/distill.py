@@ -31,7 +31,12 @@ from stages.ladd.checkpoint import load_tensors
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.parallelize import compile_blocks, spread
 from stages.ladd.sampling import student_sigmas
-from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
+from stages.ladd.trainer import (
+    HealthWatch,
+    LaddTrainer,
+    TrainingDiverged,
+    diversity_warnings,
+)
 from stages.latent_data import LatentData
 from stages.painters import student_painter, teacher_painter
 from stages.sample_grid import draw_grid
@@ -96,7 +101,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
         trace = TrainingTrace(
             run,
             settings,
-            resume(run, trainer, "distill"),
+            resume(run, trainer, settings, "distill"),
             total=distill.total_steps,
             log_every=distill.log_every,
             watch=HealthWatch().observe,
@@ -104,15 +109,16 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
         samples = SampleGrids(
             teacher, frozen, student, trainer.average, config, settings["prompts"], device
         )
-        with closing(data.ahead(_wanted(plan, run, trainer.step, distill))) as batches:
+        wanted = _wanted(plan, run, trainer.step, distill)
+        with closing(trace), closing(data.ahead(wanted)) as batches:
             for bucket, latents, conditioning in batches:
                 try:
                     metrics = trainer.update(latents, conditioning)
                 except TrainingDiverged as error:
                     raise StageFailed(
-                        f"distill: {error}; the last good checkpoint is kept. Lower "
-                        "distill.learning_rate or "
-                        "distill.discriminator.learning_rate"
+                        f"distill: {error}; the last good checkpoint is kept, but would diverge "
+                        "again. Lower distill.learning_rate or "
+                        "distill.discriminator.learning_rate: that training begins anew"
                     ) from error
                 trace.add(trainer.step, {"bucket": bucket, **metrics})
                 done = trainer.step == distill.total_steps
@@ -123,7 +129,6 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
                     run.save(
                         metrics, lambda folder: fill_checkpoint(folder, trainer, trace, run.rank)
                     )
-        trace.close()
 
 
 def _wanted(
@@ -226,9 +231,7 @@ class SampleGrids:
         alike = [{**self.samples[0], "seed": self.samples[0]["seed"] + i} for i in range(4)]
         if self._teacher_distance is None:
             self._teacher_distance = _distance(self._from_teacher(alike))
-        return HealthWatch().observe_diversity(
-            _distance(self._from_student(alike, 4)), self._teacher_distance
-        )
+        return diversity_warnings(_distance(self._from_student(alike, 4)), self._teacher_distance)
 
     def _from_teacher(self, samples: list[dict[str, Any]]) -> torch.Tensor:
         making = self.config.synthesize

@@ -165,7 +165,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
         trace = TrainingTrace(
             run,
             settings,
-            resume(run, trainer, "dpo"),
+            resume(run, trainer, settings, "dpo"),
             total=dpo.steps,
             log_every=dpo.log_every,
             watch=TuningWatch().observe,
@@ -190,7 +190,8 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
                     trace.add_look(trainer.step, looked)
             except TrainingDiverged as error:
                 raise StageFailed(
-                    f"dpo: {error}; the last good checkpoint is kept. Lower dpo.learning_rate"
+                    f"dpo: {error}; the last good checkpoint is kept, but would diverge again. "
+                    "Lower dpo.learning_rate: that training begins anew"
                 ) from error
             if trainer.done or trainer.step % dpo.checkpoint_every == 0:
                 run.save(metrics, fill)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,18 +27,29 @@ class Trainer(Protocol):
     def load(self, folder: Path) -> None: ...
 
 
-def resume(run: TrainingRun, trainer: Trainer, stage: str) -> list[str]:
-    """Load the latest checkpoint, if any; returns the lines of its trace. Raises ArtifactError when
-    it is damaged.
+def resume(run: TrainingRun, trainer: Trainer, settings: dict[str, Any], stage: str) -> list[str]:
+    """Load the latest checkpoint that can be read, if there are any; returns the lines of its
+    trace.
+
+    Says of each that is damaged that it was. Raises ArtifactError when all are.
     """
-    with run.resume_folder() as folder:
-        if folder is None:
-            return []
-        try:
-            trainer.load(folder / STATE)
-        except CheckpointError as error:
-            raise ArtifactError(f"{stage}: {error}") from error
-        return (folder / TRACE).read_text().splitlines()
+    damaged: CheckpointError | None = None
+    with closing(run.checkpoint_folders()) as folders:
+        for folder in folders:
+            try:
+                trainer.load(folder / STATE)
+            except CheckpointError as error:
+                damaged = error
+                if run.rank == 0:
+                    settings["report"](f"warning: {error}; trying the one before it", 0, 0)
+            else:
+                return (folder / TRACE).read_text().splitlines()
+    if damaged is not None:
+        raise ArtifactError(
+            f"{stage}: {damaged}, and none is before it; `ladd-pipeline run --force {stage}` "
+            "trains from the beginning"
+        ) from damaged
+    return []
 
 
 def fill_checkpoint(folder: Path, trainer: Trainer, trace: TrainingTrace, rank: int) -> None:

@@ -55,8 +55,7 @@ def _read(folder: Path, work: Any) -> Any:
         # own, which is no Exception.
         reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"the checkpoint {folder} cannot be read ({reason[-1] if reason else error!r}); delete "
-            "it to go on from the one before it"
+            f"the checkpoint {folder} cannot be read ({reason[-1] if reason else error!r})"
         ) from error
 
 
@@ -72,11 +71,13 @@ def optimizer_tensors(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]
     """AdamW's moments and step counts by the names of their weights; empty before its first
     step.
     """
-    return {
+    tensors = {
         f"{name}.{key}": value
         for name, parameter in net.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    assert tensors or not optimizer.state, "the net shows other weights than the optimizer trains"
+    return tensors
 
 
 def begin_optimizer(net: nn.Module, optimizer: Optimizer, names: Collection[str]) -> None:

@@ -55,12 +55,12 @@ def channel_moments(features: Sequence[Tensor]) -> Tensor:
     """Number of places, sum and sum of squares of each channel at every tap: (K, 3, D) float64, to
     be added up over batches and ranks.
     """
-    taps = [x.transpose(0, 1).flatten(1).double() for x in features]
+    return torch.stack([_moments(x.transpose(0, 1).flatten(1).double()) for x in features])
+
+
+def _moments(x_DN: Tensor) -> Tensor:
     return torch.stack(
-        [
-            torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
-            for x in taps
-        ]
+        [torch.full_like(x_DN[:, 0], x_DN.shape[1]), x_DN.sum(1), x_DN.square().sum(1)]
     )
 
 

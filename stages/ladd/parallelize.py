@@ -47,8 +47,9 @@ def spread(backbone: InBlocks, device: torch.device, shard_over: int, dtype: tor
     )
     assert isinstance(backbone, nn.Module)
     for module in (*backbone.blocks, backbone):
-        # The root too: after a forward without a backward its weights must be shards again.
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=shard_over > 1)
+        # Also the root, and where nothing is sharded: behind a forward without a backward, what the
+        # module shows must be the weights that optimizer and average hold, not a gathered copy.
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in backbone.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -252,54 +252,48 @@ def _adamw(parameters: Iterable[nn.Parameter], config: DistillConfig) -> torch.o
 
 class HealthWatch:
     """Looks for the signs of a bad run (LADD notes): feed it each update's metrics, it returns new
-    warnings.
+    warnings. The heads' head start, when the student stands still, says nothing.
     """
 
     window = 50
 
     def __init__(self) -> None:
-        self._losses: deque[dict[str, float]] = deque(maxlen=4 * self.window)
+        self._updates: deque[dict[str, float]] = deque(maxlen=4 * self.window)
         self._said: set[str] = set()
 
     def observe(self, metrics: dict[str, float]) -> list[str]:
-        self._losses.append(metrics)
+        if "student_grad_norm" not in metrics:
+            return []
+        self._updates.append(metrics)
         signs = {}
-        if len(self._losses) >= self.window:
-            recent = [row["discriminator_loss"] for row in list(self._losses)[-self.window :]]
-            if sum(recent) / self.window < 0.05:
-                signs["collapse"] = (
-                    "discriminator loss is near 0: the heads see every fake, collapse is ahead"
-                )
-        if len(self._losses) == self._losses.maxlen:
-            rows = [row["student_loss"] for row in self._losses]
-            means = [
-                sum(rows[i : i + self.window]) / self.window
-                for i in range(0, len(rows), self.window)
-            ]
-            rises = [b - a for a, b in pairwise(means)]
-            if min(rises) > 0.1:
-                signs["drift"] = (
-                    "student loss has risen for 200 updates: the student is losing; lower "
-                    "the heads' rate"
-                )
-        return self._new(signs)
-
-    def observe_diversity(self, student: float, teacher: float) -> list[str]:
-        """Both are mean distances between pictures of one prompt; warns when the student's shrinks
-        below half.
-        """
-        if student < 0.5 * teacher:
-            return self._new(
-                {
-                    "diversity": (
-                        f"pictures of one prompt differ {student / teacher:.0%} as "
-                        "much as the teacher's"
-                    )
-                }
+        real, fake, loss = (
+            self._means(name) for name in ("real_logit", "fake_logit", "student_loss")
+        )
+        # Beyond 1 the hinge has nothing left to teach; the loss itself also holds other terms.
+        if len(self._updates) >= self.window and real[-1] > 1 and fake[-1] < -1:
+            signs["collapse"] = "the heads see every fake: collapse is ahead"
+        rises = [after - before for before, after in pairwise(loss)]
+        if len(self._updates) == self._updates.maxlen and min(rises) > 0.1:
+            signs["drift"] = (
+                "student loss has risen for 200 updates: the student is losing; lower the heads' "
+                "rate"
             )
-        return []
-
-    def _new(self, signs: dict[str, str]) -> list[str]:
         new = [text for sign, text in signs.items() if sign not in self._said]
         self._said |= set(signs)
         return new
+
+    def _means(self, name: str) -> list[float]:
+        """Of each window, the latest last."""
+        values = [row[name] for row in self._updates]
+        ends = range(len(values), 0, -self.window)
+        windows = [values[max(end - self.window, 0) : end] for end in reversed(ends)]
+        return [sum(window) / len(window) for window in windows]
+
+
+def diversity_warnings(student: float, teacher: float) -> list[str]:
+    """Both are mean distances between pictures of one prompt; warns when the student's is below
+    half.
+    """
+    if student >= 0.5 * teacher:
+        return []
+    return [f"pictures of one prompt differ {student / teacher:.0%} as much as the teacher's"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,21 @@ def test_killed_run_resumes_to_the_same_bytes_and_the_same_trace(finished, tmp_p
         for s in (store, undisturbed)
     ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_behind_a_damaged_checkpoint_training_goes_on_from_the_one_before_it(finished, tmp_path):
+    config, undisturbed, _ = finished
+    store = tmp_path / "store"
+    shutil.copytree(undisturbed, store)
+    shutil.rmtree(artifact(store, "distill"))
+    latest = sorted(store.glob("training/distill/*/checkpoint_*/state"))[-1]
+    damaged = next(latest.glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    result = call("run", "-c", config, "--until", "distill", "--set", f"store={store}")
+    assert result.returncode == 0, result.stderr
+    assert f"{latest} cannot be read" in result.stderr
+    traces = [(artifact(s, "distill") / "metrics.jsonl").read_text() for s in (store, undisturbed)]
+    assert traces[0] == traces[1]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

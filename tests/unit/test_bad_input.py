@@ -54,6 +54,21 @@ def test_unknown_field(refused):
     assert "unknown field distill.learning_rat; did you mean learning_rate?" in text
 
 
+@pytest.mark.parametrize("field", ["prompts.seed", "distill.seed"])
+def test_seed_below_zero(refused, field):
+    code, text = refused("plan", "--set", f"{field}=-1")
+    assert code == 2
+    assert field in text and "greater than or equal to 0" in text
+
+
+def test_mismatched_prompts_in_batches_of_one(refused):
+    code, text = refused(
+        "plan", distill={"global_batch": 1, "objective": {"mismatched_share": 0.2}}
+    )
+    assert code == 2
+    assert "mismatched_share needs a global_batch of 2" in text
+
+
 def test_wrong_type(refused):
     code, text = refused("plan", "--set", "distill.steps=many")
     assert code == 2

@@ -4,7 +4,6 @@ and on two ranks that hold half of each weight.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -34,9 +33,9 @@ class Run:
     def __init__(self, folder: Path, rank: int = 0, world: int = 1) -> None:
         self.folder, self.rank, self.world, self.cpus = folder, rank, world, 1.0
 
-    @contextlib.contextmanager
-    def resume_folder(self):
-        yield self.folder if (self.folder / TRACE).exists() else None
+    def checkpoint_folders(self):
+        if (self.folder / TRACE).exists():
+            yield self.folder
 
     def save(self, metrics, fill) -> None:
         fill(self.folder)

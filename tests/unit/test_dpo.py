@@ -447,10 +447,8 @@ class FakeRun:
     def __init__(self, folder: Path, lives: int) -> None:
         self.folder, self.lives = folder, lives
 
-    @contextlib.contextmanager
-    def resume_folder(self):
-        found = sorted(self.folder.glob("*"))
-        yield found[-1] if found else None
+    def checkpoint_folders(self):
+        yield from sorted(self.folder.glob("*"), reverse=True)
 
     def save(self, metrics, fill):
         path = self.folder / f"{len(list(self.folder.glob('*'))):06d}"
@@ -465,8 +463,7 @@ def fake_training(folder: Path, lives: int, calls: list):
     @contextlib.contextmanager
     def train_on_ray(context, worker, settings, plan):
         run = FakeRun(folder, lives)
-        with run.resume_folder() as found:
-            calls.append("new" if found is None else "resumed")
+        calls.append("resumed" if list(run.checkpoint_folders()) else "new")
         worker(run, settings)
         last = sorted(folder.glob("*"))[-1]
         yield last, 2.0

@@ -17,7 +17,7 @@ from torch import distributed, multiprocessing
 from schemas.config import DistillConfig
 from stages.ladd.backbone import Conditioning
 from stages.ladd.batch_plan import micro_batches, slots_of
-from stages.ladd.checkpoint import CheckpointError
+from stages.ladd.checkpoint import CheckpointError, names_in
 from stages.ladd.parallelize import spread
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers.sd3_backbone import SD3Backbone
@@ -31,6 +31,8 @@ WAYS = {
     "student sharded": {"shard_over": 2},
     "both sharded": {"shard_over": 2, "shard_teacher": True},
 }
+LOOKS = (1, 4, STEPS // 2 - 1, STEPS - 5)
+"""Updates behind which the average is looked at: in the heads' head start, and before a save."""
 UNEVEN = {"global_batch": 3, "micro_batch": 1}
 """As when an elastic training has lost a worker: two samples for one rank, one for the other."""
 
@@ -40,6 +42,20 @@ def batch_of(step: int) -> tuple[torch.Tensor, Conditioning]:
     latents = torch.randn(4, 4, 8, 12, generator=generator)
     tokens = torch.randn(4, 5, 24, generator=generator)
     return latents, Conditioning(tokens, torch.randn(4, 24, generator=generator), null_tokens=7)
+
+
+@torch.no_grad()
+def look_at_average(trainer: LaddTrainer, latents: torch.Tensor, text: Conditioning) -> None:
+    """What a sample grid does: a forward of the averaged weights, no backward. It must leave the
+    weights that the optimizer trains as they were.
+    """
+    trained = trainer.student_optimizer.param_groups[0]["params"]
+    before = [getattr(p, "_local_tensor", p).clone() for p in trained]
+    trainer.average.swap_with(trainer.student)
+    trainer.student.velocity(latents, torch.ones(len(latents)), text)
+    trainer.average.swap_with(trainer.student)
+    for kept, parameter in zip(before, trained, strict=True):
+        assert torch.equal(kept, getattr(parameter, "_local_tensor", parameter))
 
 
 def train(
@@ -77,6 +93,8 @@ def train(
     for step in steps:
         latents, conditioning = batch_of(step)
         metrics.append(trainer.update(latents[rows], conditioning.select(rows)))
+        if step in LOOKS:
+            look_at_average(trainer, latents, conditioning)
     if save:
         trainer.save(Path(save))
     return metrics
@@ -155,6 +173,12 @@ def test_every_sample_has_a_place_on_one_rank_and_all_have_as_many_rounds(batch,
     assert all(part.stop > part.start for parts in rounds for part in parts)
     most = -(-batch // world)
     assert all(p.stop - p.start <= (micro or most) + 1 for parts in rounds for p in parts)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_checkpoint_behind_a_look_at_the_average_holds_all_state(name, on_two):
+    folder, _ = on_two
+    assert names_in(folder / name) == names_in(folder / "one")
 
 
 @pytest.mark.parametrize("name", WAYS)

@@ -69,7 +69,7 @@ class Counter:
     step = 0
 
     def save(self, folder):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "step").write_text(str(self.step))
 
     def load(self, folder):
@@ -82,13 +82,13 @@ class Counter:
 
 
 class Run:
-    def __init__(self, folder):
-        self.folder = folder
+    rank = 0
 
-    def resume_folder(self):
-        import contextlib
+    def __init__(self, *folders):
+        self.folders = folders
 
-        return contextlib.nullcontext(self.folder)
+    def checkpoint_folders(self):
+        yield from self.folders
 
 
 def test_a_checkpoint_brings_state_and_lines_back(tmp_path, said):
@@ -100,17 +100,36 @@ def test_a_checkpoint_brings_state_and_lines_back(tmp_path, said):
     checkpoint.mkdir()
     fill_checkpoint(checkpoint, trainer, trace, 0)
     fresh = Counter()
-    assert resume(Run(checkpoint), fresh, "dpo") == trace.lines
+    assert resume(Run(checkpoint), fresh, {}, "dpo") == trace.lines
     assert fresh.step == 7
-    assert resume(Run(None), Counter(), "dpo") == []
+    assert resume(Run(), Counter(), {}, "dpo") == []
     other = tmp_path / "of another rank"
     other.mkdir()
     fill_checkpoint(other, trainer, trace, 1)
     assert (other / STATE).exists() and not (other / TRACE).exists()
 
 
-def test_a_damaged_checkpoint_is_named_with_its_stage(tmp_path):
-    (tmp_path / STATE).mkdir()
-    (tmp_path / STATE / "step").write_text("oops")
-    with pytest.raises(ArtifactError, match=f"dpo: the checkpoint {tmp_path}"):
-        resume(Run(tmp_path), Counter(), "dpo")
+@pytest.fixture
+def damaged(tmp_path):
+    folder = tmp_path / "damaged"
+    (folder / STATE).mkdir(parents=True)
+    (folder / STATE / "step").write_text("oops")
+    return folder
+
+
+def test_behind_a_damaged_checkpoint_the_one_before_it_is_taken(tmp_path, damaged, said):
+    settings = {"report": lambda *progress: said.append(progress)}
+    whole, trainer = tmp_path / "whole", Counter()
+    trainer.step = 3
+    trainer.save(whole / STATE)
+    (whole / TRACE).write_text('{"step": 3}\n')
+    fresh = Counter()
+    assert resume(Run(damaged, whole), fresh, settings, "dpo") == ['{"step": 3}']
+    assert fresh.step == 3
+    assert [f"the checkpoint {damaged / STATE}" in text for text, *_ in said] == [True]
+
+
+def test_where_all_checkpoints_are_damaged_the_error_says_how_to_begin_anew(damaged, said):
+    settings = {"report": lambda *progress: said.append(progress)}
+    with pytest.raises(ArtifactError, match=f"dpo: the checkpoint {damaged}.*--force dpo"):
+        resume(Run(damaged), Counter(), settings, "dpo")
