@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -188,18 +189,21 @@ def main() -> None:
             else:
                 folders[titles[id(trial)]] = Path(store.path(made.name("model")))
     ordered = {title: folders[title] for title in planned if title in folders}
+    shipped = [title for title in ordered if title.startswith(SHIPPED)]
     rows = score_table(_config(store.url), ordered, wanted.prompts, lambda text: print(text))
     lines = student_lines(rows, list(ordered))
     show(lines)
-    show_buckets(rows, list(ordered)[: wanted.seeds])
-    if wanted.seeds > 1:
-        print(f"{SHIPPED}, mean and deviation over {wanted.seeds} seeds:")
-        for what, words in spread(lines[: wanted.seeds]).items():
+    show_buckets(rows, shipped)
+    if len(shipped) > 1:
+        print(f"{SHIPPED}, mean and deviation over {len(shipped)} seeds:")
+        for what, words in spread(lines[: len(shipped)]).items():
             print(f"- {what}: {words}")
     if wanted.out is not None:
         wanted.out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     if wanted.plot is not None:
-        draw(lines, wanted.seeds, wanted.plot)
+        draw(lines, len(shipped), wanted.plot)
+    if len(ordered) < len(planned):
+        sys.exit(f"{len(planned) - len(ordered)} of {len(planned)} students failed")
 
 
 if __name__ == "__main__":

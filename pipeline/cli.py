@@ -291,7 +291,7 @@ def score(
         Path | None,
         typer.Option(help="A student's diffusers folder; by default this configuration's."),
     ] = None,
-    prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 1000,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Also write the table as JSON.")] = None,
     teacher_only: Annotated[bool, typer.Option(help="Leave the student out.")] = False,
     config: ConfigFile = None,
@@ -325,10 +325,11 @@ def sweep(
         ),
     ] = False,
     score: Annotated[
-        int, typer.Option(help="Judge the students on so many held-out prompts (shapes alone).")
+        int,
+        typer.Option(min=0, help="Judge the students on so many held-out prompts (shapes alone)."),
     ] = 0,
     at_once: Annotated[
-        int, typer.Option(help="Trials side by side; each waits for its resources.")
+        int, typer.Option(min=1, help="Trials side by side; each waits for its resources.")
     ] = 4,
     out: Annotated[Path | None, typer.Option(help="Also write the table as JSON.")] = None,
     config: ConfigFile = None,
@@ -338,11 +339,16 @@ def sweep(
     """Run one stage with several configurations, each an artifact of its own, and compare."""
     from pipeline.observe import Observer
     from pipeline.store import ArtifactStore
-    from pipeline.sweep import make_trials, run_trials
+    from pipeline.sweep import make_trials, require_judged_alike, run_trials
 
     if stage != "distill":
         raise ConfigError(f"sweep compares students: the stage is distill, not {stage!r}")
     trials = make_trials(config, preset, set_ or (), one_at_a_time)
+    if score:
+        from stages.shapes_table import held_out, score_table
+
+        require_judged_alike(trials)
+        held_out(trials[0].config, score)  # refuses before anything is trained
     store = ArtifactStore(trials[0].config.store)
     signal.signal(signal.SIGTERM, _terminate)
     rows, students = [], {}
@@ -356,8 +362,6 @@ def sweep(
             rows.append({"trial": trial.name, "artifact": result.manifest.key} | metrics)
             students[trial.name] = result
         if score and students:
-            from stages.shapes_table import score_table
-
             _show_rows(rows, None)
             folders = {
                 trial.name: stack.enter_context(students[trial.name].local_folder("model"))
@@ -370,8 +374,8 @@ def sweep(
                 _write_judged(judged, out)
         else:
             _show_rows(rows, out)
-    if not students:
-        raise StageFailed("no trial has made a student")
+    if len(students) < len(trials):
+        raise StageFailed(f"{len(trials) - len(students)} of {len(trials)} trials failed")
 
 
 @app.command()

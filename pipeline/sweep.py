@@ -82,6 +82,8 @@ def _split(setting: str) -> tuple[str, list[str]]:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {path}: {text!r} is not a list of YAML values") from error
+    if not values:
+        raise ConfigError(f"--set {path}= names no value")
     return path, [_text(v) for v in values]
 
 
@@ -98,14 +100,46 @@ def run_trials(
 
     What the stage needs is made first, one after another, for trials share most of it. A trial
     that fails does not stop the others. Ray gives each the resources that it asks for and lets the
-    rest wait.
+    rest wait. Raises ConfigError for two trials of one artifact.
     """
+    _require_distinct(stage, trials, store)
+    ready = []
     with ray_cluster(trials[0].config):
         for trial in trials:
             needed = make_plan(trial.config, store, Selection(until=stage))
             before = [_kept(planned) if planned.name == stage else planned for planned in needed]
-            execute(trial.config, store, before, observer)
-        yield from _side_by_side(trials, lambda t: _run(stage, t, store, observer), at_once)
+            try:
+                execute(trial.config, store, before, observer)
+            except LaddError as error:
+                yield trial, error
+            else:
+                ready.append(trial)
+        yield from _side_by_side(ready, lambda t: _run(stage, t, store, observer), at_once)
+
+
+def _require_distinct(stage: str, trials: list[Trial], store: ArtifactStore) -> None:
+    seen: dict[str, Trial] = {}
+    for trial in trials:
+        needed = make_plan(trial.config, store, Selection(until=stage))
+        key = next(planned.key for planned in needed if planned.name == stage)
+        if key in seen:
+            raise ConfigError(
+                f"two trials make one artifact, {seen[key].name!r} and {trial.name!r}: give values "
+                "that differ, of fields that change a result"
+            )
+        seen[key] = trial
+
+
+def require_judged_alike(trials: list[Trial]) -> None:
+    """Raises ConfigError where trials differ in what the pictures are that they are judged by."""
+    for section in ("teacher", "prompts", "synthesize"):
+        if any(
+            getattr(trial.config, section) != getattr(trials[0].config, section) for trial in trials
+        ):
+            raise ConfigError(
+                f"--score judges all trials on the same held-out prompts, but {section} differs "
+                "between them: sweep it without --score"
+            )
 
 
 def _side_by_side(

@@ -48,8 +48,15 @@ Draw = Callable[[list[Sample]], np.ndarray]
 def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, Any]]]:
     """The first `count` distinct held-out prompts of the grammar with bucket and seed, by bucket.
 
-    The split is by hash, so none of them is ever a training prompt of this configuration.
+    The split is by hash, so none of them is ever a training prompt of this configuration. Raises
+    ConfigError for another teacher than the embedded one, whose judge knows this world alone; where
+    there are not as many prompts; and where a bucket has less than two, which have no distance.
     """
+    if config.teacher.family != "shapes":
+        raise ConfigError(
+            f"teacher.family is {config.teacher.family}: this table judges the embedded world of "
+            "shapes alone; `ladd-pipeline run` evaluates other students"
+        )
     prompts = config.prompts
     if prompts.held_out_fraction == 0:
         raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")
@@ -58,12 +65,22 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
         for p in islice(read_grammar(prompts.seed), 200 * count + 10_000)
         if split_of(p, prompts.held_out_fraction) == "held_out"
     )
+    if len(drawn) < count:
+        raise ConfigError(
+            f"prompts.held_out_fraction {prompts.held_out_fraction:g} leaves {len(drawn)} distinct "
+            f"prompts of the {count} to judge on: raise it, or ask for fewer"
+        )
     groups: dict[Bucket, list[dict[str, Any]]] = defaultdict(list)
     for prompt in islice(drawn, count):
         bucket = Bucket.parse(bucket_of(prompt, prompts.buckets))
         seed = seed_of(prompts.seed, prompt, 0)
         groups[bucket].append(
             {"prompt": prompt, "seed": seed, "width": bucket.width, "height": bucket.height}
+        )
+    few = [str(bucket) for bucket, rows in sorted(groups.items()) if len(rows) < 2]
+    if few:
+        raise ConfigError(
+            f"{count} held-out prompts put fewer than two into {', '.join(few)}: judge on more"
         )
     return dict(sorted(groups.items()))
 
@@ -129,12 +146,13 @@ def score_table(
     config: PipelineConfig, students: dict[str, Path], count: int, report: Callable[[str], None]
 ) -> list[Judged]:
     """Real scenes, the teacher at its own and at few steps, then the students, which are names and
-    diffusers folders; each on the same prompts and seeds.
+    diffusers folders; each on the same prompts and seeds, on the CPU. Raises ConfigError as
+    `held_out` does.
     """
+    samples = held_out(config, count)
     teacher = open_teacher(config.teacher)
     net = teacher.backbone()
     making = config.synthesize
-    samples = held_out(config, count)
 
     def from_teacher(steps: int, guidance_scale: float) -> Draw:
         return _drawer(teacher, teacher_painter(teacher, net, CPU, steps, guidance_scale))

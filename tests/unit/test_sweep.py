@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
-from pipeline.sweep import make_trials
-from schemas.errors import ConfigError
+from pipeline import sweep
+from pipeline.config import load_config
+from pipeline.observe import Observer
+from pipeline.store import ArtifactStore
+from pipeline.sweep import make_trials, require_judged_alike, run_trials
+from schemas.errors import ConfigError, StageFailed
+from stages.shapes_table import held_out
 
 
 def test_every_combination_is_a_trial():
@@ -53,7 +60,56 @@ def test_one_at_a_time_varies_around_the_first_values():
     ]
 
 
-@pytest.mark.parametrize("setting", ["distill.steps", "=3", "distill.steps=[1"])
+@pytest.mark.parametrize(
+    "settings", [["distill.seed=0,0"], ["distill.global_batch=8", "distill.workers=1,2"]]
+)
+def test_two_trials_of_one_artifact_are_refused(settings, tmp_path):
+    trials = make_trials(None, "shapes", settings)
+    store = ArtifactStore(str(tmp_path))
+    with pytest.raises(ConfigError, match="two trials make one artifact"):
+        next(run_trials("distill", trials, store, Observer("text"), 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_whose_data_cannot_be_made_does_not_stop_the_others(tmp_path, monkeypatch):
+    def execute(config, store, stages, observer):
+        if config.distill.seed == 1:
+            raise StageFailed("no data")
+
+    monkeypatch.setattr(sweep, "ray_cluster", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(sweep, "execute", execute)
+    monkeypatch.setattr(sweep, "_run", lambda stage, trial, store, observer: trial.name)
+    trials = make_trials(None, "shapes", ["distill.seed=0,1,2"])
+    ended = run_trials("distill", trials, ArtifactStore(str(tmp_path)), Observer("text"), 1)
+    assert {trial.name: str(result) for trial, result in ended} == {
+        "seed=1": "no data",
+        "seed=0": "seed=0",
+        "seed=2": "seed=2",
+    }
+
+
+def test_trials_that_differ_in_their_held_out_prompts_are_not_scored():
+    require_judged_alike(make_trials(None, "shapes", ["distill.seed=0,1"]))
+    with pytest.raises(ConfigError, match="prompts differs"):
+        require_judged_alike(make_trials(None, "shapes", ["prompts.held_out_fraction=0.45,0.1"]))
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "count", "words"),
+    [
+        ("sd3-medium", [], 500, "teacher.family"),
+        ("shapes", ["prompts.held_out_fraction=0"], 500, "nothing to judge on"),
+        ("shapes", ["prompts.held_out_fraction=0.0001"], 500, "of the 500 to judge on"),
+        ("shapes", [], 5, "fewer than two"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(preset, settings, count, words):
+    sources = ["prompts.sources=[{kind: file, url: prompts.txt}]"] * (preset == "sd3-medium")
+    with pytest.raises(ConfigError, match=words):
+        held_out(load_config(None, preset, [*settings, *sources]), count)
+
+
+@pytest.mark.parametrize("setting", ["distill.steps", "=3", "distill.steps=[1", "distill.steps="])
 def test_a_setting_that_cannot_be_read_is_named(setting):
     with pytest.raises(ConfigError, match="--set"):
         make_trials(None, "shapes", [setting])
