@@ -11,14 +11,14 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.stage import StageContext
 from schemas.config import DistillConfig, DpoConfig
-from schemas.errors import LaddError, StageFailed, dump_error, load_error
+from schemas.errors import ConfigError, LaddError, StageFailed, dump_error, load_error
 
 _SUFFIX = "training"
 
@@ -30,7 +30,7 @@ class TrainingPlan:
     workers: int
     min_workers: int | None
     cpus_per_worker: float | None
-    """Empty shares the cluster's CPUs."""
+    """Empty takes the most with which all workers fit."""
     use_gpu: bool | None
     """Empty takes GPUs where there are any."""
     retries: int
@@ -39,6 +39,68 @@ class TrainingPlan:
     @classmethod
     def of(cls, config: DistillConfig | DpoConfig) -> TrainingPlan:
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each worker asks Ray for."""
+
+    cpus: float
+    gpu: bool
+
+    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many workers fit on nodes of these resources, all else being idle."""
+
+        def on(node: Mapping[str, float]) -> float:
+            by_cpu = node.get("CPU", 0) // self.cpus
+            return min(by_cpu, node.get("GPU", 0) // 1) if self.gpu else by_cpu
+
+        return int(sum(map(on, nodes)))
+
+
+def share_of(plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> Share:
+    """A worker's share of nodes of these resources.
+
+    Unless the plan says otherwise: a GPU where any node has one, and the most CPUs with which there
+    is room for all workers at once, or else for as few as do, or else one.
+    """
+    gpu = plan.use_gpu if plan.use_gpu is not None else any(n.get("GPU", 0) >= 1 for n in nodes)
+    if plan.cpus_per_worker is not None:
+        return Share(plan.cpus_per_worker, gpu)
+    parts = {
+        node.get("CPU", 0) // workers for node in nodes for workers in range(1, plan.workers + 1)
+    }
+    shares = [Share(float(cpus), gpu) for cpus in sorted(parts, reverse=True) if cpus >= 1]
+    for needed in (plan.workers, plan.min_workers or plan.workers):
+        for share in shares:
+            if share.room(nodes) >= needed:
+                return share
+    return Share(1.0, gpu)
+
+
+def _own_share(context: StageContext, plan: TrainingPlan) -> Share:
+    """Raises ConfigError where the workers will never fit: on this machine, to which none is
+    added. Another cluster may grow; without a GPU it is told that training runs on CPUs.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    share = share_of(plan, nodes)
+    room, needed = share.room(nodes), plan.min_workers or plan.workers
+    if context.config.ray.address is not None:
+        if not share.gpu and plan.use_gpu is None:
+            text = (
+                f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
+            )
+            context.report(f"warning: {text}", 0, 0)
+    elif room < needed:
+        each = f"{share.cpus:g} CPU{'s'[: share.cpus != 1]}" + " and a GPU" * share.gpu
+        raise ConfigError(
+            f"{context.stage}.workers: {needed} workers with {each} each do not fit on this "
+            f"machine, which has room for {room}; lower {context.stage}.workers or "
+            "cpus_per_worker, or join a cluster (ray.address)"
+        )
+    return share
 
 
 class TrainingRun:
@@ -89,18 +151,15 @@ def train_on_ray(
 ) -> Iterator[tuple[Path, float]]:
     """Run `worker(run, settings)` on every worker, resuming what a former run of this key left.
 
-    Gives a local copy of the last checkpoint's folder, for the time being, and the device hours
-    that this run took. Raises the worker's own LaddError, and StageFailed for whatever else ends
-    the training.
+    Gives the last checkpoint's folder, to be read for the time being, and the device hours of this
+    start, its wait for the workers among them. Raises the worker's own LaddError, ConfigError for
+    workers that will never fit, and StageFailed for whatever else ends the training.
     """
     started = time.monotonic()
-    import ray
     from ray import train
     from ray.train.torch import TorchTrainer
 
-    resources = ray.cluster_resources()
-    use_gpu = plan.use_gpu if plan.use_gpu is not None else resources.get("GPU", 0) >= plan.workers
-    cpus = plan.cpus_per_worker or max(1.0, resources.get("CPU", 1) // plan.workers)
+    share = _own_share(context, plan)
     workers: Any = plan.workers
     if plan.min_workers not in (None, plan.workers):
         workers = (plan.min_workers, plan.workers)
@@ -109,14 +168,14 @@ def train_on_ray(
         train_loop_config={
             "worker": worker,
             "settings": settings,
-            "cpus": cpus,
+            "cpus": share.cpus,
             "context": context,
             "cwd": os.getcwd(),
         },
         scaling_config=train.ScalingConfig(
             num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+            use_gpu=share.gpu,
+            resources_per_worker={"CPU": share.cpus} | ({"GPU": 1} if share.gpu else {}),
         ),
         run_config=train.RunConfig(
             name=context.key,
@@ -135,9 +194,9 @@ def train_on_ray(
         raise failure
     if result.checkpoint is None:
         raise StageFailed(f"{context.stage}: training ended without a checkpoint")
-    hours = (time.monotonic() - started) / 3600 * plan.workers * (1 if use_gpu else cpus)
-    with tempfile.TemporaryDirectory(prefix="ladd-checkpoint-") as folder:
-        result.checkpoint.to_directory(folder)
+    devices = plan.workers * (1 if share.gpu else share.cpus)
+    hours = (time.monotonic() - started) / 3600 * devices
+    with result.checkpoint.as_directory() as folder:
         yield Path(folder), hours
 
 

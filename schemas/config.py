@@ -328,9 +328,9 @@ class DistillConfig(Frozen):
     min_workers: int | None = runtime(None, ge=1)
     """Elastic training: as few workers do while the cluster has no room for all; empty waits."""
     cpus_per_worker: float | None = runtime(None, gt=0)
-    """CPUs of each; empty shares the cluster's CPUs between them."""
+    """CPUs of each; empty takes the most with which all workers fit on the nodes there are."""
     use_gpu: bool | None = runtime(None)
-    """Empty takes GPUs where the cluster has them."""
+    """A GPU for each worker; empty takes GPUs as soon as any node has one."""
     checkpoint_every: int = runtime(500, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
@@ -469,9 +469,9 @@ class DpoConfig(Frozen):
     min_workers: int | None = runtime(None, ge=1)
     """Elastic training: as few workers do while the cluster has no room for all; empty waits."""
     cpus_per_worker: float | None = runtime(None, gt=0)
-    """CPUs of each; empty shares the cluster's CPUs between them."""
+    """CPUs of each; empty takes the most with which all workers fit on the nodes there are."""
     use_gpu: bool | None = runtime(None)
-    """Empty takes GPUs where the cluster has them."""
+    """A GPU for each worker; empty takes GPUs as soon as any node has one."""
     checkpoint_every: int = runtime(200, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)

@@ -10,6 +10,7 @@ from pipeline import mapping, training
 from pipeline.mapping import _Adapter
 from pipeline.stage import StageContext
 from pipeline.store import ArtifactStore
+from pipeline.training import Share, TrainingPlan, share_of
 from schemas.config import WorkerPool
 from schemas.errors import (
     ArtifactError,
@@ -29,6 +30,56 @@ def test_an_error_keeps_its_kind_and_exit_code_on_its_way(kind):
     error = load_error(dump_error(kind("the sentence")))
     assert type(error) is kind and str(error) == "the sentence"
     assert error.exit_code == kind.exit_code
+
+
+def plan_for(workers: int, **changes) -> TrainingPlan:
+    nothing_set = dict.fromkeys(("min_workers", "cpus_per_worker", "use_gpu"))
+    return TrainingPlan(
+        **nothing_set | {"workers": workers, "retries": 0, "checkpoints_kept": 1} | changes
+    )
+
+
+HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("workers", "changes", "nodes", "share"),
+    [
+        (1, {}, [{"CPU": 2.0}], Share(2, False)),
+        (2, {}, [{"CPU": 2.0}], Share(1, False)),
+        (3, {}, [{"CPU": 8.0}, {"CPU": 8.0}], Share(4, False)),
+        # Bug: share out the head's CPUs too; 16 beside a GPU are on no node.
+        (2, {}, [HEAD, GPU_NODE, GPU_NODE], Share(8, True)),
+        # Bug: take GPUs only where there is one for each worker at this moment.
+        (8, {"min_workers": 4}, [HEAD, *[GPU_NODE] * 7], Share(8, True)),
+        (2, {"use_gpu": False}, [HEAD, GPU_NODE, GPU_NODE], Share(8, False)),
+        (2, {"cpus_per_worker": 3}, [HEAD], Share(3, False)),
+        (2, {}, [{"CPU": 1.0}], Share(1, False)),
+    ],
+)
+def test_a_worker_asks_for_what_nodes_have(workers, changes, nodes, share):
+    assert share_of(plan_for(workers, **changes), nodes) == share
+
+
+def test_workers_that_never_fit_on_this_machine_are_refused(tmp_path, monkeypatch):
+    def context(address: str | None) -> StageContext:
+        config = make_tiny_config(tmp_path, tmp_path / "store", ray={"address": address})
+        return StageContext("distill", "k", config, ArtifactStore(str(tmp_path)), {}, said)
+
+    def said(text, done, total):
+        warnings.append(text)
+
+    warnings: list[str] = []
+    nodes = [{"Alive": True, "Resources": GPU_NODE}, {"Alive": False, "Resources": GPU_NODE}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    with pytest.raises(ConfigError, match="2 workers with 1 CPU and a GPU each do not fit"):
+        training._own_share(context(None), plan_for(2))
+    assert training._own_share(context(None), plan_for(2, min_workers=1)).gpu
+    assert training._own_share(context("auto"), plan_for(2)).gpu and not warnings
+    nodes[:] = [{"Alive": True, "Resources": HEAD}]
+    assert not training._own_share(context(None), plan_for(2)).gpu and not warnings
+    assert not training._own_share(context("auto"), plan_for(2)).gpu
+    assert "no GPU" in warnings[0]
 
 
 def refuse(*_: object):
