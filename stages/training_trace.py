@@ -83,6 +83,7 @@ class TrainingTrace:
         self.lines = resumed
         self._report, self._total, self._log_every = settings["report"], total, log_every
         self._watch = watch
+        self._latest: dict[str, Any] = {}
         self._step = json.loads(resumed[-1])["step"] if resumed else 0
         self._board = None
         if run.rank == 0:
@@ -98,8 +99,9 @@ class TrainingTrace:
         """Take in update `step`, counted from 1."""
         self._keep(step, metrics)
         self.warn(self._watch(metrics))
+        self._latest |= metrics  # not every update has all, when the heads also learn alone
         if step % self._log_every == 0 or step == self._total:
-            self._show(step, metrics)
+            self._show(step, self._latest)
 
     def add_look(self, step: int, metrics: dict[str, float]) -> None:
         """Take in what was seen between updates, behind `step`."""

@@ -159,9 +159,11 @@ class _Working:
         maps = taps * self.image * self.number
         sent_back = _heads(self.transformer, distill.discriminator) * self.image * self.number
         judged = maps + sent_back + self._judged()
-        # FSDP2: the block in use and the next one gathered; gradients are reduced in float32.
-        block = _block_weights(self.transformer) if distill.shard_over > 1 else 0
-        gathered, reduced = 2 * block * self.number, block * (self.number + 6)
+        # FSDP2: the block in use and the next one gathered, where nothing is sharded in float32;
+        # gradients are reduced in float32.
+        block = _block_weights(self.transformer) if distill.workers > 1 else 0
+        number = self.number if distill.shard_over > 1 else 4
+        gathered, reduced = 2 * block * number, block * (number + 6)
         teacher_gathered = gathered if distill.shard_teacher else 0
         # 1. The way back begins: all is there, and the teacher's last block is worked on.
         begin = copies + teacher_copies + judged + teacher.passing + teacher_gathered
@@ -170,8 +172,6 @@ class _Working:
             begin += 2 * inputs + 3 * self.image * self.number + teacher.block
         else:
             begin += student.all + teacher.all
-        if distill.workers > 1 and distill.shard_over == 1:
-            begin += gradients  # as much again: FSDP2 works on a copy, also where it shards nothing
         if self.batch < self.shapes.share:
             begin += gradients + head_gradients  # of the micro-batches before
         # 2. It ends at the student's first block, beside nearly all gradients.
