@@ -30,11 +30,11 @@ from pipeline.store import Artifact, ArtifactStore
 from pipeline.sweep import Trial, run_trials
 from schemas.errors import LaddError
 from stages.shapes_table import (
-    FEW,
     Judged,
     StudentLine,
     at_steps,
     draw_real,
+    held_out,
     score_table,
     student_lines,
 )
@@ -96,7 +96,7 @@ def spread(lines: list[StudentLine]) -> dict[str, str]:
     """Mean and standard deviation of students that differ in their seeds."""
 
     def words(of: Callable[[StudentLine], dict[int, float]], digits: int) -> str:
-        values = [[of(line)[n] for line in lines] for n in FEW]
+        values = [[of(line)[n] for line in lines] for n in of(lines[0])]
         return " / ".join(
             f"{np.mean(v):.{digits}f} ± {np.std(v, ddof=1):.{digits}f}" for v in values
         )
@@ -109,14 +109,14 @@ def spread(lines: list[StudentLine]) -> dict[str, str]:
 
 
 def show_buckets(rows: list[Judged], shipped: list[str]) -> None:
-    """Print distances in all and by bucket: the teacher's, and the means of students that differ
-    in their seeds.
+    """Print distances in all and by bucket: the teacher's, and the means of the students `shipped`,
+    which differ in their seeds.
     """
     samplers = {row.pictures: [row] for row in rows if row.pictures.startswith("teacher, ")}
-    for n in FEW:
-        titles = [at_steps(title, n) for title in shipped]
-        own = [row for row in rows if row.pictures in titles]
-        samplers[f"{at_steps('student', n)}, mean of {len(own)} seeds"] = own
+    for row in rows:
+        if row.pictures in [at_steps(title, row.steps) for title in shipped]:
+            name = f"{at_steps('student', row.steps)}, mean of {len(shipped)} seeds"
+            samplers.setdefault(name, []).append(row)
     buckets = list(rows[-1].frechet_by_bucket)
     print(f"| Fréchet distance | all | {' | '.join(buckets)} |")
     print("|---" * (len(buckets) + 2) + "|")
@@ -128,16 +128,21 @@ def show_buckets(rows: list[Judged], shipped: list[str]) -> None:
 
 def show(lines: list[StudentLine]) -> None:
     """Print the table in Markdown."""
-    print("| at 4 / 2 / 1 steps | all attributes, % | the same, not square | Fréchet distance |")
+    steps = " / ".join(map(str, lines[0].attributes))
+    print(f"| at {steps} steps | all attributes, % | the same, not square | Fréchet distance |")
     print("|---|---|---|---|")
     for line in lines:
         columns = ((line.attributes, 1), (line.not_square, 1), (line.frechet, 3))
-        cells = [" / ".join(f"{of[n]:.{digits}f}" for n in FEW) for of, digits in columns]
+        cells = [
+            " / ".join(f"{value:.{digits}f}" for value in of.values()) for of, digits in columns
+        ]
         print(f"| {line.student} | {' | '.join(cells)} |")
 
 
-def draw(lines: list[StudentLine], seeds: int, path: Path) -> None:
-    """A row for each student, a mark for each number of steps; the spread over seeds as bands."""
+def draw(lines: list[StudentLine], shipped: list[str], path: Path) -> None:
+    """A row for each student, a mark for each number of steps; the spread of the students `shipped`
+    as bands.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,9 +156,11 @@ def draw(lines: list[StudentLine], seeds: int, path: Path) -> None:
     )
     places = range(len(lines))
     for axis, (title, value) in zip(axes, panels, strict=True):
-        for n, colour, mark in zip(FEW, ("#2f6f4f", "#c98a2b", "#7a4b8c"), "osD", strict=True):
-            own = [value(line)[n] for line in lines[:seeds]]
-            axis.axvspan(min(own), max(own), color=colour, alpha=0.15, linewidth=0)
+        marks = zip(("#2f6f4f", "#c98a2b", "#7a4b8c"), "osD", strict=True)
+        for n, (colour, mark) in zip(value(lines[0]), marks, strict=True):
+            own = [value(line)[n] for line in lines if line.student in shipped]
+            if own:
+                axis.axvspan(min(own), max(own), color=colour, alpha=0.15, linewidth=0)
             found = [value(line)[n] for line in lines]
             label = f"{n} step{'s'[: n > 1]}"
             axis.plot(found, places, mark, color=colour, label=label, linestyle="none")
@@ -176,6 +183,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     wanted = parser.parse_args()
     store = ArtifactStore(str(wanted.store.absolute()))
+    held_out(_config(store.url), wanted.prompts)  # refuses before anything is trained
     with Observer("text") as observer:
         write_real_scenes(store, wanted.store / "real-scenes", observer)
         planned = trials(store.url, wanted.seeds, wanted.at_once)
@@ -189,6 +197,8 @@ def main() -> None:
             else:
                 folders[titles[id(trial)]] = Path(store.path(made.name("model")))
     ordered = {title: folders[title] for title in planned if title in folders}
+    if not ordered:
+        sys.exit("no student was trained")
     shipped = [title for title in ordered if title.startswith(SHIPPED)]
     rows = score_table(_config(store.url), ordered, wanted.prompts, lambda text: print(text))
     lines = student_lines(rows, list(ordered))
@@ -196,12 +206,12 @@ def main() -> None:
     show_buckets(rows, shipped)
     if len(shipped) > 1:
         print(f"{SHIPPED}, mean and deviation over {len(shipped)} seeds:")
-        for what, words in spread(lines[: len(shipped)]).items():
+        for what, words in spread([line for line in lines if line.student in shipped]).items():
             print(f"- {what}: {words}")
     if wanted.out is not None:
         wanted.out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     if wanted.plot is not None:
-        draw(lines, len(shipped), wanted.plot)
+        draw(lines, shipped, wanted.plot)
     if len(ordered) < len(planned):
         sys.exit(f"{len(planned) - len(ordered)} of {len(planned)} students failed")
 

@@ -242,7 +242,7 @@ def sample(
         float | None,
         typer.Option(help="Their scale; without --lora for this configuration's own adapters."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="1, 2 or 4.")] = 4,
+    steps: Annotated[int, typer.Option(help="1, 2 or 4 on the default grid.")] = 4,
     bucket: Annotated[
         str, typer.Option(help="WIDTHxHEIGHT; by default the configuration's first.")
     ] = "",
@@ -469,17 +469,16 @@ def _write_judged(judged: list[Judged], out: Path) -> None:
 
 def _show_students(judged: list[Judged], titles: list[str]) -> None:
     """The teacher at its own steps, then a line for each student."""
-    from stages.shapes_table import FEW, student_lines
+    from stages.shapes_table import student_lines
 
     _, teacher, *_ = judged
-    rows = [[teacher.pictures, f"{100 * teacher.attributes:.1f}", "", f"{teacher.diversity:.2f}"]]
+    first = [f"{100 * teacher.attributes:.1f}", "", f"{teacher.diversity:.2f}"]
+    rows = [[teacher.pictures, str(teacher.steps), *first]]
     for line in student_lines(judged, titles):
         columns = ((line.attributes, 1), (line.frechet, 3), (line.diversity, 2))
-        rows.append(
-            [line.student, *(" / ".join(f"{of[n]:.{d}f}" for n in FEW) for of, d in columns)]
-        )
-    steps = ", ".join(map(str, FEW))
-    _table([f"at {steps} steps", "all attributes %", "Fréchet distance", "diversity"], rows)
+        cells = [" / ".join(f"{value:.{d}f}" for value in of.values()) for of, d in columns]
+        rows.append([line.student, " / ".join(map(str, line.attributes)), *cells])
+    _table(["pictures", "steps", "all attributes %", "Fréchet distance", "diversity"], rows)
 
 
 def _show_rows(rows: list[dict[str, Any]], out: Path | None) -> None:

@@ -34,8 +34,9 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Its settings without the stage, for tables."""
-        return " ".join(setting.partition(".")[2] for setting in self.settings) or "as configured"
+        """Its settings, for tables; those of `distill` without the section."""
+        own = (setting.removeprefix("distill.") for setting in self.settings)
+        return " ".join(own) or "as configured"
 
 
 def make_trials(

@@ -30,15 +30,13 @@ from stages.scores.diversity import intra_prompt_diversity
 from stages.scores.frechet import frechet_distance
 from stages.shapes_world.captions import parse
 from stages.shapes_world.scenes import render, sample_scene
-from stages.student import open_student
+from stages.student import open_student, step_counts
 from stages.teachers import open_teacher
 from stages.teachers.protocol import Teacher
 
 BATCH = 32
 CPU = torch.device("cpu")
 REAL = "real scenes"
-FEW = (4, 2, 1)
-"""Steps at which students are judged, and the teacher beside them."""
 ALIKE_PROMPTS, ALIKE_SEEDS = 8, 4
 """Diversity is seen on so many prompts of each bucket, in so many pictures of each."""
 Draw = Callable[[list[Sample]], np.ndarray]
@@ -49,9 +47,12 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
     """The first `count` distinct held-out prompts of the grammar with bucket and seed, by bucket.
 
     The split is by hash, so none of them is ever a training prompt of this configuration. Raises
-    ConfigError for another teacher than the embedded one, whose judge knows this world alone; where
-    there are not as many prompts; and where a bucket has less than two, which have no distance.
+    ConfigError for another teacher than the embedded one, whose judge knows this world alone; for a
+    count below 1; where there are not as many prompts; and where a bucket has less than two, which
+    have no distance.
     """
+    if count < 1:
+        raise ConfigError(f"{count} held-out prompts are nothing to judge on")
     if config.teacher.family != "shapes":
         raise ConfigError(
             f"teacher.family is {config.teacher.family}: this table judges the embedded world of "
@@ -91,6 +92,8 @@ class Judged:
 
     pictures: str
     """Who drew them."""
+    steps: int
+    """In how many steps; 0 for real scenes."""
     attributes: float
     """Share of pictures that show all that their prompts state."""
     frechet: float | None
@@ -108,7 +111,7 @@ def at_steps(title: str, steps: int) -> str:
 
 @dataclass(frozen=True)
 class StudentLine:
-    """One student in one line; each dictionary is keyed by the number of steps."""
+    """One student in one line; each dictionary is keyed by the number of steps, most first."""
 
     student: str
     attributes: dict[int, float]
@@ -121,8 +124,10 @@ class StudentLine:
 
 def student_lines(judged: list[Judged], titles: list[str]) -> list[StudentLine]:
     """The students of those titles, from the rows of `score_table`."""
-    rows = {row.pictures: row for row in judged}
-    return [_line(title, {n: rows[at_steps(title, n)] for n in FEW}) for title in titles]
+    return [
+        _line(title, {r.steps: r for r in judged if r.pictures == at_steps(title, r.steps)})
+        for title in titles
+    ]
 
 
 def _line(title: str, at: dict[int, Judged]) -> StudentLine:
@@ -145,11 +150,15 @@ def _not_square(by_bucket: dict[str, float]) -> float:
 def score_table(
     config: PipelineConfig, students: dict[str, Path], count: int, report: Callable[[str], None]
 ) -> list[Judged]:
-    """Real scenes, the teacher at its own and at few steps, then the students, which are names and
-    diffusers folders; each on the same prompts and seeds, on the CPU. Raises ConfigError as
-    `held_out` does.
+    """Real scenes, the teacher at its own and at the students' steps, then the students, which are
+    names and diffusers folders, at all steps of their grids; each on the same prompts and seeds, on
+    the CPU. Without students the teacher takes the steps of the configuration's grid.
+
+    Raises ConfigError as `held_out` does, and ArtifactError for a folder that is no student's.
     """
     samples = held_out(config, count)
+    opened = {title: open_student(folder) for title, folder in students.items()}
+    grids = [grid for _, grid in opened.values()] or [config.distill.student_time.grid]
     teacher = open_teacher(config.teacher)
     net = teacher.backbone()
     making = config.synthesize
@@ -158,36 +167,35 @@ def score_table(
         return _drawer(teacher, teacher_painter(teacher, net, CPU, steps, guidance_scale))
 
     reference = f"teacher, {making.steps} steps, guidance {making.guidance_scale:g}"
-    samplers: dict[str, Draw] = {
-        REAL: draw_real,
-        reference: from_teacher(making.steps, making.guidance_scale),
+    samplers: dict[str, tuple[int, Draw]] = {
+        REAL: (0, draw_real),
+        reference: (making.steps, from_teacher(making.steps, making.guidance_scale)),
     }
     samplers |= {
-        f"{at_steps('teacher', n)}, guidance {g:g}": from_teacher(n, g)
-        for n in FEW
+        f"{at_steps('teacher', n)}, guidance {g:g}": (n, from_teacher(n, g))
+        for n in sorted({n for grid in grids for n in step_counts(grid)}, reverse=True)
         for g in (making.guidance_scale, 1.0)
     }
-    for title, folder in students.items():
-        backbone, grid = open_student(folder)
-        samplers |= {
-            at_steps(title, n): _drawer(
-                teacher, student_painter(teacher, backbone, CPU, student_sigmas(grid, n))
-            )
-            for n in FEW
-        }
+    for title, (backbone, grid) in opened.items():
+        for n in step_counts(grid):
+            painter = student_painter(teacher, backbone, CPU, student_sigmas(grid, n))
+            samplers[at_steps(title, n)] = n, _drawer(teacher, painter)
     judge, seen = Judge(samples), {}
-    for name, draw in samplers.items():
+    for name, (_, draw) in samplers.items():
         seen[name] = judge.look(draw)
         report(f"judged: {name}")
-    return [_judged(name, looks, seen[reference]) for name, looks in seen.items()]
+    return [
+        _judged(name, samplers[name][0], looks, seen[reference]) for name, looks in seen.items()
+    ]
 
 
-def _judged(name: str, looks: dict[Bucket, Look], goal: dict[Bucket, Look]) -> Judged:
+def _judged(name: str, steps: int, looks: dict[Bucket, Look], goal: dict[Bucket, Look]) -> Judged:
     def gathered(of: dict[Bucket, Look], what: str) -> np.ndarray:
         return np.concatenate([getattr(look, what) for look in of.values()])
 
     return Judged(
         pictures=name,
+        steps=steps,
         attributes=float(gathered(looks, "right").mean()),
         frechet=None
         if name == REAL

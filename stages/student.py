@@ -40,6 +40,14 @@ def open_student(folder: Path) -> tuple[nn.Module, list[float]]:
     return SD3Teacher(_as_teacher(folder)).backbone(dtype=torch.float32).eval(), record["grid"]
 
 
+def step_counts(grid: Sequence[float]) -> list[int]:
+    """The numbers of steps, most first, that stay on levels of the evenly spaced `grid`: on those
+    alone the student was trained.
+    """
+    gaps = len(grid) - 1
+    return [n for n in range(len(grid), 0, -1) if n == 1 or gaps % (n - 1) == 0]
+
+
 def _as_teacher(folder: Path) -> Any:
     from schemas.config import TeacherConfig
 
@@ -73,8 +81,9 @@ def draw_prompts(
     teacher.place(device)
     teacher.check_bucket(size)
     student, grid = open_student(folder)
-    if not 1 <= steps <= len(grid):
-        raise ConfigError(f"--steps {steps}: this student samples in 1 to {len(grid)} steps")
+    if steps not in step_counts(grid):
+        taken = " or ".join(map(str, step_counts(grid)))
+        raise ConfigError(f"--steps {steps}: on its grid this student takes {taken}")
     if lora is not None:
         teacher.load_adapters(student, lora).scale(lora_scale)
     paint = student_painter(teacher, student.to(device), device, student_sigmas(grid, steps))
