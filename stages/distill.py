@@ -30,7 +30,7 @@ from stages.ladd.batch_plan import BatchPlan, EmptyPlanError, slots_of
 from stages.ladd.checkpoint import load_tensors
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.parallelize import compile_blocks, spread
-from stages.ladd.sampling import student_sigmas
+from stages.ladd.sampling import step_counts, student_sigmas
 from stages.ladd.trainer import (
     HealthWatch,
     LaddTrainer,
@@ -207,7 +207,7 @@ class SampleGrids:
         return warnings
 
     def _draw(self) -> tuple[bytes, list[str]]:
-        steps, rows = (4, 2, 1), []
+        steps, rows = step_counts(self.config.distill.student_time.grid), []
         for sample in self.samples:
             key = sample["key"]
             if key not in self._teacher_pictures:
@@ -231,7 +231,9 @@ class SampleGrids:
         alike = [{**self.samples[0], "seed": self.samples[0]["seed"] + i} for i in range(4)]
         if self._teacher_distance is None:
             self._teacher_distance = _distance(self._from_teacher(alike))
-        return diversity_warnings(_distance(self._from_student(alike, 4)), self._teacher_distance)
+        most = len(self.config.distill.student_time.grid)
+        student = _distance(self._from_student(alike, most))
+        return diversity_warnings(student, self._teacher_distance)
 
     def _from_teacher(self, samples: list[dict[str, Any]]) -> torch.Tensor:
         making = self.config.synthesize

@@ -32,8 +32,9 @@ from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
 from stages.ladd.sampling import student_sigmas
 from stages.ladd.trainer import TrainingDiverged
 from stages.pair_data import PairData
-from stages.pairs import check_score, check_steps, student_of
+from stages.pairs import check_score, student_of
 from stages.scale_sweep import LORA, local_lora, try_scales
+from stages.student import check_steps
 from stages.teachers import open_teacher
 from stages.teachers.protocol import Teacher
 from stages.training_trace import TRACE, TrainingTrace, fill_checkpoint, resume
@@ -47,11 +48,12 @@ HELD_OUT_DRAWS = 4
 
 def check(config: PipelineConfig) -> None:
     """Raises ConfigError when the scale would be chosen by the score that made the pairs, by one
-    that nobody knows, or in too many steps.
+    that nobody knows, or in steps that the student does not take.
     """
-    check_steps(config)
+    pairs = config.pairs
+    check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
     check_score("dpo.chooser", config.dpo.chooser.name)
-    if config.pairs.url is None and config.dpo.chooser.name == config.pairs.reward.name:
+    if pairs.url is None and config.dpo.chooser.name == pairs.reward.name:
         raise ConfigError(
             f"dpo.chooser is {config.dpo.chooser.name}, which also ranks the pairs "
             "(pairs.reward): what was trained for cannot judge; name another score"

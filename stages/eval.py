@@ -39,7 +39,7 @@ from stages.pairs import check_score
 from stages.prompts import SAMPLE_SCHEMA
 from stages.scores import FEATURES, open_features, open_score
 from stages.scores.patches import patches_of
-from stages.student import open_student
+from stages.student import check_steps, open_student
 from stages.synthesize import encode_image
 from stages.teachers import open_teacher
 
@@ -77,10 +77,13 @@ def systems_of(config: PipelineConfig) -> list[System]:
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises ConfigError before anything starts: for missing prompts, and for a demand on what is
-    not measured.
+    """Raises ConfigError before anything starts: for missing prompts, for steps that the student
+    does not take, and for a demand on what is not measured.
     """
     eval_prompts.check(config)
+    for steps in config.eval.student_steps:
+        check_steps("eval.student_steps", steps, config.distill.student_time.grid)
+    check_steps("eval.tuned_steps", config.eval.tuned_steps, config.distill.student_time.grid)
     for score in config.eval.scores:
         check_score("eval.scores", score.name)
     check_score("eval.features", config.eval.features.name, FEATURES)

@@ -39,7 +39,7 @@ from stages.pair_sources import Part, SourcePair, check_file, parts_of, read_par
 from stages.prompts import prompt_id, seed_of, share_of
 from stages.scores import SCORES, open_score
 from stages.scores.protocol import Score
-from stages.student import open_student
+from stages.student import check_steps, open_student
 from stages.synthesize import encode_image
 from stages.teachers import open_teacher
 from stages.teachers.protocol import Teacher
@@ -69,11 +69,11 @@ Made = tuple[Row, dict[str, bytes]]
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises ConfigError for a file of pairs that is not there, a reward that nobody knows, or too
-    many steps.
+    """Raises ConfigError for a file of pairs that is not there, a reward that nobody knows, or
+    steps that the student does not take.
     """
     pairs = config.pairs
-    check_steps(config)
+    check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
     if pairs.url is not None:
         check_file(pairs.url)
     else:
@@ -84,16 +84,6 @@ def check_score(field: str, name: str, known: Iterable[str] = SCORES) -> None:
     """Raises ConfigError naming the field when there is no such score."""
     if name not in known:
         raise ConfigError(f"{field}.name: unknown score {name!r}{did_you_mean(name, known)}")
-
-
-def check_steps(config: PipelineConfig) -> None:
-    """Raises ConfigError when the student would draw in more steps than its grid has levels."""
-    levels = len(config.distill.student_time.grid)
-    if config.pairs.student_steps > levels:
-        raise ConfigError(
-            f"pairs.student_steps is {config.pairs.student_steps}, but the student's grid "
-            f"(distill.student_time.grid) has {levels} levels; lower it"
-        )
 
 
 def run(context: StageContext) -> StageResult:

@@ -21,7 +21,7 @@ import torch
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig, ScoreConfig
 from schemas.errors import ConfigError
-from stages.ladd.sampling import student_sigmas
+from stages.ladd.sampling import step_counts, student_sigmas
 from stages.painters import Painter, Sample, student_painter, teacher_painter
 from stages.prompt_sources import read_grammar
 from stages.prompts import bucket_of, seed_of, split_of
@@ -30,7 +30,7 @@ from stages.scores.diversity import intra_prompt_diversity
 from stages.scores.frechet import frechet_distance
 from stages.shapes_world.captions import parse
 from stages.shapes_world.scenes import render, sample_scene
-from stages.student import open_student, step_counts
+from stages.student import open_student
 from stages.teachers import open_teacher
 from stages.teachers.protocol import Teacher
 

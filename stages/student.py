@@ -14,7 +14,7 @@ from torch import nn
 
 from schemas.bucket import Bucket
 from schemas.errors import ArtifactError, ConfigError
-from stages.ladd.sampling import student_sigmas
+from stages.ladd.sampling import step_counts, student_sigmas
 from stages.painters import student_painter
 from stages.sample_grid import draw_grid
 from stages.teachers import open_teacher
@@ -40,12 +40,11 @@ def open_student(folder: Path) -> tuple[nn.Module, list[float]]:
     return SD3Teacher(_as_teacher(folder)).backbone(dtype=torch.float32).eval(), record["grid"]
 
 
-def step_counts(grid: Sequence[float]) -> list[int]:
-    """The numbers of steps, most first, that stay on levels of the evenly spaced `grid`: on those
-    alone the student was trained.
-    """
-    gaps = len(grid) - 1
-    return [n for n in range(len(grid), 0, -1) if n == 1 or gaps % (n - 1) == 0]
+def check_steps(field: str, steps: int, grid: Sequence[float]) -> None:
+    """Raises ConfigError naming the field when `steps` do not stay on levels of the grid."""
+    if steps not in step_counts(grid):
+        taken = " or ".join(map(str, step_counts(grid)))
+        raise ConfigError(f"{field} is {steps}, but on its grid the student takes {taken}")
 
 
 def _as_teacher(folder: Path) -> Any:
@@ -81,9 +80,7 @@ def draw_prompts(
     teacher.place(device)
     teacher.check_bucket(size)
     student, grid = open_student(folder)
-    if steps not in step_counts(grid):
-        taken = " or ".join(map(str, step_counts(grid)))
-        raise ConfigError(f"--steps {steps}: on its grid this student takes {taken}")
+    check_steps("--steps", steps, grid)
     if lora is not None:
         teacher.load_adapters(student, lora).scale(lora_scale)
     paint = student_painter(teacher, student.to(device), device, student_sigmas(grid, steps))

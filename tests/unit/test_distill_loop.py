@@ -97,6 +97,24 @@ def test_the_loop_visits_what_the_plan_says_and_draws_at_the_end(alone, data):
     assert f"samples/step-{STEPS:06d}.png" in names
 
 
+def test_sample_grids_are_drawn_on_the_levels_that_are_trained(
+    tiny_sd3, data, tmp_path, monkeypatch
+):
+    levels = [1.0, 0.6, 0.2]
+    drawn = []
+    paint = distill.student_painter
+
+    def record(teacher, student, device, sigmas, **options):
+        drawn.append(sigmas)
+        return paint(teacher, student, device, sigmas, **options)
+
+    monkeypatch.setattr(distill, "student_painter", record)
+    even = {"probabilities": [0.4, 0.3, 0.3], "warmup_probabilities": [0.0, 0.5, 0.5]}
+    train(tiny_sd3, *data, Run(tmp_path), "levels", student_time={"grid": levels, **even})
+    assert {len(sigmas) for sigmas in drawn} == {3, 2, 1}
+    assert {round(sigma, 6) for sigmas in drawn for sigma in sigmas} == set(levels)
+
+
 def test_a_loop_that_was_cut_goes_on_where_its_checkpoint_is(
     alone, tiny_sd3, data, tmp_path, monkeypatch
 ):

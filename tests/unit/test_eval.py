@@ -89,6 +89,13 @@ def test_lineage_reaches_back_to_the_prompts(tmp_path):
     assert stages.index("encode") < stages.index("distill") < stages.index("dpo")
 
 
+@pytest.mark.parametrize("setting", ["eval.student_steps=[1,3]", "eval.tuned_steps=3"])
+def test_steps_off_the_students_grid_are_refused_before_anything_starts(setting):
+    field = setting.split("=")[0]
+    with pytest.raises(ConfigError, match=rf"{field} is 3, .* takes 4 or 2 or 1"):
+        check(configured(setting))
+
+
 def test_held_out_prompts_are_taken_in_an_order_of_their_own(tmp_path):
     context = context_of(tmp_path, configured(), ["a white cross"], ["a blue cross"])
     samples, proof = chosen(context)

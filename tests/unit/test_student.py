@@ -9,9 +9,9 @@ from pipeline.config import load_config
 from schemas.bucket import Bucket
 from schemas.errors import ConfigError
 from stages import shapes_table
-from stages.ladd.sampling import student_sigmas
+from stages.ladd.sampling import step_counts, student_sigmas
 from stages.shapes_table import REAL, at_steps, score_table, student_lines
-from stages.student import draw_prompts, step_counts
+from stages.student import draw_prompts
 
 GRIDS = {4: [4, 2, 1], 5: [5, 3, 2, 1], 3: [3, 2, 1], 2: [2, 1], 1: [1]}
 
@@ -42,7 +42,7 @@ def student(tiny_teacher, tmp_path):
 
 @pytest.mark.parametrize("steps", [0, 3, 5])
 def test_steps_off_the_grid_are_refused_before_anything_is_drawn(student, tmp_path, steps):
-    with pytest.raises(ConfigError, match=f"--steps {steps}: .* takes 4 or 2 or 1"):
+    with pytest.raises(ConfigError, match=f"--steps is {steps}, .* takes 4 or 2 or 1"):
         draw_prompts(student, ["a red circle"], steps, "32x32", 0, tmp_path / "drawn")
     assert not (tmp_path / "drawn").exists()
 
