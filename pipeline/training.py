@@ -8,6 +8,7 @@ Ray.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 import time
@@ -52,7 +53,7 @@ class Share:
         """How many workers fit on nodes of these resources, all else being idle."""
 
         def on(node: Mapping[str, float]) -> float:
-            by_cpu = node.get("CPU", 0) // self.cpus
+            by_cpu = int(node.get("CPU", 0) / self.cpus + 1e-6)  # 1 // 0.1 is 9
             return min(by_cpu, node.get("GPU", 0) // 1) if self.gpu else by_cpu
 
         return int(sum(map(on, nodes)))
@@ -106,13 +107,16 @@ def _own_share(context: StageContext, plan: TrainingPlan) -> Share:
 class TrainingRun:
     """What a worker sees: its place, the checkpoint to resume from, and how to report."""
 
-    def __init__(self, cpus: float) -> None:
+    def __init__(self, context: StageContext, share: Share) -> None:
         from ray import train
 
-        self._train = train
+        self._train, self._context = train, context
         place = train.get_context()
         self.rank, self.world = place.get_world_rank(), place.get_world_size()
-        self.cpus = cpus
+        self.cpus = share.cpus
+        self._devices = self.world * (1 if share.gpu else share.cpus)
+        self._started = time.monotonic()
+        self._hours_before = _device_hours(context)
 
     def checkpoint_folders(self) -> Iterator[Path]:
         """Folders of the checkpoints that are kept, the latest first; each is there until the next
@@ -134,6 +138,10 @@ class TrainingRun:
         """
         folder = tempfile.mkdtemp(prefix="ladd-checkpoint-")
         fill(Path(folder))
+        if self.rank == 0:
+            hours = (time.monotonic() - self._started) / 3600 * self._devices
+            total = {"device_hours": self._hours_before + hours}
+            self._context.store.write(_spent(self._context), json.dumps(total).encode())
         self._train.report(
             metrics,
             checkpoint=self._train.Checkpoint.from_directory(folder),
@@ -151,11 +159,10 @@ def train_on_ray(
 ) -> Iterator[tuple[Path, float]]:
     """Run `worker(run, settings)` on every worker, resuming what a former run of this key left.
 
-    Gives the last checkpoint's folder, to be read for the time being, and the device hours of this
-    start, its wait for the workers among them. Raises the worker's own LaddError, ConfigError for
+    Gives the last checkpoint's folder, to be read for the time being, and the device hours of all
+    starts, each until its last checkpoint. Raises the worker's own LaddError, ConfigError for
     workers that will never fit, and StageFailed for whatever else ends the training.
     """
-    started = time.monotonic()
     from ray import train
     from ray.train.torch import TorchTrainer
 
@@ -168,7 +175,7 @@ def train_on_ray(
         train_loop_config={
             "worker": worker,
             "settings": settings,
-            "cpus": share.cpus,
+            "share": share,
             "context": context,
             "cwd": os.getcwd(),
         },
@@ -194,10 +201,8 @@ def train_on_ray(
         raise failure
     if result.checkpoint is None:
         raise StageFailed(f"{context.stage}: training ended without a checkpoint")
-    devices = plan.workers * (1 if share.gpu else share.cpus)
-    hours = (time.monotonic() - started) / 3600 * devices
     with result.checkpoint.as_directory() as folder:
-        yield Path(folder), hours
+        yield Path(folder), _device_hours(context)
 
 
 def _entry(loop: dict[str, Any]) -> None:
@@ -212,7 +217,7 @@ def _entry(loop: dict[str, Any]) -> None:
         return
     if os.path.isdir(loop["cwd"]):  # Ray Train moves workers to a folder of its own
         os.chdir(loop["cwd"])
-    run = TrainingRun(loop["cpus"])
+    run = TrainingRun(context, loop["share"])
     try:
         loop["worker"](run, loop["settings"])
     except LaddError as error:
@@ -229,6 +234,16 @@ def _failure(context: StageContext) -> LaddError | None:
     """The error of ours that ended a worker of this run, if one did."""
     verdict = context.store.read(_verdict(context))
     return None if verdict is None else load_error(verdict.decode())
+
+
+def _spent(context: StageContext) -> str:
+    return f"{_SUFFIX}/{context.stage}/{context.key}/spent.json"
+
+
+def _device_hours(context: StageContext) -> float:
+    """What this run has taken until its latest checkpoint, over all its starts."""
+    spent = context.store.read(_spent(context))
+    return 0.0 if spent is None else json.loads(spent)["device_hours"]
 
 
 def _arrow_filesystem(context: StageContext) -> Any:

@@ -86,6 +86,9 @@ def test_a_killed_worker_of_two_does_not_stop_the_run(encoded, tmp_path):
     for expected, found in zip(one, two, strict=True):
         for name in ("student_loss", "discriminator_loss"):
             assert found[name] == pytest.approx(expected[name], rel=2e-3, abs=2e-4)
+    spent = json.loads(next(together.glob("training/distill/*/spent.json")).read_text())
+    manifest = json.loads((artifact(together, "distill") / "manifest.json").read_text())
+    assert 0 < manifest["device_hours"] == round(spent["device_hours"], 6)
 
 
 def test_a_sweep_makes_an_artifact_for_each_combination(encoded, tmp_path):

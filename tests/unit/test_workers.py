@@ -10,7 +10,7 @@ from pipeline import mapping, training
 from pipeline.mapping import _Adapter
 from pipeline.stage import StageContext
 from pipeline.store import ArtifactStore
-from pipeline.training import Share, TrainingPlan, share_of
+from pipeline.training import Share, TrainingPlan, TrainingRun, share_of
 from schemas.config import WorkerPool
 from schemas.errors import (
     ArtifactError,
@@ -59,6 +59,32 @@ HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
 )
 def test_a_worker_asks_for_what_nodes_have(workers, changes, nodes, share):
     assert share_of(plan_for(workers, **changes), nodes) == share
+
+
+def test_parts_of_a_cpu_fit_as_often_as_they_go_into_it():
+    """Bug: count with `//`; 1 // 0.1 is 9."""
+    assert Share(0.1, False).room([{"CPU": 1.0}, {"CPU": 0.35}]) == 13
+
+
+@pytest.mark.parametrize(("share", "devices"), [(Share(3, False), 6), (Share(3, True), 2)])
+def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypatch):
+    """Bug: take the time of the last start alone."""
+    place = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 2)
+    monkeypatch.setattr("ray.train.get_context", lambda: place)
+    monkeypatch.setattr("ray.train.report", lambda metrics, **checkpoint: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    clock = SimpleNamespace(monotonic=lambda: 0.0)
+    monkeypatch.setattr(training, "time", clock)
+    store = ArtifactStore(str(tmp_path / "store"))
+    config = make_tiny_config(tmp_path, tmp_path / "store")
+    context = StageContext("distill", "k", config, store, {}, lambda *_: None)
+    for begins in (0.0, 36_000.0):
+        clock.monotonic = lambda now=begins: now
+        run = TrainingRun(context, share)
+        for seconds in (1800.0, 3600.0):
+            clock.monotonic = lambda now=begins + seconds: now
+            run.save({}, lambda folder: None)
+    assert training._device_hours(context) == pytest.approx(2 * devices)
 
 
 def test_workers_that_never_fit_on_this_machine_are_refused(tmp_path, monkeypatch):
@@ -136,7 +162,7 @@ def empty_shard(name: str) -> ShardStats:
 def loop(tmp_path, monkeypatch):
     """What Ray Train hands to each worker, and the number of workers."""
     world = SimpleNamespace(world=2)
-    monkeypatch.setattr(training, "TrainingRun", lambda cpus: world)
+    monkeypatch.setattr(training, "TrainingRun", lambda context, share: world)
     store = ArtifactStore(str(tmp_path / "store"))
     config = make_tiny_config(tmp_path, tmp_path / "store")
     context = StageContext("distill", "k", config, store, {}, lambda *_: None)
@@ -146,7 +172,8 @@ def loop(tmp_path, monkeypatch):
         calls.append(run)
         raise ArtifactError("a latent file is damaged")
 
-    arguments = {"worker": work, "settings": {}, "cpus": 1.0, "context": context, "cwd": "/none"}
+    arguments = {"worker": work, "settings": {}, "share": Share(1, False)}
+    arguments |= {"context": context, "cwd": "/none"}
     return arguments, world, calls
 
 
