@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from pipeline.dag import STAGES, declare
+from pipeline.lease import held
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan
 from pipeline.stage import StageContext, StageResult
@@ -53,6 +54,8 @@ class Job:
     inputs: dict[str, tuple[str, ...]]
     running: frozenset[str]
     forced: frozenset[str]
+    cwd: str
+    """Where relative paths of the configuration begin."""
 
 
 def execute(
@@ -93,6 +96,7 @@ def execute(
         inputs={s.name: s.inputs for s in plan},
         running=frozenset(s.name for s in running),
         forced=frozenset(s.name for s in running if s.why == "forced"),
+        cwd=os.getcwd(),
     )
     status = "failed"
     try:
@@ -192,7 +196,7 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board: Any = ray.remote(num_cpus=0)(_ProgressBoard).remote()
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_ProgressBoard).remote()
     stage_task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(run_stage)
     nodes = declare(
         lambda name: _Bound(stage_task.options(name=name), name, job, board), job.config
@@ -215,14 +219,15 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     }
     while pending:
         ready, _ = ray.wait(list(pending), timeout=0.5)
-        for stage, unit, done, total in ray.get(board.drain.remote()):
-            observer.progress(stage, unit, done, total)
+        with contextlib.suppress(ray.exceptions.RayActorError):  # progress is not worth a run
+            for stage, unit, done, total in ray.get(board.drain.remote()):
+                observer.progress(stage, unit, done, total)
         for reference in ready:
             name = pending.pop(reference)
             try:
                 outcome = ray.get(reference)
             except LaddError as error:
-                observer.event("failed", stage=name)
+                observer.record("failed", stage=name, error=str(error))
                 raise _original(error) from None
             except ray.exceptions.RayError as error:
                 observer.record("failed", stage=name, error=str(error))
@@ -276,11 +281,14 @@ class _Reporter:
 
 def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> dict[str, Any]:
     """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
+    if os.path.isdir(job.cwd):  # on a cluster, Ray starts in a folder of its own
+        os.chdir(job.cwd)
     store, key = job.store, job.keys[name]
     found = store.find(name, key)
     if name in job.forced:
-        store.remove(store.folder(name, key))
-        store.remove(f"training/{name}/{key}")
+        with held(store, f"training/{name}/{key}", name):
+            store.remove(store.folder(name, key))
+            store.remove(f"training/{name}/{key}")
     elif found is not None:  # another run was faster
         return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
     inputs: dict[str, Artifact] = {}
@@ -344,10 +352,12 @@ def environment() -> Environment:
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
     here = os.path.dirname(os.path.abspath(__file__))
-    answer = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
-    commit = answer.stdout.strip() if answer.returncode == 0 else None
+    commit = None
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no checkout
+        command = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.check_output(
+            command, cwd=here, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     return Environment(
         python=platform.python_version(),
         packages=packages,

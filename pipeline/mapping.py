@@ -4,15 +4,25 @@ the only way in which stages map over shards.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pipeline.shards import finished_shards
 from pipeline.stage import StageContext
 from schemas.config import WorkerPool
-from schemas.errors import LaddError, dump_error, load_error
+from schemas.errors import LaddError, ServiceUnavailable, dump_error, load_error
 from schemas.records import ShardStats
+
+T = TypeVar("T")
+_PAUSE_SECONDS = 10.0
+"""Before the first new try; twice as long before each further one."""
+_NODES_LOST = 20
+"""How often an actor may be started anew: nodes come and go, but one whose every start ends it (for
+want of memory, say) must not go on for ever.
+"""
 
 
 class ShardWorker(Protocol):
@@ -22,16 +32,39 @@ class ShardWorker(Protocol):
 
 
 @dataclass(frozen=True)
+class _Persistent:
+    """A worker that tries again, after a while, what a store or a hub did not answer."""
+
+    build: Callable[[], ShardWorker]
+    retries: int
+
+    def __call__(self) -> ShardWorker:
+        worker = self._tried(self.build)
+        return lambda shard: self._tried(lambda: worker(shard))
+
+    def _tried(self, work: Callable[[], T]) -> T:
+        for tried in range(self.retries):
+            try:
+                return work()
+            except ServiceUnavailable:
+                time.sleep(_PAUSE_SECONDS * 2**tried)
+        return work()
+
+
+@dataclass(frozen=True)
 class _Adapter:
     """What Ray Data calls with a batch of one row."""
 
     build: Callable[[], ShardWorker]
+    cwd: str
 
     def actor_type(self) -> type:
-        build = self.build
+        build, cwd = self.build, self.cwd
 
         class ShardActor:
             def __init__(self) -> None:
+                if os.path.isdir(cwd):
+                    os.chdir(cwd)
                 self._failure = ""
                 try:
                     self._worker = build()
@@ -59,10 +92,10 @@ def map_shards(
 ) -> dict[str, ShardStats]:
     """Make the shards that have no marker yet; returns the statistics of all, by shard name.
 
-    `build` runs in each worker. A LaddError of a worker (damaged input, say) is raised here, after
-    the shards under way are safe. Other failures are tried again `pool.retries` times by Ray. One
-    worker without a GPU, on a cluster of one machine, is this process: an actor would take longer
-    to start than most of its work.
+    `build` runs in each worker. A shard is tried again `pool.retries` times when a store does not
+    answer, or when its worker or that one's node is lost. Another LaddError (damaged input, say) is
+    raised here, after the shards under way are safe. One worker without a GPU, on this machine
+    alone, is this process: an actor would take longer to start than most of its work.
     """
     done = {
         name: stats
@@ -74,9 +107,15 @@ def map_shards(
     if not missing:
         return done
     cpus, gpus = _demand(pool)
-    size = min(pool.workers or _pool_size(cpus, gpus), len(missing))
-    alone = size == 1 and not gpus and _one_machine()
-    made = map(build(), missing) if alone else _by_actors(missing, build, pool, size, gpus)
+    room = min(pool.workers or _pool_size(cpus, gpus), len(missing))
+    joined = context.config.ray.address is not None
+    if joined and not gpus and pool.gpus_per_worker is None:
+        text = "the cluster has no GPU, so CPUs make the shards; gpus_per_worker=1 waits for one"
+        context.report(f"warning: {text}", 0, 0)
+    most = min(pool.workers or len(missing), len(missing)) if joined else room
+    build = _Persistent(build, pool.retries)
+    alone = most == 1 and not gpus and not joined
+    made = map(build(), missing) if alone else _by_actors(missing, build, pool, (room, most), gpus)
     for stats in made:
         done[stats.shard] = stats
         context.report(unit, len(done), len(shards))
@@ -87,21 +126,22 @@ def _by_actors(
     shards: list[str],
     build: Callable[[], ShardWorker],
     pool: WorkerPool,
-    size: int,
+    sizes: tuple[int, int],
     gpus: float,
 ) -> Iterator[ShardStats]:
+    """With the first number of actors, and up to the second where nodes join."""
     import ray
 
     data = ray.data.from_items(
         [{"shard": name} for name in shards], override_num_blocks=len(shards)
     )
     mapped = data.map_batches(
-        _Adapter(build).actor_type(),
+        _Adapter(build, os.getcwd()).actor_type(),
         batch_size=1,
         num_cpus=0 if gpus else pool.cpus_per_worker,
         num_gpus=gpus or None,
-        compute=ray.data.ActorPoolStrategy(size=size),
-        max_restarts=pool.retries,
+        compute=ray.data.ActorPoolStrategy(min_size=sizes[0], max_size=sizes[1]),
+        max_restarts=_NODES_LOST,
         max_task_retries=pool.retries,
     )
     for row in mapped.iter_rows():
@@ -122,12 +162,6 @@ def _demand(pool: WorkerPool) -> tuple[float, float]:
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     gpus = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(has_gpus)
     return pool.cpus_per_worker, gpus
-
-
-def _one_machine() -> bool:
-    import ray
-
-    return len([node for node in ray.nodes() if node["Alive"]]) == 1
 
 
 def _pool_size(cpus: float, gpus: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,10 +19,15 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import ArtifactError, ConfigError
+from schemas.errors import ArtifactError, ConfigError, ServiceUnavailable
 from schemas.manifest import FileEntry, Manifest, ManifestError, read_manifest
 
 MANIFEST = "manifest.json"
+_PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ENETUNREACH}
+_PASSING |= {getattr(errno, "EREMOTEIO", errno.EIO)}  # Linux alone has it
+"""What s3fs makes of answers like SlowDown, and sockets of a network that is away."""
+_PASSING_KINDS = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"}
+"""Of Python, botocore and aiohttp."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,10 @@ class ArtifactStore:
         """Create-exclusive: False, and nothing changed, when the file is there already."""
         path = self.path(name)
         with self.explained("write", name):
-            self.filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
             if self.is_local:
+                os.makedirs(posixpath.dirname(path), exist_ok=True)
                 return _create_local(path, content)
-            try:
+            try:  # a folder is no thing of its own here, and to make one may ask for more rights
                 self.filesystem.pipe_file(path, content, mode="create")
             except FileExistsError:
                 return False
@@ -174,7 +180,9 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def explained(self, verb: str, name: str) -> Iterator[None]:
-        """Turn what storage raises into one sentence that names the store and the mend."""
+        """Turn what storage raises into one sentence that names the store and the mend:
+        ServiceUnavailable for what may pass, else ArtifactError.
+        """
         try:
             yield
         except FileExistsError:
@@ -189,18 +197,19 @@ class ArtifactStore:
                 error, (FileNotFoundError, NotADirectoryError)
             ):
                 raise
-            raise ArtifactError(
-                f"store {self.url}: cannot {verb} {name}: {_brief(error)}"
-            ) from error
+            kind = ServiceUnavailable if _may_pass(error) else ArtifactError
+            raise kind(f"store {self.url}: cannot {verb} {name}: {_brief(error)}") from error
         except Exception as error:
             if type(error).__module__.split(".")[0] in (
+                "aiohttp",
                 "botocore",
                 "aiobotocore",
                 "s3fs",
                 "gcsfs",
                 "google",
             ):
-                raise ArtifactError(
+                kind = ServiceUnavailable if _may_pass(error) else ArtifactError
+                raise kind(
                     f"store {self.url}: cannot {verb} {name}: {_brief(error)}; check bucket, "
                     "endpoint and credentials"
                 ) from error
@@ -330,6 +339,12 @@ def _create_local(path: str, content: bytes) -> bool:
 
 def _partial(path: str) -> str:
     return f"{path}.{uuid.uuid4().hex[:12]}.partial"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the service failed, not what was asked of it."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & _PASSING_KINDS) or getattr(error, "errno", None) in _PASSING
 
 
 def _brief(error: Exception) -> str:

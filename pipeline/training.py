@@ -17,9 +17,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
+
+from pipeline.lease import held
 from pipeline.stage import StageContext
 from schemas.config import DistillConfig, DpoConfig
-from schemas.errors import ConfigError, LaddError, StageFailed, dump_error, load_error
+from schemas.errors import (
+    ConfigError,
+    LaddError,
+    ServiceUnavailable,
+    StageFailed,
+    dump_error,
+    load_error,
+)
 
 _SUFFIX = "training"
 
@@ -63,7 +73,7 @@ def share_of(plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> Share:
     """A worker's share of nodes of these resources.
 
     Unless the plan says otherwise: a GPU where any node has one, and the most CPUs with which there
-    is room for all workers at once, or else for as few as do, or else one.
+    is room for all workers at once, or else for the most of them, or one where none fits yet.
     """
     gpu = plan.use_gpu if plan.use_gpu is not None else any(n.get("GPU", 0) >= 1 for n in nodes)
     if plan.cpus_per_worker is not None:
@@ -72,30 +82,31 @@ def share_of(plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> Share:
         node.get("CPU", 0) // workers for node in nodes for workers in range(1, plan.workers + 1)
     }
     shares = [Share(float(cpus), gpu) for cpus in sorted(parts, reverse=True) if cpus >= 1]
-    for needed in (plan.workers, plan.min_workers or plan.workers):
-        for share in shares:
-            if share.room(nodes) >= needed:
-                return share
-    return Share(1.0, gpu)
+    best = max(shares, key=lambda share: min(share.room(nodes), plan.workers), default=None)
+    return best if best is not None and best.room(nodes) else Share(1.0, gpu)
 
 
 def _own_share(context: StageContext, plan: TrainingPlan) -> Share:
     """Raises ConfigError where the workers will never fit: on this machine, to which none is
-    added. Another cluster may grow; without a GPU it is told that training runs on CPUs.
+    added. Another cluster may grow: it is said what is waited for, and that CPUs train where there
+    is no GPU.
     """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     share = share_of(plan, nodes)
     room, needed = share.room(nodes), plan.min_workers or plan.workers
+    each = f"{share.cpus:g} CPU{'s'[: share.cpus != 1]}" + " and a GPU" * share.gpu
     if context.config.ray.address is not None:
         if not share.gpu and plan.use_gpu is None:
             text = (
                 f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
             )
             context.report(f"warning: {text}", 0, 0)
+        if room < needed:
+            text = f"the cluster has room for {room} of {needed} workers with {each} each; waiting"
+            context.report(f"warning: {text}", 0, 0)
     elif room < needed:
-        each = f"{share.cpus:g} CPU{'s'[: share.cpus != 1]}" + " and a GPU" * share.gpu
         raise ConfigError(
             f"{context.stage}.workers: {needed} workers with {each} each do not fit on this "
             f"machine, which has room for {room}; lower {context.stage}.workers or "
@@ -161,7 +172,8 @@ def train_on_ray(
 
     Gives the last checkpoint's folder, to be read for the time being, and the device hours of all
     starts, each until its last checkpoint. Raises the worker's own LaddError, ConfigError for
-    workers that will never fit, and StageFailed for whatever else ends the training.
+    workers that will never fit, Locked where another run trains this very artifact, and StageFailed
+    for whatever else ends the training.
     """
     from ray import train
     from ray.train.torch import TorchTrainer
@@ -192,17 +204,18 @@ def train_on_ray(
             checkpoint_config=train.CheckpointConfig(num_to_keep=plan.checkpoints_kept),
         ),
     )
-    context.store.remove(_verdict(context))  # a former run's
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        raise _failure(context) or StageFailed(_reason(error)) from error
-    if failure := _failure(context):
-        raise failure
-    if result.checkpoint is None:
-        raise StageFailed(f"{context.stage}: training ended without a checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        yield Path(folder), _device_hours(context)
+    with held(context.store, _folder(context), context.stage):
+        context.store.remove(_verdict(context))  # a former run's
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _failure(context) or StageFailed(_reason(error)) from error
+        if failure := _failure(context):
+            raise failure
+        if result.checkpoint is None:
+            raise StageFailed(f"{context.stage}: training ended without a checkpoint")
+        with result.checkpoint.as_directory() as folder:
+            yield Path(folder), _device_hours(context)
 
 
 def _entry(loop: dict[str, Any]) -> None:
@@ -210,7 +223,8 @@ def _entry(loop: dict[str, Any]) -> None:
 
     An error of ours would be the same at every new start, so it is left on the store: workers that
     find one there end at once, and Ray Train starts again in vain at most once. It does so where
-    others wait for the one that failed, which is therefore seen to fail.
+    others wait for the one that failed, which is therefore seen to fail. Only a store or a hub that
+    did not answer may do so at the next start: that is Ray Train's to count.
     """
     context: StageContext = loop["context"]
     if _failure(context) is not None:
@@ -220,14 +234,20 @@ def _entry(loop: dict[str, Any]) -> None:
     run = TrainingRun(context, loop["share"])
     try:
         loop["worker"](run, loop["settings"])
+    except ServiceUnavailable:
+        raise
     except LaddError as error:
         context.store.write(_verdict(context), dump_error(error).encode())
         if run.world > 1:
             raise
 
 
+def _folder(context: StageContext) -> str:
+    return f"{_SUFFIX}/{context.stage}/{context.key}"
+
+
 def _verdict(context: StageContext) -> str:
-    return f"{_SUFFIX}/{context.stage}/{context.key}/error.json"
+    return f"{_folder(context)}/error.json"
 
 
 def _failure(context: StageContext) -> LaddError | None:
@@ -237,7 +257,7 @@ def _failure(context: StageContext) -> LaddError | None:
 
 
 def _spent(context: StageContext) -> str:
-    return f"{_SUFFIX}/{context.stage}/{context.key}/spent.json"
+    return f"{_folder(context)}/spent.json"
 
 
 def _device_hours(context: StageContext) -> float:
@@ -246,13 +266,18 @@ def _device_hours(context: StageContext) -> float:
     return 0.0 if spent is None else json.loads(spent)["device_hours"]
 
 
-def _arrow_filesystem(context: StageContext) -> Any:
-    import pyarrow.fs
+class _ObjectStore(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
+    """Folders are nothing of their own there, and to make one may ask for rights on the bucket."""
 
+    def create_dir(self, path: str, recursive: bool) -> None:
+        pass
+
+
+def _arrow_filesystem(context: StageContext) -> pyarrow.fs.FileSystem:
     if context.store.is_local:
         Path(context.store.path(_SUFFIX, context.stage)).mkdir(parents=True, exist_ok=True)
         return pyarrow.fs.LocalFileSystem()
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(context.store.filesystem))
+    return pyarrow.fs.PyFileSystem(_ObjectStore(context.store.filesystem))
 
 
 def _reason(error: BaseException) -> str:

@@ -113,13 +113,15 @@ class WorkerPool(Frozen):
     """Where the work of a stage runs. Nothing here changes the result."""
 
     workers: int = runtime(0, ge=0)
-    """Actors; 0 takes one per GPU, or per `cpus_per_worker` CPUs where there is no GPU."""
+    """Actors; 0 takes one per GPU, or per `cpus_per_worker` CPUs where there is no GPU, and more
+    when nodes join.
+    """
     cpus_per_worker: float = runtime(1, gt=0)
     """CPUs (and threads) of each actor."""
     gpus_per_worker: float | None = runtime(None, ge=0)
-    """GPUs of each actor; empty takes 1 where the cluster has GPUs, else 0."""
+    """GPUs of each actor; empty takes 1 where the cluster has GPUs at that moment, else 0."""
     retries: int = runtime(2, ge=0)
-    """How often a failed shard is tried again."""
+    """How often a shard is tried again whose worker was lost or whose store did not answer."""
 
 
 class SynthesizeConfig(Frozen):

@@ -25,6 +25,16 @@ class ArtifactError(LaddError):
     exit_code = 4
 
 
+class ServiceUnavailable(ArtifactError):
+    """A store or a hub does not answer for now: the one failure that is worth another try."""
+
+
+class Locked(LaddError):
+    """Another run is at work on what this one would change."""
+
+    exit_code = 5
+
+
 class GateFailed(LaddError):
     """The work is done, and its result misses a demand of the configuration."""
 
@@ -38,5 +48,6 @@ def dump_error(error: LaddError) -> str:
 
 def load_error(text: str) -> LaddError:
     content = json.loads(text)
-    kinds = {kind.__name__: kind for kind in LaddError.__subclasses__()}
+    known = (StageFailed, ConfigError, ArtifactError, ServiceUnavailable, Locked, GateFailed)
+    kinds = {kind.__name__: kind for kind in known}
     return kinds.get(content["kind"], LaddError)(content["text"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, ServiceUnavailable
 
 
 def model_folder(model: str, revision: str | None, *, field: str, patterns: Sequence[str]) -> Path:
@@ -13,7 +13,7 @@ def model_folder(model: str, revision: str | None, *, field: str, patterns: Sequ
     `patterns`.
 
     Raises ConfigError, naming the configuration's `field`, for a model that is neither or that is
-    gated.
+    gated, and ServiceUnavailable where the hub answers that it cannot serve for now.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -34,6 +34,12 @@ def model_folder(model: str, revision: str | None, *, field: str, patterns: Sequ
             "a token that may read it"
         ) from error
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        answer = getattr(error.__cause__ or error, "response", None)
+        if answer is not None and (answer.status_code == 429 or answer.status_code >= 500):
+            raise ServiceUnavailable(
+                f"{field}: the hub does not serve {model!r} for now (HTTP {answer.status_code}); "
+                "wait a while, and go on"
+            ) from error
         raise ConfigError(
             f"{field}: {model!r} is neither a folder here nor a model that the hub gives us "
             f"(revision {revision or 'main'}); check the name, the network and HF_TOKEN"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -175,6 +176,38 @@ def make_tiny_config(model: Path, store: Path, **sections) -> PipelineConfig:
     return PipelineConfig.model_validate(content)
 
 
+@pytest.fixture(scope="module")
+def endpoint():
+    """A real S3 server on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint, monkeypatch):
+    """The URL of an empty store there; the credentials are in the environment."""
+    import s3fs
+
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3fs.S3FileSystem(endpoint_url=endpoint).mkdir(name)
+    yield f"s3://{name}/prefix"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture
 def tiny_backbones():
     """Student and frozen teacher with different weights, float32, 3 blocks of width 16."""
@@ -206,4 +239,3 @@ def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(mapping, "_demand", lambda pool: (1.0, 0.0))
     patch.setattr(mapping, "_pool_size", lambda cpus, gpus: 1)
-    patch.setattr(mapping, "_one_machine", lambda: True)

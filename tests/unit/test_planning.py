@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config import load_config, preset_names, validate
 from pipeline.dag import STAGES
+from pipeline.executor import environment
 from pipeline.planning import Selection, changed_fields, make_plan
 from pipeline.store import ArtifactStore
 from schemas.base import identity_of
@@ -243,3 +244,10 @@ def test_pairs_need_the_student_only_where_it_draws_them(store):
     assert inputs() == ("prompts",)
     assert inputs("pairs.model=student") == ("prompts", "distill")
     assert inputs("pairs.model=student", "pairs.url=votes.jsonl") == ("prompts",)
+
+
+def test_a_manifest_needs_no_git(monkeypatch):
+    """Bug: let the missing program end the stage when its work is done; images have no git."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert environment().git_commit is None
+    assert environment().packages["torch"]

@@ -17,6 +17,8 @@ from schemas.errors import (
     ConfigError,
     GateFailed,
     LaddError,
+    Locked,
+    ServiceUnavailable,
     StageFailed,
     dump_error,
     load_error,
@@ -25,7 +27,10 @@ from schemas.records import ShardStats
 from tests.conftest import make_tiny_config, map_in_this_process
 
 
-@pytest.mark.parametrize("kind", [StageFailed, ConfigError, ArtifactError, GateFailed, LaddError])
+@pytest.mark.parametrize(
+    "kind",
+    [StageFailed, ConfigError, ArtifactError, ServiceUnavailable, Locked, GateFailed, LaddError],
+)
 def test_an_error_keeps_its_kind_and_exit_code_on_its_way(kind):
     error = load_error(dump_error(kind("the sentence")))
     assert type(error) is kind and str(error) == "the sentence"
@@ -55,6 +60,10 @@ HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
         (2, {"use_gpu": False}, [HEAD, GPU_NODE, GPU_NODE], Share(8, False)),
         (2, {"cpus_per_worker": 3}, [HEAD], Share(3, False)),
         (2, {}, [{"CPU": 1.0}], Share(1, False)),
+        # Bug: ask for what the head has, or for one CPU, until the last GPU node is there.
+        (2, {"use_gpu": True}, [HEAD], Share(1, True)),
+        (2, {}, [HEAD, GPU_NODE], Share(8, True)),
+        (4, {"min_workers": 2}, [{"CPU": 3.0}], Share(1, False)),
     ],
 )
 def test_a_worker_asks_for_what_nodes_have(workers, changes, nodes, share):
@@ -98,14 +107,23 @@ def test_workers_that_never_fit_on_this_machine_are_refused(tmp_path, monkeypatc
     warnings: list[str] = []
     nodes = [{"Alive": True, "Resources": GPU_NODE}, {"Alive": False, "Resources": GPU_NODE}]
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    with pytest.raises(ConfigError, match="2 workers with 1 CPU and a GPU each do not fit"):
+    with pytest.raises(ConfigError, match="2 workers with 8 CPUs and a GPU each do not fit"):
         training._own_share(context(None), plan_for(2))
     assert training._own_share(context(None), plan_for(2, min_workers=1)).gpu
-    assert training._own_share(context("auto"), plan_for(2)).gpu and not warnings
+    assert not warnings
+    assert training._own_share(context("auto"), plan_for(2)).gpu
+    assert warnings == [
+        "warning: the cluster has room for 1 of 2 workers with 8 CPUs and a GPU each; waiting"
+    ]
+    warnings.clear()
     nodes[:] = [{"Alive": True, "Resources": HEAD}]
     assert not training._own_share(context(None), plan_for(2)).gpu and not warnings
     assert not training._own_share(context("auto"), plan_for(2)).gpu
-    assert "no GPU" in warnings[0]
+    assert "no GPU" in warnings[0] and len(warnings) == 1
+    assert training._own_share(context("auto"), plan_for(2, use_gpu=True)).gpu
+    assert warnings[1:] == [
+        "warning: the cluster has room for 0 of 2 workers with 1 CPU and a GPU each; waiting"
+    ]
 
 
 def refuse(*_: object):
@@ -115,43 +133,87 @@ def refuse(*_: object):
 @pytest.mark.parametrize("build", [refuse, lambda: refuse])
 def test_a_worker_that_cannot_be_built_or_cannot_go_on_says_so(build):
     """Bug: catch the error in `__call__` alone; then Ray reports a crashed actor."""
-    actor = _Adapter(build).actor_type()()
+    actor = _Adapter(build, "/none").actor_type()()
     answer = actor({"shard": ["shards/0"]})
     error = load_error(answer["error"][0])
     assert type(error) is ArtifactError and str(error) == "weights are damaged"
 
 
 @pytest.mark.parametrize(
-    ("where", "actors"),
+    ("where", "address", "pool", "actors"),
     [
-        ({}, 0),
-        ({"_pool_size": lambda cpus, gpus: 4}, 3),
-        ({"_one_machine": lambda: False}, 1),
-        ({"_demand": lambda pool: (1.0, 1.0)}, 1),
+        ({}, None, {}, None),
+        ({"_pool_size": lambda cpus, gpus: 4}, None, {}, (3, 3)),
+        ({"_demand": lambda pool: (1.0, 1.0)}, None, {}, (1, 1)),
+        # Bug: take what a cluster has at this moment for all that it will have; or work on its
+        # head, whose node has neither CPUs nor memory for it.
+        ({}, "auto", {}, (1, 3)),
+        ({}, "auto", {"gpus_per_worker": 1}, (1, 3)),
+        ({}, "auto", {"workers": 1}, (1, 1)),
     ],
 )
-def test_one_cpu_worker_on_one_machine_is_this_process(where, actors, tmp_path, monkeypatch):
-    """A GPU, another machine or more workers call for actors, and never more than there are
-    shards.
-    """
+def test_one_cpu_worker_on_one_machine_is_this_process(
+    where, address, pool, actors, tmp_path, monkeypatch
+):
+    """A GPU, a cluster or more workers call for actors, and never more than there are shards."""
     map_in_this_process(monkeypatch)
     for name, answer in where.items():
         monkeypatch.setattr(mapping, name, answer)
     started = []
 
-    def by_actors(shards, build, pool, size, gpus):
-        started.append(size)
+    def by_actors(shards, build, pool, sizes, gpus):
+        started.append(sizes)
         return map(build(), shards)
 
     monkeypatch.setattr(mapping, "_by_actors", by_actors)
     names = ["shards/0", "shards/1", "shards/2"]
     store = ArtifactStore(str(tmp_path / "store"))
-    config = make_tiny_config(tmp_path, tmp_path / "store")
+    config = make_tiny_config(tmp_path, tmp_path / "store", ray={"address": address})
     reported: list[tuple] = []
     context = StageContext("encode", "k", config, store, {}, lambda *made: reported.append(made))
-    found = mapping.map_shards(context, names, lambda: empty_shard, WorkerPool())
-    assert list(found) == names and sum(started) == actors
-    assert reported == [("shards", n, 3) for n in range(4)]
+    found = mapping.map_shards(context, names, lambda: empty_shard, WorkerPool(**pool))
+    assert list(found) == names and started == [actors] * (actors is not None)
+    warned = [made for made in reported if made[0].startswith("warning")]
+    assert [made for made in reported if made not in warned] == [("shards", n, 3) for n in range(4)]
+    assert bool(warned) == (address is not None and "gpus_per_worker" not in pool)
+
+
+@pytest.mark.parametrize(("silent", "made"), [(2, True), (3, False)])
+def test_a_store_that_does_not_answer_is_asked_again(silent, made, monkeypatch):
+    """Building a worker loads models from a hub, so both are tried."""
+    pauses: list[float] = []
+    monkeypatch.setattr(mapping.time, "sleep", pauses.append)
+
+    def flaky(result):
+        answers = iter([ServiceUnavailable("SlowDown")] * silent + [result])
+
+        def work(*_):
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return work
+
+    build = mapping._Persistent(flaky(flaky(empty_shard("shards/0"))), retries=2)
+    if made:
+        assert build()("shards/0") == empty_shard("shards/0")
+        assert pauses == [10, 20, 10, 20]
+    else:
+        with pytest.raises(ServiceUnavailable):
+            build()
+
+
+def test_what_may_pass_is_left_to_ray_train(loop, tmp_path):
+    """Bug: leave a verdict; then a store that was away for a moment ends the training for good."""
+    arguments, _, _ = loop
+
+    def work(run, settings):
+        raise ServiceUnavailable("SlowDown")
+
+    with pytest.raises(ServiceUnavailable):
+        training._entry(arguments | {"worker": work})
+    assert training._failure(arguments["context"]) is None
 
 
 def empty_shard(name: str) -> ShardStats:
