@@ -104,6 +104,9 @@ def execute(
             for outcome in _walk(job, observer):
                 rows[outcome["stage"]] |= outcome
         status = "done"
+    except StageFailed as error:
+        error.add_note(f"its traceback is in {store.url}/{record}/events.jsonl")
+        raise
     finally:
         done = {
             "status": status,
