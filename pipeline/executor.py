@@ -105,7 +105,8 @@ def execute(
                 rows[outcome["stage"]] |= outcome
         status = "done"
     except StageFailed as error:
-        error.add_note(f"its traceback is in {store.url}/{record}/events.jsonl")
+        if any(event["event"] == "failed" for event in observer.events):
+            error.add_note(f"its traceback is in {store.url}/{record}/events.jsonl")
         raise
     finally:
         done = {
@@ -161,6 +162,7 @@ def ray_cluster(config: PipelineConfig) -> Iterator[None]:
     }
     if config.ray.address is None:
         options |= {
+            "address": "local",  # without it, Ray joins what somebody else has started here
             "num_cpus": config.ray.num_cpus or os.cpu_count(),
             "include_dashboard": False,
             "object_store_memory": 512 << 20,

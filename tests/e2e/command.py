@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,7 +36,8 @@ def start_until(ready: Callable[[], Any], *arguments: Any) -> subprocess.Popen:
     deadline = time.monotonic() + 240
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(f"ended or hung before it was ready: {process.communicate()[1]}")
         time.sleep(0.05)
     return process

@@ -219,7 +219,7 @@ def test_stock_readers_read_our_shards(finished):
     assert len(read) == count
     assert all({"png", "txt", "json", "__key__"} <= set(sample) for sample in read)
     assert len({sample["__key__"] for sample in read}) == count
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         assert ray.data.read_webdataset(tars).count() == count
     finally:

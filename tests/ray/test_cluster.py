@@ -52,6 +52,14 @@ def checkpointed(store: ArtifactStore) -> bool:
     return any("/checkpoint_" in name for name in store.list("training/distill"))
 
 
+def test_a_run_of_its_own_does_not_join_what_runs_on_the_machine(head, tiny_sd3, tmp_path):
+    """Bug: call `ray.init` without an address; on this cluster it would wait for ever for a CPU."""
+    config = make_tiny_config(tiny_sd3, tmp_path / "store").model_dump(mode="json")
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(config))
+    result = call("run", "-c", tmp_path / "pipeline.yaml", "--until", "prompts")
+    assert result.returncode == 0, result.stderr
+
+
 def test_nodes_come_and_go(head, bucket, tiny_sd3, tmp_path):
     store = ArtifactStore(bucket)
     # The file of prompts lies where the command runs, and is named from there.

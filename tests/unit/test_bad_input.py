@@ -50,14 +50,14 @@ def file_source(path, **more):
 
 def test_unknown_field(refused):
     code, text = refused("plan", distill={"learning_rat": 1})
-    assert code == 2
+    assert code == 2, text
     assert "unknown field distill.learning_rat; did you mean learning_rate?" in text
 
 
 @pytest.mark.parametrize("field", ["prompts.seed", "distill.seed"])
 def test_seed_below_zero(refused, field):
     code, text = refused("plan", "--set", f"{field}=-1")
-    assert code == 2
+    assert code == 2, text
     assert field in text and "greater than or equal to 0" in text
 
 
@@ -65,37 +65,37 @@ def test_mismatched_prompts_in_batches_of_one(refused):
     code, text = refused(
         "plan", distill={"global_batch": 1, "objective": {"mismatched_share": 0.2}}
     )
-    assert code == 2
+    assert code == 2, text
     assert "mismatched_share needs a global_batch of 2" in text
 
 
 def test_wrong_type(refused):
     code, text = refused("plan", "--set", "distill.steps=many")
-    assert code == 2
+    assert code == 2, text
     assert "distill.steps" in text and "integer" in text and "'many'" in text
 
 
 def test_unknown_stage(refused):
     code, text = refused("run", "--until", "distil")
-    assert code == 2
+    assert code == 2, text
     assert "unknown stage 'distil'; did you mean distill?" in text
 
 
 def test_a_store_of_shards_that_nobody_knows(refused):
     code, text = refused("run", "--until", "encode", encode={"external": ["nosuch://x/*.tar"]})
-    assert code == 2
+    assert code == 2, text
     assert "encode.external: nosuch://x/*.tar" in text
 
 
 def test_an_unknown_score_is_named_before_anything_runs(refused):
     code, text = refused(eval={"scores": [{"name": "atributes"}]})
-    assert code == 2
+    assert code == 2, text
     assert "eval.scores" in text and "did you mean attributes?" in text
 
 
 def test_missing_prompt_file(refused, tmp_path):
     code, text = refused(prompts=file_source(tmp_path / "none.txt"))
-    assert code == 2
+    assert code == 2, text
     assert f"there is no file {tmp_path / 'none.txt'}" in text
 
 
@@ -103,7 +103,7 @@ def test_missing_prompt_file(refused, tmp_path):
 def test_empty_prompt_file(refused, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     code, text = refused(prompts=file_source(tmp_path / "empty.txt"))
-    assert code == 2
+    assert code == 2, text
     assert "empty.txt holds no prompts" in text
 
 
@@ -111,7 +111,7 @@ def test_empty_prompt_file(refused, tmp_path):
 def test_prompt_file_that_is_not_utf8(refused, tmp_path):
     (tmp_path / "latin.txt").write_bytes("ein grüner Kreis\n".encode("latin-1"))
     code, text = refused(prompts=file_source(tmp_path / "latin.txt"))
-    assert code == 2
+    assert code == 2, text
     assert "latin.txt is not UTF-8" in text and "iconv" in text
 
 
@@ -121,14 +121,14 @@ def test_teacher_folder_without_a_transformer(refused, tiny_sd3, tmp_path):
     shutil.copytree(tiny_sd3, broken)
     shutil.rmtree(broken / "transformer")
     code, text = refused(teacher={"model": str(broken)})
-    assert code == 2
+    assert code == 2, text
     assert f"{broken} has no folder 'transformer'" in text
 
 
 @pytest.mark.slow
 def test_model_that_is_nowhere(refused):
     code, text = refused(teacher={"model": "nobody/no-such-model"})
-    assert code == 2
+    assert code == 2, text
     assert (
         "teacher.model: 'nobody/no-such-model' is neither a folder here nor a model that the "
         "hub gives us" in text
@@ -147,7 +147,7 @@ def test_truncated_shard(refused, tmp_path):
     code, text = refused(
         "run", "--until", "encode", encode={"external": [str(tmp_path / "00000.tar")]}
     )
-    assert code == 4
+    assert code == 4, text
     assert "00000.tar is damaged or cut short" in text
 
 
@@ -172,14 +172,14 @@ def test_manifest_of_a_newer_schema(refused, tiny_sd3, tmp_path):
 def test_read_only_store(refused, tmp_path):
     """/proc refuses to make folders, for root too."""
     code, text = refused("run", store="/proc/ladd-store")
-    assert code == 4
+    assert code == 4, text
     assert "store /proc/ladd-store: cannot write runs/" in text
 
 
 @pytest.mark.slow
 def test_bucket_that_does_not_fit_the_teacher(refused):
     code, text = refused(prompts={"buckets": {"32x32": 1, "44x20": 1}})
-    assert code == 2
+    assert code == 2, text
     assert (
         "bucket 44x20 does not fit the teacher: both sides must be divisible by 8" in text
         and "use 48x16" in text
@@ -188,19 +188,19 @@ def test_bucket_that_does_not_fit_the_teacher(refused):
 
 def test_bucket_that_is_no_size(refused):
     code, text = refused("plan", prompts={"buckets": {"square": 1}})
-    assert code == 2
+    assert code == 2, text
     assert "'square' is not WIDTHxHEIGHT" in text
 
 
 def test_store_without_a_driver(refused):
     code, text = refused("plan", store="nosuch://bucket")
-    assert code == 2
+    assert code == 2, text
     assert "store: 'nosuch://bucket' cannot be opened" in text
 
 
 def test_only_without_its_inputs(refused):
     code, text = refused("run", "--only", "encode")
-    assert code == 4
+    assert code == 4, text
     assert "`ladd-pipeline run --until" in text
 
 
@@ -208,7 +208,7 @@ def test_uneven_grid(refused):
     code, text = refused(
         "run", distill={"student_time": {"grid": [1.0, 0.9, 0.5, 0.25], "warmup_steps": 1}}
     )
-    assert code == 2
+    assert code == 2, text
     assert "evenly spaced" in text
 
 

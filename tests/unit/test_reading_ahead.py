@@ -31,7 +31,6 @@ from stages.ladd.batch_plan import BatchPlan
 from stages.latent_data import READ_AHEAD, LatentData
 from stages.row_files import BLOCK_BYTES, RangeCache, Span
 from tests.manifests import manifest_of
-from tests.storage.test_s3 import bucket, endpoint  # noqa: F401
 
 SIZES = {"32x32": (13, 9), "48x16": (17,)}
 """Rows of each file of each bucket."""
@@ -332,7 +331,7 @@ def test_a_ring_of_any_size_gives_the_bytes_of_the_files(reads, limit):
 
 
 @pytest.mark.slow
-def test_batches_from_s3_are_those_of_a_folder(bucket, local):  # noqa: F811
+def test_batches_from_s3_are_those_of_a_folder(bucket, local):
     far = LatentData(make_artifact(ArtifactStore(bucket)), cache_bytes=1_500_000)
     near = LatentData(local)
     plan = plan_of(near)
