@@ -78,8 +78,12 @@ def share_of(plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> Share:
     gpu = plan.use_gpu if plan.use_gpu is not None else any(n.get("GPU", 0) >= 1 for n in nodes)
     if plan.cpus_per_worker is not None:
         return Share(plan.cpus_per_worker, gpu)
+    fit = [node for node in nodes if not gpu or node.get("GPU", 0) >= 1]
     parts = {
-        node.get("CPU", 0) // workers for node in nodes for workers in range(1, plan.workers + 1)
+        # Beside its GPU a worker leaves CPUs to the node's other GPUs.
+        min(node.get("CPU", 0) // workers, node.get("CPU", 0) // (node["GPU"] if gpu else 1))
+        for node in fit
+        for workers in range(1, plan.workers + 1)
     }
     shares = [Share(float(cpus), gpu) for cpus in sorted(parts, reverse=True) if cpus >= 1]
     best = max(shares, key=lambda share: min(share.room(nodes), plan.workers), default=None)

@@ -362,6 +362,13 @@ class DistillConfig(Frozen):
             )
         if self.objective.mismatched_share > 0 and self.global_batch == 1:
             raise ValueError("objective.mismatched_share needs a global_batch of 2 at least")
+        if self.shard_teacher and self.shard_over == 1:
+            raise ValueError("shard_teacher needs a shard_over above 1: with 1 nothing is shared")
+        if self.student_time.rollout > 0 and self.objective.regression_weight > 0:
+            raise ValueError(
+                "student_time.rollout does not go with objective.regression_weight: what the "
+                "student has rolled out is another picture than the one it would be drawn to"
+            )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
         if self.workers % self.shard_over:

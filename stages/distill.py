@@ -28,7 +28,7 @@ from schemas.errors import ConfigError, StageFailed
 from stages.devices import worker_device
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError, slots_of
 from stages.ladd.checkpoint import load_tensors
-from stages.ladd.ema import ExponentialAverage
+from stages.ladd.ema import ExponentialAverage, averaged_tensors
 from stages.ladd.parallelize import compile_blocks, spread
 from stages.ladd.sampling import step_counts, student_sigmas
 from stages.ladd.trainer import (
@@ -63,6 +63,13 @@ def run(context: StageContext) -> StageResult:
         "prompts": context.inputs["prompts"],
         "report": context.report,
     }
+    time = config.student_time
+    if time.warmup_steps >= config.steps and 0 in time.warmup_probabilities:
+        text = (
+            f"all of the {config.steps} steps are warm-up (distill.student_time.warmup_steps is "
+            f"{time.warmup_steps}): levels whose warm-up probability is 0 are never trained"
+        )
+        context.report(f"warning: {text}", 0, 0)
     for name in plan.short_buckets:
         context.report(f"warning: bucket {name} holds fewer samples than a batch: left out", 0, 0)
     with train_on_ray(context, train, settings, TrainingPlan.of(config)) as (checkpoint, hours):
@@ -279,9 +286,8 @@ def _finish(
     teacher = open_teacher(config.teacher)
 
     def load_average(backbone: nn.Module) -> None:
-        average = ExponentialAverage(backbone, config.distill.ema_decay)
-        load_tensors(checkpoint / STATE, {f"average.{n}": p for n, p in average.named_parameters()})
-        average.copy_to(backbone)
+        averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
+        load_tensors(checkpoint / STATE, averages)
 
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"

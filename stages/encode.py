@@ -308,19 +308,25 @@ class PromptEncoder:
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()
         size = self.config.micro_batch
-        parts = [
-            self.teacher.encode_prompts(prompts[at : at + size])
-            for at in range(0, len(prompts), size)
-        ]
         writer = ShardWriter(self.store, self.folder, shard)
         dtype = getattr(torch, self.config.dtype)
-        for name, tensors in (
-            ("tokens", [p.tokens_BLD for p in parts]),
-            ("pooled", [p.pooled_BP for p in parts]),
-        ):
-            with writer.file(f".{name}.npy").open("wb") as file:
-                np.save(file, torch.cat(tensors).to(dtype).cpu().numpy(), allow_pickle=False)
-        return writer.commit({}, {"null_tokens": parts[0].null_tokens, "prompts": len(prompts)})
+        arrays: dict[str, np.memmap] = {}
+        for at in range(0, len(prompts), size):
+            made = self.teacher.encode_prompts(prompts[at : at + size])
+            # To the file at once: T5's tokens of a whole shard are more than a GPU holds.
+            for name, tensor in (("tokens", made.tokens_BLD), ("pooled", made.pooled_BP)):
+                rows = tensor.to(dtype).cpu().numpy()
+                if name not in arrays:
+                    arrays[name] = np.lib.format.open_memmap(
+                        writer.file(f".{name}.npy"),
+                        mode="w+",
+                        dtype=rows.dtype,
+                        shape=(len(prompts), *rows.shape[1:]),
+                    )
+                arrays[name][at : at + len(rows)] = rows
+        for array in arrays.values():
+            array.flush()
+        return writer.commit({}, {"null_tokens": made.null_tokens, "prompts": len(prompts)})
 
 
 def fit(picture: Image.Image, bucket: Bucket) -> Image.Image:

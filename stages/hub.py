@@ -8,9 +8,16 @@ from pathlib import Path
 from schemas.errors import ConfigError, ServiceUnavailable
 
 
-def model_folder(model: str, revision: str | None, *, field: str, patterns: Sequence[str]) -> Path:
+def model_folder(
+    model: str,
+    revision: str | None,
+    *,
+    field: str,
+    patterns: Sequence[str],
+    ignored: Sequence[str] = (),
+) -> Path:
     """`model` itself where it is a folder, else the files of the hub's `model` that match
-    `patterns`.
+    `patterns` and none of `ignored`.
 
     Raises ConfigError, naming the configuration's `field`, for a model that is neither or that is
     gated, and ServiceUnavailable where the hub answers that it cannot serve for now.
@@ -27,7 +34,14 @@ def model_folder(model: str, revision: str | None, *, field: str, patterns: Sequ
     )
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
+            )
+        )
     except GatedRepoError as error:
         raise ConfigError(
             f"{field}: {model!r} is gated: accept its licence on its hub page and set HF_TOKEN to "

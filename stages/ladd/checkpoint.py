@@ -82,8 +82,9 @@ def optimizer_tensors(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]
 
 def begin_optimizer(net: nn.Module, optimizer: Optimizer, names: Collection[str]) -> None:
     """Give the optimizer empty moments for each weight that has its own among `names`, to be
-    filled.
+    filled, and for no other.
     """
+    optimizer.state.clear()  # a checkpoint that could not be read may have left some
     for name, parameter in net.named_parameters():
         if f"{name}.step" in names:
             optimizer.state[parameter] = {

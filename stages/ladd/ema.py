@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
+def averaged_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """The weights of a net under the names that an `ExponentialAverage` saves its averages by."""
+    return {f"averages.{i}": p.detach() for i, p in enumerate(_trained(net))}
+
+
 class ExponentialAverage(nn.Module):
     """`average = decay * average + (1 - decay) * weights`, with a faster start: decay is at most (1
     + n) / (10 + n).

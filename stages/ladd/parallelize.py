@@ -21,7 +21,11 @@ class InBlocks(Protocol):
 
 
 def compile_blocks(backbone: InBlocks) -> None:
-    """Compile each block; they are alike, so one compilation serves all."""
+    """Compile each block; they are alike, so one compilation serves all of a kind, dtype, gradient
+    mode and batch shape. There are more such kinds than torch takes by default before it compiles
+    no more, without an error: two nets, two kinds of blocks and several buckets.
+    """
+    torch._dynamo.config.recompile_limit = 64
     for block in backbone.blocks:
         block.compile()
 

@@ -46,6 +46,8 @@ diffusers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
+_TWINS = "*.fp16*"
+"""Half-precision copies of the same weights, as SD3.5's folders hold them: never read."""
 _PARTS = (
     "transformer",
     "vae",
@@ -191,11 +193,13 @@ class SD3Teacher:
         lora: LoraConfig | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        index = self._json("model_index.json")
+        twins = shutil.ignore_patterns(_TWINS)
         for source in sorted(self.folder.iterdir()):
-            if source.is_dir() and source.name not in ("transformer", "scheduler", "lora"):
+            if source.is_dir() and source.name in index.keys() - {"transformer", "scheduler"}:
                 if source.name.endswith("_3") and not self.has_t5:
                     continue
-                shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
+                shutil.copytree(source, folder / source.name, dirs_exist_ok=True, ignore=twins)
         backbone = self.backbone(dtype=torch.float32, lora=lora)
         load_weights(backbone)
         if lora is not None:
@@ -206,7 +210,6 @@ class SD3Teacher:
         student_scheduler(grid).save_pretrained(folder / "scheduler")
         student_scheduler([1.0]).save_pretrained(folder / "scheduler_one_step")
         (folder / "student.json").write_text(json.dumps({"grid": list(grid)}) + "\n")
-        index = self._json("model_index.json")
         if not self.has_t5:
             index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -228,11 +231,17 @@ class SD3Teacher:
     def _find(self) -> Path:
         if self.config.model is None:
             raise ConfigError("teacher.model is empty: name a diffusers folder or a hub id")
+        parts = [*_PARTS, *(("text_encoder_3", "tokenizer_3") if self.config.use_t5 else ())]
+        kinds = ("json", "txt", "model", "safetensors")
         folder = model_folder(
             self.config.model,
             self.config.revision,
             field="teacher.model",
-            patterns=("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"),
+            patterns=[
+                "model_index.json",
+                *(f"{part}/*.{kind}" for part in parts for kind in kinds),
+            ],
+            ignored=[_TWINS],
         )
         for part in _PARTS:
             if not (folder / part).is_dir():

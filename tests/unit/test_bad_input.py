@@ -228,3 +228,19 @@ def test_init_never_overwrites(monkeypatch, capsys, tmp_path):
         cli.main()
     assert stop.value.code == 2
     assert Path(tmp_path / "pipeline.yaml").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"shard_teacher": True}, "shard_teacher needs a shard_over above 1"),
+        (
+            {"student_time": {"rollout": 0.5}, "objective": {"regression_weight": 1.0}},
+            "rollout does not go with objective.regression_weight",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_or_the_wrong_thing(refused, wrong, said):
+    code, text = refused("plan", distill=wrong)
+    assert code == 2, text
+    assert said in text

@@ -5,6 +5,7 @@ text encoders.
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -144,3 +145,19 @@ def test_flat_autocast_does_not_move_the_taps(tiny_backbones, tiny_batch):
             rough = teacher.features(latents, sigma, conditioning)
     for a, b in zip(exact, rough, strict=True):
         assert (a - b.float()).abs().mean() < 0.05 * a.abs().mean()
+
+
+def test_a_student_takes_along_only_what_the_pipeline_names(tiny_sd3, tmp_path):
+    """SD3.5's folders hold the same weights up to four times."""
+    model, student = tmp_path / "model", tmp_path / "student"
+    shutil.copytree(tiny_sd3, model)
+    weights = model / "text_encoder" / "model.safetensors"
+    shutil.copy(weights, weights.with_name("model.fp16.safetensors"))
+    shutil.copytree(model / "text_encoder", model / "text_encoders")
+    teacher = open_teacher(TeacherConfig(family="sd3", model=str(model), use_t5=False))
+    net = teacher.backbone()
+    teacher.save_student(student, lambda new: new.load_state_dict(net.state_dict()), [1.0, 0.5])
+    assert not (student / "text_encoders").exists()
+    assert [path.name for path in (student / "text_encoder").glob("*.safetensors")] == [
+        weights.name
+    ]

@@ -64,6 +64,8 @@ HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
         (2, {"use_gpu": True}, [HEAD], Share(1, True)),
         (2, {}, [HEAD, GPU_NODE], Share(8, True)),
         (4, {"min_workers": 2}, [{"CPU": 3.0}], Share(1, False)),
+        # Bug: take the whole node; then trials of a sweep wait for each other beside idle GPUs.
+        (1, {}, [HEAD, {"CPU": 64.0, "GPU": 8.0}], Share(8, True)),
     ],
 )
 def test_a_worker_asks_for_what_nodes_have(workers, changes, nodes, share):
