@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import psutil
 
 from pipeline.store import ArtifactStore
-from schemas.errors import Locked
+from schemas.errors import LaddError, Locked
 
 BEAT_SECONDS = 10.0
 """A holder that is alive writes a new beat so often; one that has missed three is dead."""
@@ -100,7 +100,7 @@ def _beat(store: ArtifactStore, name: str, mine: _Holder, ended: threading.Event
     beat = 0
     while not ended.wait(BEAT_SECONDS):
         beat += 1
-        with contextlib.suppress(Exception):  # whatever ails the store: the next beat is tried
+        with contextlib.suppress(LaddError):  # a store that is away: the next beat is tried
             store.write(name, _content(replace(mine, beat=beat)))
 
 
