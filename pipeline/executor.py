@@ -26,7 +26,7 @@ from pipeline.dag import STAGES, declare
 from pipeline.lease import held
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan
-from pipeline.stage import StageContext, StageResult
+from pipeline.stage import StageContext, StageResult, enter
 from pipeline.store import Artifact, ArtifactStore, to_json
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, StageFailed
@@ -286,8 +286,7 @@ class _Reporter:
 
 def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> dict[str, Any]:
     """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
-    if os.path.isdir(job.cwd):  # on a cluster, Ray starts in a folder of its own
-        os.chdir(job.cwd)
+    enter(job.cwd)
     store, key = job.store, job.keys[name]
     found = store.find(name, key)
     if name in job.forced:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from pipeline.shards import finished_shards
-from pipeline.stage import StageContext
+from pipeline.stage import StageContext, enter
 from schemas.config import WorkerPool
 from schemas.errors import LaddError, ServiceUnavailable, dump_error, load_error
 from schemas.records import ShardStats
@@ -63,8 +63,7 @@ class _Adapter:
 
         class ShardActor:
             def __init__(self) -> None:
-                if os.path.isdir(cwd):
-                    os.chdir(cwd)
+                enter(cwd)
                 self._failure = ""
                 try:
                     self._worker = build()

@@ -48,7 +48,7 @@ def _size(
         rows=largest.height // unit,
         columns=largest.width // unit,
         text=tokenizer["model_max_length"] + (config.teacher.max_sequence_length if has_t5 else 1),
-        share=config.distill.global_batch // config.distill.workers,
+        share=-(-config.distill.global_batch // config.distill.workers),
         on_gpu=_on_gpu(config),
     )
     return update_memory(transformer, config.frozen_dtype, config.distill, shapes).total

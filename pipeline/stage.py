@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
@@ -63,6 +64,14 @@ def digest_of(content: Any) -> str:
         content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def enter(folder: str) -> None:
+    """Make the folder in which the user stands the process's own, where this machine has it: Ray
+    starts its workers in others, and paths in a configuration may be relative.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.fs
 
 from pipeline.lease import held
-from pipeline.stage import StageContext
+from pipeline.stage import StageContext, enter
 from schemas.config import DistillConfig, DpoConfig
 from schemas.errors import (
     ConfigError,
@@ -128,8 +128,8 @@ class TrainingRun:
         self._train, self._context = train, context
         place = train.get_context()
         self.rank, self.world = place.get_world_rank(), place.get_world_size()
-        self.cpus = share.cpus
-        self._devices = self.world * (1 if share.gpu else share.cpus)
+        self.cpus, self.gpus = share.cpus, int(share.gpu)
+        self._devices = self.world * (self.gpus or self.cpus)
         self._started = time.monotonic()
         self._hours_before = _device_hours(context)
 
@@ -233,8 +233,7 @@ def _entry(loop: dict[str, Any]) -> None:
     context: StageContext = loop["context"]
     if _failure(context) is not None:
         return
-    if os.path.isdir(loop["cwd"]):  # Ray Train moves workers to a folder of its own
-        os.chdir(loop["cwd"])
+    enter(loop["cwd"])
     run = TrainingRun(context, loop["share"])
     try:
         loop["worker"](run, loop["settings"])

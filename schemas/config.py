@@ -283,8 +283,8 @@ class DistillConfig(Frozen):
     global_batch: int = Field(64, ge=1)
     """Samples of an update over all workers and accumulation rounds."""
     micro_batch: int | None = Field(None, ge=1)
-    """Samples in one forward pass; empty takes the whole share of a worker. An identity field, as
-    sums round differently: lowered, it begins another training.
+    """Samples in one forward pass; empty takes the whole share of one of `workers`. An identity
+    field, as sums round differently: lowered, it begins another training.
     """
     learning_rate: float = Field(1e-5, gt=0)
     """Of the student."""
@@ -446,7 +446,7 @@ class DpoConfig(Frozen):
     global_batch: int = Field(32, ge=1)
     """Pairs of an update over all workers and accumulation rounds."""
     micro_batch: int | None = Field(None, ge=1)
-    """Pairs in one forward pass; empty takes the whole share of a worker."""
+    """Pairs in one forward pass; empty takes the whole share of one of `workers`."""
     beta: float = Field(2000.0, gt=0)
     """How strongly the reference holds; errors are means over elements, hence its size."""
     learning_rate: float = Field(1e-5, gt=0)

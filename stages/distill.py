@@ -80,7 +80,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
     """The loop of one worker."""
     config: PipelineConfig = settings["config"]
     distill = config.distill
-    device = worker_device(run.cpus)
+    device = worker_device(run.cpus, run.gpus)
     teacher = open_teacher(config.teacher)
     teacher.place(device)
     cache = int(distill.cache_gb * 1e9)

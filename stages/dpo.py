@@ -27,7 +27,7 @@ from schemas.config import DpoConfig, PipelineConfig
 from schemas.errors import ConfigError, StageFailed
 from schemas.records import ShardStats
 from stages.devices import worker_device
-from stages.ladd.batch_plan import BatchPlan, EmptyPlanError, slots_of
+from stages.ladd.batch_plan import BatchPlan, EmptyPlanError, round_size, slots_of
 from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
 from stages.ladd.sampling import student_sigmas
 from stages.ladd.trainer import TrainingDiverged
@@ -155,7 +155,7 @@ def train(run: TrainingRun, settings: dict[str, Any]) -> None:
     """The loop of one worker."""
     config: PipelineConfig = settings["config"]
     dpo = config.dpo
-    device = worker_device(run.cpus)
+    device = worker_device(run.cpus, run.gpus)
     teacher = open_teacher(config.teacher)
     teacher.place(device)
     with tempfile.TemporaryDirectory(prefix="ladd-pairs-") as scratch:
@@ -229,7 +229,7 @@ def held_out_batches(
     """
     sizes = data.sizes["held_out"]
     stride = math.ceil(sum(sizes.values()) / HELD_OUT_PAIRS)
-    size = config.micro_batch or config.global_batch // world
+    size = round_size(config)
     slot = number = 0
     for bucket, count in sizes.items():
         rows = [*range(0, count, stride)] * HELD_OUT_DRAWS

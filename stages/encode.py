@@ -34,7 +34,7 @@ from schemas.bucket import Bucket, nearest_bucket
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError, StageFailed
 from schemas.records import ShardStats
-from stages.devices import worker_device
+from stages.devices import pool_device
 from stages.prompts import clean, prompt_id
 from stages.teachers import open_teacher
 
@@ -202,7 +202,7 @@ class Encoder:
         self.config, self.store, self.folder, self.sources = config.encode, store, folder, sources
         self.buckets = config.prompts.bucket_list()
         self.teacher = open_teacher(config.teacher)
-        self.teacher.place(worker_device(self.config.pool.cpus_per_worker))
+        self.teacher.place(pool_device(self.config.pool))
         for bucket in self.buckets:
             self.teacher.check_bucket(bucket)
 
@@ -302,7 +302,7 @@ class PromptEncoder:
     def __init__(self, config: PipelineConfig, store: ArtifactStore, folder: str) -> None:
         self.config, self.store, self.folder = config.encode, store, folder
         self.teacher = open_teacher(config.teacher)
-        self.teacher.place(worker_device(self.config.pool.cpus_per_worker))
+        self.teacher.place(pool_device(self.config.pool))
 
     def __call__(self, shard: str) -> ShardStats:
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:

@@ -31,7 +31,7 @@ from schemas.config import PipelineConfig, ScoreConfig
 from schemas.records import ShardStats
 from schemas.report import Report
 from stages import eval_prompts
-from stages.devices import worker_device
+from stages.devices import pool_device
 from stages.eval_report import check_gates, make_report
 from stages.ladd.sampling import student_sigmas
 from stages.painters import Painter, Sample, student_painter, teacher_painter
@@ -228,7 +228,7 @@ class Judge:
     ) -> None:
         self.config, self.store, self.folder = config, store, folder
         self.students, self.shards = students, shards
-        self.device = worker_device(config.eval.pool.cpus_per_worker)
+        self.device = pool_device(config.eval.pool)
         self.teacher = open_teacher(config.teacher)
         self.teacher.place(self.device)
         self.systems = {system.name: system for system in systems_of(config)}

@@ -31,7 +31,7 @@ from schemas.config import PipelineConfig
 from schemas.errors import ConfigError, StageFailed
 from schemas.records import ShardStats
 from schemas.suggest import did_you_mean
-from stages.devices import worker_device
+from stages.devices import pool_device
 from stages.encode import fit
 from stages.ladd.sampling import student_sigmas
 from stages.painters import Painter, student_painter, teacher_painter
@@ -197,7 +197,7 @@ class _PairWorker:
     ) -> None:
         self.config, self.pairs, self.student = config, config.pairs, student
         self.store, self.folder, self.plan = store, folder, plan
-        self.device = worker_device(self.pairs.pool.cpus_per_worker)
+        self.device = pool_device(self.pairs.pool)
         self.teacher = open_teacher(config.teacher)
         self.teacher.place(self.device)
 

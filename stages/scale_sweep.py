@@ -23,7 +23,7 @@ from pipeline.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig
 from schemas.records import ShardStats
-from stages.devices import worker_device
+from stages.devices import pool_device
 from stages.painters import Painter
 from stages.pairs import (
     Row,
@@ -126,7 +126,7 @@ class ScaleJudge:
     ) -> None:
         self.config, self.store, self.folder = config, store, folder
         self.student, self.scales, self.samples = student, scales, samples
-        self.device = worker_device(config.pairs.pool.cpus_per_worker)
+        self.device = pool_device(config.pairs.pool)
         self.teacher = open_teacher(config.teacher)
         self.teacher.place(self.device)
 

@@ -28,7 +28,7 @@ from schemas.bucket import Bucket
 from schemas.config import PipelineConfig, SynthesizeConfig
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
-from stages.devices import worker_device
+from stages.devices import pool_device
 from stages.painters import teacher_painter
 from stages.prompts import SAMPLE_SCHEMA
 from stages.teachers import open_teacher
@@ -85,7 +85,7 @@ class Synthesizer:
     def __init__(self, config: PipelineConfig, planned: Artifact, folder: str) -> None:
         self.config: SynthesizeConfig = config.synthesize
         self.planned, self.folder = planned, folder
-        device = worker_device(self.config.pool.cpus_per_worker)
+        device = pool_device(self.config.pool)
         self.teacher = open_teacher(config.teacher)
         self.teacher.place(device)
         self.paint = teacher_painter(

@@ -8,8 +8,20 @@ batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+
+
+class Batching(Protocol):
+    """How a trainer's configuration shares out an update."""
+
+    @property
+    def global_batch(self) -> int: ...
+    @property
+    def micro_batch(self) -> int | None: ...
+    @property
+    def workers(self) -> int: ...
 
 
 class EmptyPlanError(ValueError):
@@ -79,13 +91,21 @@ def slots_of(global_batch: int, rank: int, world: int) -> range:
     return range(rank * global_batch // world, (rank + 1) * global_batch // world)
 
 
-def micro_batches(global_batch: int, micro_batch: int | None, rank: int, world: int) -> list[slice]:
-    """A rank's samples in accumulation rounds of at most `micro_batch`; None makes it one round.
+def round_size(config: Batching) -> int:
+    """Samples in one forward pass, at most: `micro_batch`, or else the whole share of a worker when
+    all of them are there. Fewer workers take more rounds, for their memory is the same.
+    """
+    return config.micro_batch or -(-config.global_batch // config.workers)
+
+
+def micro_batches(config: Batching, rank: int, world: int) -> list[slice]:
+    """A rank's samples in accumulation rounds of `round_size`.
 
     All ranks have as many rounds, for they work together. Where the ranks' samples differ in
     number, a round may hold one sample more.
     """
-    least, most = global_batch // world, -(-global_batch // world)
-    rounds = min(-(-most // (micro_batch or most)), least)
-    count = len(slots_of(global_batch, rank, world))
+    batch = config.global_batch
+    least, most = batch // world, -(-batch // world)
+    rounds = min(-(-most // round_size(config)), least)
+    count = len(slots_of(batch, rank, world))
     return [slice(i * count // rounds, (i + 1) * count // rounds) for i in range(rounds)]

@@ -101,7 +101,7 @@ class DpoTrainer:
         mine = slots_of(config.global_batch, rank, world)
         assert len(winners_PCHW) == len(losers_PCHW) == len(mine)
         sums = torch.zeros(len(_MEASURES), device=self.device)
-        for rows in micro_batches(config.global_batch, config.micro_batch, rank, world):
+        for rows in micro_batches(config, rank, world):
             slots = mine[rows]
             pairs = self._placed(winners_PCHW[rows], losers_PCHW[rows], conditioning.select(rows))
             draws = self._draw(self.step, slots, pairs)

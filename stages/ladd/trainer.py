@@ -175,7 +175,7 @@ class LaddTrainer:
                     near=config.objective.r1_weight > 0,
                 ).to(self.device),
             )
-            for rows in micro_batches(config.global_batch, config.micro_batch, rank, world)
+            for rows in micro_batches(config, rank, world)
         ]
 
     @torch.no_grad()

@@ -31,7 +31,8 @@ class Run:
     """What Ray Train gives to a worker; checkpoints go to a folder, which may hold one already."""
 
     def __init__(self, folder: Path, rank: int = 0, world: int = 1) -> None:
-        self.folder, self.rank, self.world, self.cpus = folder, rank, world, 1.0
+        self.folder, self.rank, self.world = folder, rank, world
+        self.cpus, self.gpus = 1.0, 0
 
     def checkpoint_folders(self):
         if (self.folder / TRACE).exists():
