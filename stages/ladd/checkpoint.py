@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_FILE_BYTES = 1 << 30
+"""A file is put together in host memory before it is written, twice for a moment."""
 
 
 class CheckpointError(ValueError):
@@ -27,9 +30,23 @@ def save_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Write named tensors, each rank its shards. Every rank calls this, with a folder of its own or
     one for all.
     """
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = dcp.HuggingFaceStorageWriter(
+        str(folder), fqn_to_index_mapping=_files_of(tensors), save_distributed=True
+    )
     with _quiet():
         dcp.save(tensors, storage_writer=writer, no_dist=not distributed.is_initialized())
+
+
+def _files_of(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """The file of each tensor, numbered from 1: neighbours share one until it is full."""
+    files, file, filled = {}, 1, 0
+    for name, tensor in tensors.items():
+        size = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
+        if filled and filled + size > _FILE_BYTES:
+            file, filled = file + 1, 0
+        files[name] = file
+        filled += size
+    return files
 
 
 def names_in(folder: Path) -> set[str]:
