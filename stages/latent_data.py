@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.store import Artifact, check_file
 from schemas.errors import ArtifactError
 from stages.ladd.backbone import Conditioning
-from stages.row_files import FetchedRows, MappedRows, RangeCache, Rows
+from stages.row_files import FetchedRows, MappedRows, RangeCache, Rows, map_file
 
 READ_AHEAD = 4
 """Batches that are read before they are asked for."""
@@ -156,10 +156,7 @@ class LatentData:
             raise ArtifactError(f"{where} is missing; run `ladd-pipeline run --force encode`")
         if path.stat().st_size != entry.size:
             check_file(path, entry.size, entry.sha256, where, "encode")
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise ArtifactError(f"{where} is not a readable .npy file: {error}") from error
+        return map_file(path, entry.size)
 
     def _column(self, names: Sequence[str], column: str) -> pa.Array:
         """One column of several Parquet files, each checked against the manifest."""

@@ -13,10 +13,12 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import fsspec
 import numpy as np
+import torch
 
 from schemas.errors import ArtifactError
 
@@ -33,6 +35,18 @@ class Rows(Protocol):
     def take(self, rows: Sequence[int]) -> np.ndarray:
         """A new array (n, ...) of these rows."""
         ...
+
+
+def map_file(path: Path, size: int) -> np.ndarray:
+    """The array in a `.npy` file of that many bytes, memory-mapped.
+
+    The mapping keeps no file descriptor, as NumPy's own would: a large artifact has more files than
+    a process may have open. Raises ArtifactError for a file that is no plain `.npy` file of that
+    size.
+    """
+    content = torch.from_file(str(path), size=size, dtype=torch.uint8).numpy()
+    offset, shape, dtype = _header(str(path), content[:_HEADER_BYTES].tobytes(), size)
+    return content[offset:].view(dtype).reshape(shape)
 
 
 class MappedRows:
