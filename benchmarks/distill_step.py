@@ -29,7 +29,7 @@ from schemas.config import DistillConfig, RenoiseConfig, StudentTimeConfig
 from stages.ladd.backbone import Conditioning
 from stages.ladd.flow import add_noise, clean_estimate, draw
 from stages.ladd.heads import DiscriminatorHeads
-from stages.ladd.losses import discriminator_loss, student_loss
+from stages.ladd.losses import fake_loss, real_loss, student_loss
 from stages.ladd.parallelize import compile_blocks
 from stages.ladd.update import accumulate_gradients
 from stages.teachers.sd3_backbone import SD3Backbone
@@ -94,7 +94,7 @@ class Step:
             ]
         with self.autocast():
             real, made = (self.heads(side, sigma, conditioning.pooled_BP) for side in sides)
-        discriminator_loss(real, made).backward()
+        (real_loss(real) + fake_loss(made)).backward()
         self._learn(1)
 
     def _generate(self, draws) -> torch.Tensor:

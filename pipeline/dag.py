@@ -18,7 +18,7 @@ STAGES = {
         Stage("prompts", version=1, sections=("prompts", "teacher")),
         Stage("synthesize", version=1, sections=("synthesize", "teacher")),
         Stage("encode", version=1, sections=("encode", "prompts.buckets", "teacher")),
-        Stage("distill", version=2, sections=("distill", "teacher")),
+        Stage("distill", version=3, sections=("distill", "teacher")),
         Stage("pairs", version=1, sections=("pairs", "synthesize", "teacher")),
         Stage("dpo", version=1, sections=("dpo", "teacher")),
         Stage("eval", version=1, sections=("eval", "synthesize", "teacher")),

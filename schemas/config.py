@@ -228,7 +228,8 @@ class ObjectiveConfig(Frozen):
     """Deviation of the noise that the penalty adds to the heads' input."""
     mismatched_share: float = Field(0.0, ge=0, lt=1)
     """How much of the heads' loss on fakes comes from data under another sample's prompt: a
-    matching-aware discriminator (Reed et al. 2016, section 4.2; one half there).
+    matching-aware discriminator (Reed et al. 2016, section 4.2; one half there). They are that
+    share of the fakes, up to one for each sample of the data.
     """
 
 

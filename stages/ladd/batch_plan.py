@@ -91,6 +91,16 @@ def slots_of(global_batch: int, rank: int, world: int) -> range:
     return range(rank * global_batch // world, (rank + 1) * global_batch // world)
 
 
+def mismatched_slots(global_batch: int, share: float) -> list[int]:
+    """Slots whose data the heads also see as fake, under the prompt of the next slot: `share` of
+    all fakes, beside the student's, as nearly as can be, and no slot twice. Evenly spread.
+    """
+    if share == 0:
+        return []
+    count = min(global_batch, max(1, round(global_batch * share / (1 - share))))
+    return [i * global_batch // count for i in range(count)]
+
+
 def round_size(config: Batching) -> int:
     """Samples in one forward pass, at most: `micro_batch`, or else the whole share of a worker when
     all of them are there. Fewer workers take more rounds, for their memory is the same.

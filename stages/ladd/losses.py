@@ -13,21 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def discriminator_loss(
-    real: Sequence[Tensor],
-    fake: Sequence[Tensor],
-    kind: str = "hinge",
-    mismatched: Sequence[Tensor] = (),
-    mismatched_share: float = 0.0,
-) -> Tensor:
-    """`mean f(-D(real)) + mean f(D(fake))`, averaged over taps, a scalar; f is `relu(1 + x)` for
-    hinge (2 in all when heads know nothing) and `softplus(x)`. `mismatched`, the logits of data
-    under prompts of other samples, make up their share of the second term.
+def real_loss(real: Sequence[Tensor], kind: str = "hinge") -> Tensor:
+    """The heads' `mean f(-D(real))`, averaged over taps, a scalar; f is `relu(1 + x)` for hinge and
+    `softplus(x)`.
     """
-    telling = _cost(real, -1, kind) + (1 - mismatched_share) * _cost(fake, 1, kind)
-    if mismatched:
-        telling = telling + mismatched_share * _cost(mismatched, 1, kind)
-    return telling
+    return _cost(real, -1, kind)
+
+
+def fake_loss(fake: Sequence[Tensor], kind: str = "hinge") -> Tensor:
+    """The heads' `mean f(D(fake))`, averaged over taps, a scalar. With hinge both losses are 1 when
+    heads know nothing.
+    """
+    return _cost(fake, 1, kind)
 
 
 def student_loss(fake: Sequence[Tensor], kind: str = "hinge") -> Tensor:

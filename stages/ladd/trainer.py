@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from schemas.config import DistillConfig
 from stages.ladd.backbone import Backbone, Conditioning
-from stages.ladd.batch_plan import micro_batches, slots_of
+from stages.ladd.batch_plan import micro_batches, mismatched_slots, slots_of
 from stages.ladd.checkpoint import (
     begin_optimizer,
     load_tensors,
@@ -30,7 +30,7 @@ from stages.ladd.flow import Draws, add_noise, draw
 from stages.ladd.heads import DiscriminatorHeads, channel_moments
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.rollout import rolled_out
-from stages.ladd.update import accumulate_gradients
+from stages.ladd.update import Mismatched, accumulate_gradients
 
 
 class TrainingDiverged(RuntimeError):
@@ -42,8 +42,7 @@ class Round(NamedTuple):
 
     latents_BCHW: Tensor
     prompts: Conditioning
-    mismatched: Conditioning | None
-    """Each sample's neighbour's prompt."""
+    mismatched: Mismatched | None
     draws: Draws
 
 
@@ -156,13 +155,12 @@ class LaddTrainer:
         config = self.config
         rank, world = rank_and_world()
         mine = slots_of(config.global_batch, rank, world)
-        mismatched = config.objective.mismatched_share > 0
-        assert len(x0_BCHW) == len(mine) + mismatched
+        assert len(x0_BCHW) == len(mine) + (config.objective.mismatched_share > 0)
         return [
             Round(
                 x0_BCHW[rows],
                 conditioning.select(rows),
-                conditioning.select(slice(rows.start + 1, rows.stop + 1)) if mismatched else None,
+                self._mismatched(rows, mine, conditioning),
                 # The student's own clock starts behind the head start, and so does its warm-up.
                 draw(
                     config.seed,
@@ -177,6 +175,25 @@ class LaddTrainer:
             )
             for rows in micro_batches(config, rank, world)
         ]
+
+    def _mismatched(
+        self, rows: slice, mine: range, conditioning: Conditioning
+    ) -> Mismatched | None:
+        """Those among a round's samples, each under its neighbour's prompt."""
+        config = self.config
+        slots = mismatched_slots(config.global_batch, config.objective.mismatched_share)
+        if not slots:
+            return None
+        chosen = [row for row in range(rows.start, rows.stop) if mine[row] in slots]
+        part = (rows.stop - rows.start) / config.global_batch
+        weight = len(chosen) / len(slots) / part
+        # All ranks work together where the teacher is sharded: none leaves the call out.
+        chosen = chosen or [rows.start]
+        return Mismatched(
+            [row - rows.start for row in chosen],
+            conditioning.select([row + 1 for row in chosen]),
+            weight,
+        )
 
     @torch.no_grad()
     def _calibrate_heads(self, rounds: list[Round]) -> None:

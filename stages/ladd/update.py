@@ -18,7 +18,7 @@ from schemas.config import ObjectiveConfig
 from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.flow import Draws, add_noise, clean_estimate
 from stages.ladd.heads import DiscriminatorHeads
-from stages.ladd.losses import discriminator_loss, r1_penalty, student_loss
+from stages.ladd.losses import fake_loss, r1_penalty, real_loss, student_loss
 
 _HINGE = ObjectiveConfig()
 
@@ -33,6 +33,19 @@ class Losses:
     fake_logit: Tensor
 
 
+@dataclass(frozen=True)
+class Mismatched:
+    """Data that the heads learn to tell from the rest by its prompt, which is another sample's."""
+
+    rows: list[int]
+    """Which samples of the micro-batch."""
+    prompts: Conditioning
+    weight: float
+    """Of their mean in the micro-batch's loss: their part of all such samples of the global batch
+    over the micro-batch's part of all samples.
+    """
+
+
 def accumulate_gradients(
     student: Backbone,
     teacher: Backbone,
@@ -42,7 +55,7 @@ def accumulate_gradients(
     draws: Draws,
     *,
     start_BCHW: Tensor | None = None,
-    mismatched: Conditioning | None = None,
+    mismatched: Mismatched | None = None,
     objective: ObjectiveConfig = _HINGE,
     share: float = 1.0,
     train_student: bool = True,
@@ -51,8 +64,8 @@ def accumulate_gradients(
     """Add the gradients of one micro-batch to student and heads (LADD, section 3 and figure 2).
 
     `x0_BCHW` are clean latents that the teacher made, float32; `start_BCHW` takes their place in
-    the student's input where it rolls out; `mismatched` are prompts of other samples, where the
-    objective has a share for them. `share` is the micro-batch's part of the global batch.
+    the student's input where it rolls out; `mismatched` is there where the objective has a share
+    for it. `share` is the micro-batch's part of the global batch.
     Without `train_student` (the heads learn alone) the student gets no gradient.
     The teacher's parameters must be frozen; gradient reaches the student through the teacher's
     activations.
@@ -88,16 +101,18 @@ def accumulate_gradients(
         real_features = teacher.features(real_noised, sigma, conditioning)
     with autocast():
         real = heads(real_features, sigma, conditioning.pooled_BP)
-    wrong: list[Tensor] = []
-    if objective.mismatched_share > 0:
+    others = objective.mismatched_share
+    loss_heads = real_loss(real, objective.adversarial)
+    loss_heads = loss_heads + (1 - others) * fake_loss(judged, objective.adversarial)
+    if others > 0:
         assert mismatched is not None
+        some, prompts = mismatched.rows, mismatched.prompts
         with torch.no_grad(), autocast():
-            wrong_features = teacher.features(real_noised, sigma, mismatched)
+            wrong_features = teacher.features(real_noised[some], sigma[some], prompts)
         with autocast():
-            wrong = heads(wrong_features, sigma, mismatched.pooled_BP)
-    loss_heads = discriminator_loss(
-        real, judged, objective.adversarial, wrong, objective.mismatched_share
-    )
+            wrong = heads(wrong_features, sigma[some], prompts.pooled_BP)
+        cost = fake_loss(wrong, objective.adversarial)
+        loss_heads = loss_heads + others * mismatched.weight * cost
     if objective.r1_weight > 0:
         assert draws.near_noise_BCHW is not None
         with torch.no_grad(), autocast():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from schemas.config import DiscriminatorConfig, DistillConfig
+from stages.ladd.batch_plan import mismatched_slots
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -179,7 +180,10 @@ class _Working:
         # 3. The heads judge the data's features too, with R1 those beside them, and those under
         # the prompts of others.
         objective = distill.objective
-        sides = 1 + (objective.r1_weight > 0) + (objective.mismatched_share > 0)
+        slots = mismatched_slots(distill.global_batch, objective.mismatched_share)
+        sides = 1 + (objective.r1_weight > 0)
+        if slots:
+            sides += max(len(slots) / distill.global_batch, 1 / self.batch)
         real = gradients + judged + sides * (maps + self._judged())
         real += teacher.passing + teacher_gathered
         # 4. The optimizers step.

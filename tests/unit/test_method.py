@@ -14,7 +14,7 @@ from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.flow import draw
 from stages.ladd.heads import DiscriminatorHeads, channel_moments, time_embedding
-from stages.ladd.losses import discriminator_loss, student_loss
+from stages.ladd.losses import fake_loss, real_loss, student_loss
 from stages.ladd.sampling import initial_noise, student_sigmas
 from stages.ladd.trainer import (
     HealthWatch,
@@ -50,7 +50,8 @@ def test_renoise_level_is_logit_normal_and_biased_to_high_noise():
 
 def test_hinge_losses_by_hand():
     real, fake = [torch.tensor([[[2.0, 0.5]]])], [torch.tensor([[[-2.0, 0.0]]])]
-    assert discriminator_loss(real, fake).item() == pytest.approx((0 + 0.5) / 2 + (0 + 1) / 2)
+    assert real_loss(real).item() == pytest.approx((0 + 0.5) / 2)
+    assert fake_loss(fake).item() == pytest.approx((0 + 1) / 2)
     assert student_loss(fake).item() == pytest.approx(1.0)
 
 

@@ -19,6 +19,7 @@ from schemas.config import (
     TeacherConfig,
 )
 from schemas.errors import ConfigError
+from stages.ladd.batch_plan import mismatched_slots
 from stages.ladd.flow import draw
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.parallelize import compile_blocks
@@ -96,6 +97,21 @@ def test_rollout_trains_on_other_inputs(tiny_backbones, tiny_batch):
         for share in (0.0, 1.0)
     ]
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "share", "slots"),
+    [
+        (8, 0.0, []),
+        (32, 0.2, list(range(0, 32, 4))),
+        (4, 0.3, [0, 2]),
+        (4, 0.5, [0, 1, 2, 3]),
+        (2, 0.01, [0]),
+        (3, 0.9, [0, 1, 2]),
+    ],
+)
+def test_mismatched_samples_are_their_share_of_all_fakes(batch, share, slots):
+    assert mismatched_slots(batch, share) == slots
 
 
 def test_mismatched_prompts_are_those_of_the_next_samples(tiny_backbones, tiny_batch):

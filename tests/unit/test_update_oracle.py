@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from schemas.config import DiscriminatorConfig, ObjectiveConfig
 from stages.ladd.flow import Draws
 from stages.ladd.heads import DiscriminatorHeads
-from stages.ladd.update import accumulate_gradients
+from stages.ladd.update import Mismatched, accumulate_gradients
 
 OBJECTIVES = {
     "the paper's": ObjectiveConfig(),
@@ -23,6 +23,9 @@ OBJECTIVES = {
     "mismatched": ObjectiveConfig(mismatched_share=0.3),
     "mismatched, softplus": ObjectiveConfig(mismatched_share=0.5, adversarial="softplus"),
 }
+
+MISMATCHED = [0, 1, 3]
+"""Samples that the heads also see under the next one's prompt."""
 
 
 def oracle(student, teacher, heads, x0, conditioning, draws, objective):
@@ -44,6 +47,7 @@ def oracle(student, teacher, heads, x0, conditioning, draws, objective):
 
         real, near = logits(x0[b]), logits(x0[b], objective.r1_sigma * draws.near_noise_BCHW[b])
         wrong, share = logits(x0[b], c=other), objective.mismatched_share
+        others = share * (b in MISMATCHED) * len(x0) / len(MISMATCHED)
         if objective.adversarial == "hinge":
             real_cost, fake_cost, fooling_cost = (
                 lambda m: F.relu(1 - m),
@@ -58,7 +62,7 @@ def oracle(student, teacher, heads, x0, conditioning, draws, objective):
             )
         fooling = [fooling_cost(m).mean() for m in logits(fake)]
         telling = [
-            real_cost(r).mean() + (1 - share) * fake_cost(f).mean() + share * fake_cost(w).mean()
+            real_cost(r).mean() + (1 - share) * fake_cost(f).mean() + others * fake_cost(w).mean()
             for r, f, w in zip(real, logits(fake.detach()), wrong, strict=True)
         ]
         penalty = [((r - n) ** 2).mean() for r, n in zip(real, near, strict=True)]
@@ -101,12 +105,15 @@ def test_update_equals_plain_autograd(objective, tiny_backbones, tiny_batch):
             latents[rows],
             conditioning.select(rows),
             draws.select(rows),
-            mismatched=conditioning.select([(row + 1) % 4 for row in range(4)[rows]]),
+            mismatched=Mismatched(chosen, conditioning.select(prompts), weight),
             objective=objective,
             share=0.5,
             autocast=contextlib.nullcontext,
         )
-        for rows in (slice(0, 2), slice(2, 4))
+        for rows, chosen, prompts, weight in (
+            (slice(0, 2), [0, 1], [1, 2], (2 / 3) / (2 / 4)),
+            (slice(2, 4), [1], [0], (1 / 3) / (2 / 4)),
+        )
     ]
     torch.testing.assert_close(sum(0.5 * x.student for x in losses), expected[0])
     torch.testing.assert_close(sum(0.5 * x.discriminator for x in losses), expected[1])
