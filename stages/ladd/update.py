@@ -3,7 +3,8 @@
 With F one forward of the transformer for one sample: student forward and backward 3F, teacher on
 the student's latents with gradient to its input 2F, teacher on the data's latents 1F: 6F for both
 nets' updates. One call for real and fake would cost 7F: the backward pass would go through both.
-Pure torch. Legend in `backbone.py`.
+R1 costs 1F more, a sample that is seen under another's prompt too. Pure torch. Legend in
+`backbone.py`.
 """
 
 from __future__ import annotations
