@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from stages.ladd.parallel import rank_and_world
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _FILE_BYTES = 1 << 30
@@ -34,7 +36,7 @@ def save_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
         str(folder), fqn_to_index_mapping=_files_of(tensors), save_distributed=True
     )
     with _quiet():
-        dcp.save(tensors, storage_writer=writer, no_dist=not distributed.is_initialized())
+        dcp.save(tensors, storage_writer=writer, no_dist=_is_alone())
 
 
 def _files_of(tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -59,8 +61,15 @@ def load_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
 
     Raises CheckpointError when the checkpoint lacks one, has it in another shape, or is damaged.
     """
-    alone = not distributed.is_initialized()
-    _read(folder, lambda reader: dcp.load(tensors, storage_reader=reader, no_dist=alone))
+    _read(folder, lambda reader: dcp.load(tensors, storage_reader=reader, no_dist=_is_alone()))
+
+
+def _is_alone() -> bool:
+    """Whether there is one rank, which then talks to nobody, not even to itself: the threads in
+    which gloo does its work start teams of OpenMP's each, and libgomp, seeing more threads than
+    cores, puts those of the training to sleep between two operations, for good.
+    """
+    return rank_and_world()[1] == 1
 
 
 def _read(folder: Path, work: Any) -> Any:
