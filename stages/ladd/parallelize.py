@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from stages.ladd.parallel import rank_and_world
 
 
 class InBlocks(Protocol):
@@ -38,7 +40,7 @@ def spread(backbone: InBlocks, device: torch.device, shard_over: int, dtype: tor
     over all ranks, in float32, while the backward pass runs. Where weights are sharded they are
     gathered in `dtype`. Does nothing without other ranks.
     """
-    world = distributed.get_world_size() if distributed.is_initialized() else 1
+    _, world = rank_and_world()
     if world == 1:
         return
     mesh = init_device_mesh(

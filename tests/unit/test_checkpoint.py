@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
+from torch import distributed
 
 from stages.ladd import checkpoint
+
+
+@pytest.fixture
+def one_rank():
+    """A process group of one, as Ray Train makes it, and two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+    torch.set_num_threads(threads)
 
 
 def test_tensors_are_laid_into_several_files_and_found_again(tmp_path, monkeypatch):
@@ -19,3 +34,17 @@ def test_tensors_are_laid_into_several_files_and_found_again(tmp_path, monkeypat
     found = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     checkpoint.load_tensors(tmp_path, found)
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_one_rank_starts_no_threads_for_its_checkpoints(one_rank, tmp_path):
+    """More threads of OpenMP than cores slow down all of a training that comes after."""
+
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    torch.ones(400, 400) @ torch.ones(400, 400)  # the training's own
+    before = threads()
+    tensors = {f"w{i}": torch.ones(10) for i in range(600)}
+    checkpoint.save_tensors(tmp_path, tensors)
+    checkpoint.load_tensors(tmp_path, tensors)
+    assert threads() == before
