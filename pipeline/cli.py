@@ -265,6 +265,11 @@ def sample(
         raise ConfigError("sample needs a prompt, or a file of them: --file prompts.txt")
     if lora is not None and not lora.is_dir():
         raise ArtifactError(f"--lora {lora} is not a folder")
+    if tuned and lora is None and lora_scale is not None:
+        raise ConfigError(
+            "--tuned has its adapters in it, at the scale that was chosen; leave it out to put "
+            "them on the student at --lora-scale"
+        )
     from stages.student import draw_prompts
 
     with contextlib.ExitStack() as stack:
@@ -281,6 +286,7 @@ def sample(
             out,
             lora=lora,
             lora_scale=1.0 if lora_scale is None else lora_scale,
+            title="tuned" if tuned and student is None else "",
         ):
             print(path)
 
@@ -563,8 +569,16 @@ def artifacts_gc(
     delete: Annotated[bool, typer.Option(help="Delete; without it they are only listed.")] = False,
 ) -> None:
     """List, or delete, what this configuration does not use: other artifacts and their training
-    states.
+    states, but for those that are being trained.
     """
+    from pipeline.config import DEFAULT_FILE
+    from pipeline.lease import is_held
+
+    if delete and config is None and preset is None and not DEFAULT_FILE.exists():
+        raise ConfigError(
+            "artifacts gc --delete keeps what one configuration uses, and there is no "
+            f"{DEFAULT_FILE} here: say which with --config FILE or --preset NAME"
+        )
     _, store, stages = _plan(config, preset, set_, _selection(None, None, None, None))
     used = {(s.name, s.key) for s in stages}
     there = {
@@ -574,6 +588,9 @@ def artifacts_gc(
         if n.count("/") >= 2
     }
     for stage, key in sorted(there - used):
+        if is_held(store, f"training/{stage}/{key}"):
+            print(f"in use {stage}/{key}")
+            continue
         print(f"{'deleted' if delete else 'unused'} {stage}/{key}")
         if delete:
             store.remove(store.folder(stage, key))

@@ -17,9 +17,13 @@ STAGES = {
     for stage in (
         Stage("prompts", version=1, sections=("prompts", "teacher")),
         Stage("synthesize", version=1, sections=("synthesize", "teacher")),
-        Stage("encode", version=1, sections=("encode", "prompts.buckets", "teacher")),
+        Stage(
+            "encode",
+            version=2,
+            sections=("encode", "prompts.buckets", "prompts.held_out_fraction", "teacher"),
+        ),
         Stage("distill", version=3, sections=("distill", "teacher")),
-        Stage("pairs", version=1, sections=("pairs", "synthesize", "teacher")),
+        Stage("pairs", version=2, sections=("pairs", "synthesize", "teacher")),
         Stage("dpo", version=1, sections=("dpo", "teacher")),
         Stage("eval", version=1, sections=("eval", "synthesize", "teacher")),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import platform
 import signal
@@ -26,7 +27,7 @@ from pipeline.dag import STAGES, declare
 from pipeline.lease import held
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan
-from pipeline.stage import StageContext, StageResult, enter
+from pipeline.stage import StageContext, StageResult, digest_of, enter
 from pipeline.store import Artifact, ArtifactStore, to_json
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, StageFailed
@@ -290,9 +291,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     store, key = job.store, job.keys[name]
     found = store.find(name, key)
     if name in job.forced:
-        with held(store, f"training/{name}/{key}", name):
-            store.remove(store.folder(name, key))
-            store.remove(f"training/{name}/{key}")
+        _clear(store, name, key)
     elif found is not None:  # another run was faster
         return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
     inputs: dict[str, Artifact] = {}
@@ -304,6 +303,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
                 "plan was made"
             )
         inputs[upstream] = artifact
+    _begin(store, name, key, inputs)
     stage = STAGES[name]
     started, clock = datetime.now(UTC), time.monotonic()
     store.write(
@@ -317,6 +317,28 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     manifest = _manifest(name, job, inputs, result, started, seconds)
     store.commit(manifest)
     return {"stage": name, "action": "ran", "counts": result.counts, "seconds": seconds}
+
+
+def _begin(store: ArtifactStore, name: str, key: str, inputs: dict[str, Artifact]) -> None:
+    """Throw away what an unfinished run has made of inputs that are others by now: a file of
+    prompts may change, and `--force prompts` then makes others under the same key.
+    """
+    mark = f"{store.folder(name, key)}/inputs.json"
+    files = {
+        upstream: digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
+        for upstream, artifact in inputs.items()
+    }
+    content = json.dumps(files, sort_keys=True).encode()
+    if store.read(mark) not in (None, content):
+        _clear(store, name, key)
+    store.write(mark, content)
+
+
+def _clear(store: ArtifactStore, name: str, key: str) -> None:
+    """Remove an artifact and its training, unless another run is at it."""
+    with held(store, f"training/{name}/{key}", name):
+        store.remove(store.folder(name, key))
+        store.remove(f"training/{name}/{key}")
 
 
 def _manifest(

@@ -19,6 +19,7 @@ from schemas.errors import LaddError, Locked
 
 BEAT_SECONDS = 10.0
 """A holder that is alive writes a new beat so often; one that has missed three is dead."""
+_FILE = "lease.json"
 _LOOKS = 10
 """In the time of a beat."""
 
@@ -59,7 +60,7 @@ def held(store: ArtifactStore, folder: str, what: str) -> Iterator[None]:
 
     Raises Locked, naming `what` the folder is for, when another holder is alive.
     """
-    name = f"{folder}/lease.json"
+    name = f"{folder}/{_FILE}"
     mine = _Holder.me()
     while not store.create(name, _content(mine)):
         found = _read(store, name)
@@ -80,6 +81,13 @@ def held(store: ArtifactStore, folder: str, what: str) -> Iterator[None]:
         ended.set()
         beating.join()
         store.remove(name)
+
+
+def is_held(store: ArtifactStore, folder: str) -> bool:
+    """Whether somebody who is alive holds a folder's lease; takes up to three beats to tell."""
+    name = f"{folder}/{_FILE}"
+    found = _read(store, name)
+    return found is not None and _is_alive(store, name, found)
 
 
 def _is_alive(store: ArtifactStore, name: str, found: _Holder) -> bool:

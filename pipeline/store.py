@@ -23,6 +23,7 @@ from schemas.errors import ArtifactError, ConfigError, ServiceUnavailable
 from schemas.manifest import FileEntry, Manifest, ManifestError, read_manifest
 
 MANIFEST = "manifest.json"
+_PARTIAL = ".partial"
 _PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ENETUNREACH}
 _PASSING |= {getattr(errno, "EREMOTEIO", errno.EIO)}  # Linux alone has it
 """What s3fs makes of answers like SlowDown, and sockets of a network that is away."""
@@ -129,6 +130,14 @@ class ArtifactStore:
             local.write_bytes(content)
             return self.put(local, name)
 
+    def copy(self, name: str, target: str) -> None:
+        """Copy a file within the store, in one atomic step."""
+        if self.is_local:
+            self.put(Path(self.path(name)), target)
+            return
+        with self.explained("write", target):
+            self.filesystem.cp_file(self.path(name), self.path(target))
+
     def remove(self, name: str) -> None:
         """Delete a folder; its manifest first, so that no half of an artifact looks whole."""
         with self.explained("remove", name):
@@ -153,7 +162,9 @@ class ArtifactStore:
                 return None
 
     def list(self, name: str) -> dict[str, int]:
-        """All files below a folder in one listing: name relative to the folder, and bytes."""
+        """All files below a folder in one listing: name relative to the folder, and bytes. What a
+        killed process left half written is none.
+        """
         base = self.path(name)
         with self.explained("list", name):
             if hasattr(self.filesystem, "invalidate_cache"):
@@ -162,6 +173,7 @@ class ArtifactStore:
         return {
             posixpath.relpath(path, base): int(info.get("size") or 0)
             for path, info in found.items()
+            if not path.endswith(_PARTIAL)
         }
 
     @contextlib.contextmanager
@@ -338,7 +350,7 @@ def _create_local(path: str, content: bytes) -> bool:
 
 
 def _partial(path: str) -> str:
-    return f"{path}.{uuid.uuid4().hex[:12]}.partial"
+    return f"{path}.{uuid.uuid4().hex[:12]}{_PARTIAL}"
 
 
 def _may_pass(error: Exception) -> bool:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.mapping import map_shards, worker_devices
 from pipeline.shards import Sample, ShardWriter, read_tar, table_bytes
@@ -35,7 +35,7 @@ from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError, StageFailed
 from schemas.records import ShardStats
 from stages.devices import pool_device
-from stages.prompts import clean, prompt_id
+from stages.prompts import HELD_OUT, clean, prompt_id, split_of
 from stages.teachers import open_teacher
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
@@ -201,6 +201,7 @@ class Encoder:
     ) -> None:
         self.config, self.store, self.folder, self.sources = config.encode, store, folder, sources
         self.buckets = config.prompts.bucket_list()
+        self.held_out_fraction = config.prompts.held_out_fraction
         self.teacher = open_teacher(config.teacher)
         self.teacher.place(pool_device(self.config.pool))
         for bucket in self.buckets:
@@ -219,9 +220,13 @@ class Encoder:
                     {"key": key, "bucket": None, "status": "failed", "reason": str(error)}
                 )
                 continue
-            counts["ok"] += 1
-            sidecar.append({"key": key, "bucket": str(bucket), "status": "ok", "reason": None})
-            ready[bucket].append((key, prompt, content))
+            row = {"key": key, "bucket": str(bucket), "status": "ok", "reason": None}
+            if split_of(prompt, self.held_out_fraction) == "held_out":  # external data have such
+                row |= {"status": "filtered", "reason": HELD_OUT}
+            else:
+                ready[bucket].append((key, prompt, content))
+            counts[row["status"]] += 1
+            sidecar.append(row)
         writer = ShardWriter(self.store, self.folder, shard)
         prompts, parts = {}, []
         name = shard.removeprefix("shards/").replace("/", "-")
@@ -275,10 +280,7 @@ class Encoder:
         ending = next((e for e in IMAGE_ENDINGS if e in members), None)
         if ending is None:
             raise ValueError(f"no picture among its members ({', '.join(sorted(members))})")
-        try:
-            picture = Image.open(io.BytesIO(members[ending])).convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"its {ending} cannot be read: {error}") from error
+        picture = read_picture(members[ending], ending)
         bucket = nearest_bucket(*picture.size, self.buckets)
         return bucket, np.asarray(fit(picture, bucket)), prompt
 
@@ -329,18 +331,28 @@ class PromptEncoder:
         return writer.commit({}, {"null_tokens": made.null_tokens, "prompts": len(prompts)})
 
 
+def read_picture(content: bytes, name: str) -> Image.Image:
+    """An encoded picture in RGB. Raises ValueError, with the picture's name, for one that cannot be
+    read.
+    """
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,  # what Pillow makes of a broken PNG
+        Image.DecompressionBombError,
+    ) as error:
+        raise ValueError(f"its {name} cannot be read: {error}") from error
+
+
 def fit(picture: Image.Image, bucket: Bucket) -> Image.Image:
-    """Scale to cover the bucket, then cut the middle out; the same picture when it fits already."""
+    """Cut the middle out in the bucket's aspect and scale it; the same picture when it fits
+    already.
+    """
     if picture.size == bucket:
         return picture
-    scale = max(bucket.width / picture.width, bucket.height / picture.height)
-    size = (
-        max(bucket.width, round(picture.width * scale)),
-        max(bucket.height, round(picture.height * scale)),
-    )
-    scaled = picture.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - bucket.width) // 2, (size[1] - bucket.height) // 2
-    return scaled.crop((left, top, left + bucket.width, top + bucket.height))
+    return ImageOps.fit(picture, bucket, Image.Resampling.LANCZOS)
 
 
 def _text(members: dict[str, bytes]) -> str:

@@ -7,7 +7,6 @@ A shard is one system's pictures of some prompts of one bucket, so a stopped eva
 
 from __future__ import annotations
 
-import posixpath
 import statistics
 import time
 from collections import defaultdict
@@ -176,9 +175,7 @@ def _copy_students(context: StageContext) -> dict[str, tuple[int, str]]:
         made = context.inputs[_STAGES[kind]]
         for entry in made.files("model/"):
             name = f"{folder}/{entry.path.removeprefix('model/')}"
-            target = store.path(context.folder, name)
-            store.filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
-            store.filesystem.copy(store.path(made.name(entry.path)), target)
+            store.copy(made.name(entry.path), f"{context.folder}/{name}")
             files[name] = (entry.size, entry.sha256)
     return files
 
@@ -269,15 +266,18 @@ class Judge:
         samples = [first[i % len(first)] for i in range(size)]
         seconds = {}
         for system in self.systems.values():
-            paint = self._painter(system)
-            times = []
-            for _ in range(1 + _REPEATS):
-                start = time.perf_counter()
-                self.teacher.decode_latents(paint(samples))
-                times.append(time.perf_counter() - start)
-            seconds[system.name] = statistics.median(times[1:]) / size
+            seconds[system.name] = self._seconds(system, samples) / size
         writer = ShardWriter(self.store, self.folder, _TIMING)
         return writer.commit({"ok": 0}, {"seconds_per_picture": seconds})
+
+    def _seconds(self, system: System, samples: list[Sample]) -> float:
+        paint = self._painter(system)
+        times = []
+        for _ in range(1 + _REPEATS):
+            start = time.perf_counter()
+            self.teacher.decode_latents(paint(samples))
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
 
     def _draw(self, paint: Painter, samples: list[Sample]) -> Iterator[np.ndarray]:
         size = self.config.eval.micro_batch
@@ -285,11 +285,10 @@ class Judge:
             yield self.teacher.decode_latents(paint(samples[at : at + size]))
 
     def _painter(self, system: System) -> Painter:
-        kind, net = self._loaded
-        if kind != system.kind:
+        if self._loaded[0] != system.kind:
             self._loaded = ("", None)  # before the next is loaded: two may not fit
-            net = self._load(system.kind)
-            self._loaded = (system.kind, net)
+            self._loaded = (system.kind, self._load(system.kind))
+        net = self._loaded[1]
         if system.kind == "teacher":
             scale = self.config.synthesize.guidance_scale
             return teacher_painter(self.teacher, net, self.device, system.steps, scale)

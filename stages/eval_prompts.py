@@ -65,6 +65,8 @@ def prove_held_out(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) 
     compared: Counter[str] = Counter()
     for artifact, name in _trained_lists(lineage):
         for row in _rows(artifact, name):
+            if row.get("status") == "filtered":
+                continue
             compared[artifact.folder] += 1
             if row["prompt_id"] in chosen:
                 raise ArtifactError(
@@ -109,9 +111,16 @@ def _from_file(config: PipelineConfig, url: str) -> Iterator[tuple[dict[str, Any
 
 def _tags(url: str) -> dict[str, str]:
     """GenEval's `tag` of each prompt, where the file has it."""
-    with fsspec.open(url, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    return {row["prompt"]: row["tag"] for row in rows if "prompt" in row and "tag" in row}
+    tags = {}
+    with fsspec.open(url, "rt", encoding="utf-8-sig", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                if isinstance(row["tag"], str):
+                    tags[row["prompt"]] = row["tag"]
+            except (ValueError, KeyError, TypeError):
+                continue  # `read_file` says what is wrong with it, if it is
+    return tags
 
 
 def _category(prompt: str, config: PipelineConfig) -> str:

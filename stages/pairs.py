@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 
 from pipeline.mapping import map_shards, worker_devices
@@ -32,11 +32,11 @@ from schemas.errors import ConfigError, StageFailed
 from schemas.records import ShardStats
 from schemas.suggest import did_you_mean
 from stages.devices import pool_device
-from stages.encode import fit
+from stages.encode import fit, read_picture
 from stages.ladd.sampling import student_sigmas
 from stages.painters import Painter, student_painter, teacher_painter
 from stages.pair_sources import Part, SourcePair, check_file, parts_of, read_part
-from stages.prompts import prompt_id, seed_of, share_of
+from stages.prompts import HELD_OUT, prompt_id, seed_of, share_of, split_of
 from stages.scores import SCORES, open_score
 from stages.scores.protocol import Score
 from stages.student import check_steps, open_student
@@ -162,7 +162,7 @@ class Verdict(NamedTuple):
     """What a ranking says of the pictures of one prompt."""
 
     status: str
-    """ok, near_tie or failed."""
+    """ok, near_tie or failed; pairs from a file may be filtered too."""
     reason: str | None
     best: int | None = None
     worst: int | None = None
@@ -329,7 +329,9 @@ class PairReader(_PairWorker):
                 row |= {"status": "failed", "reason": str(error)}
                 continue
             row |= {"width": bucket.width, "height": bucket.height, "bucket": str(bucket)}
-            if source.tie:
+            if split_of(source.prompt, self.config.prompts.held_out_fraction) == "held_out":
+                row |= {"status": "filtered", "reason": HELD_OUT}
+            elif source.tie:
                 row |= {"status": "near_tie", "reason": "its source says that neither is better"}
             else:
                 row["status"] = "ok"
@@ -352,10 +354,7 @@ class PairReader(_PairWorker):
             raise ValueError("its prompt is empty")
         pictures, buckets = [], []
         for side, content in (("winner", source.winner), ("loser", source.loser)):
-            try:
-                picture = Image.open(io.BytesIO(content)).convert("RGB")
-            except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-                raise ValueError(f"its {side} is no readable picture: {error}") from error
+            picture = read_picture(content, side)
             pictures.append(picture)
             buckets.append(nearest_bucket(*picture.size, self.config.prompts.bucket_list()))
         if buckets[0] != buckets[1]:  # the cut, not the picture, might be what is preferred

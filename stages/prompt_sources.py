@@ -66,7 +66,7 @@ def check_file(source: FileSource) -> None:
     _format_of(source)
     try:
         filesystem, path = fsspec.core.url_to_fs(source.url)
-        there = filesystem.exists(path)
+        there = filesystem.isfile(path)
     except (ValueError, ImportError, OSError) as error:
         raise ConfigError(f"prompts.sources: {source.url} cannot be opened: {error}") from error
     if not there:
@@ -89,7 +89,7 @@ def read_file(source: FileSource) -> Iterator[str]:
                 f"{error.reason}); convert it, for "
                 "example with iconv"
             ) from error
-        except (pa.ArrowInvalid, csv.Error) as error:
+        except (pa.ArrowInvalid, csv.Error, OSError) as error:
             raise ConfigError(
                 f"prompts.sources: {source.url} cannot be read as {_format_of(source)}: {error}"
             ) from error
@@ -138,6 +138,14 @@ def _parquet(file: Any, source: FileSource) -> Iterator[str]:
         raise ConfigError(
             f"prompts.sources: {source.url} has no column {source.column!r}; it has "
             f"{table.schema_arrow.names}"
+        )
+    kind = table.schema_arrow.field(source.column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ConfigError(
+            f"prompts.sources: {source.url}: its column {source.column!r} holds {kind}, no text; "
+            "set `column`"
         )
     for batch in table.iter_batches(8192, columns=[source.column]):
         for value in batch.column(0).to_pylist():

@@ -90,9 +90,11 @@ def run(context: StageContext) -> StageResult:
 
 
 def clean(text: str) -> str:
-    """Unicode NFC, control characters out, white space folded to single spaces."""
+    """Unicode NFC, control characters and halves of surrogate pairs out, white space folded to
+    single spaces.
+    """
     text = unicodedata.normalize("NFC", text)
-    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     return " ".join(text.split())
 
 
@@ -107,6 +109,9 @@ def share_of(text: str, purpose: str) -> float:
     """
     digest = hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+HELD_OUT = "its prompt is held out for evaluation"
 
 
 def split_of(prompt: str, held_out_fraction: float) -> str:

@@ -16,11 +16,13 @@ from schemas.bucket import Bucket
 from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.sampling import step_counts, student_sigmas
 from stages.painters import student_painter
+from stages.prompts import clean
 from stages.sample_grid import draw_grid
 from stages.teachers import open_teacher
 from stages.teachers.sd3 import SD3Teacher
 
 _TOGETHER = 16
+_ON_SHEET = 32
 """Pictures drawn in one batch."""
 
 
@@ -65,9 +67,11 @@ def draw_prompts(
     *,
     lora: Path | None = None,
     lora_scale: float = 1.0,
+    title: str = "",
 ) -> list[Path]:
-    """Draw each prompt; returns the pictures' paths and that of a contact sheet. The adapters in
-    the folder `lora` are put on the student at `lora_scale`.
+    """Draw each prompt with the same seed; returns the pictures' paths and that of a contact sheet,
+    which shows the first of them. The adapters in the folder `lora` are put on the student at
+    `lora_scale`. `title` of the student becomes part of the pictures' names.
 
     Raises ConfigError for a bucket or a number of steps that the student cannot draw.
     """
@@ -85,20 +89,22 @@ def draw_prompts(
         teacher.load_adapters(student, lora).scale(lora_scale)
     paint = student_painter(teacher, student.to(device), device, student_sigmas(grid, steps))
     samples = [
-        {"prompt": prompt, "seed": seed + i, "width": size.width, "height": size.height}
-        for i, prompt in enumerate(prompts)
+        {"prompt": clean(prompt), "seed": seed, "width": size.width, "height": size.height}
+        for prompt in prompts
     ]
     out.mkdir(parents=True, exist_ok=True)
     paths, rows = [], []
-    tuned = f"-lora{lora_scale:g}" if lora is not None else ""
+    drawn_by = f"-{title}" if title else ""
+    drawn_by += f"-lora{lora_scale:g}" if lora is not None else ""
     for at in range(0, len(samples), _TOGETHER):
         part = samples[at : at + _TOGETHER]
         for sample, picture in zip(part, teacher.decode_latents(paint(part)), strict=True):
             text = hashlib.sha256(sample["prompt"].encode()).hexdigest()[:8]
-            path = out / f"{text}-{bucket}-{steps}-{sample['seed']}{tuned}.png"
+            path = out / f"{text}-{bucket}-{steps}-{sample['seed']}{drawn_by}.png"
             Image.fromarray(picture).save(path)
             paths.append(path)
-            rows.append((sample["prompt"], [picture]))
+            if len(rows) < _ON_SHEET:
+                rows.append((sample["prompt"], [picture]))
     sheet = out / "contact-sheet.png"
     sheet.write_bytes(draw_grid([f"{steps} step{'s'[: steps > 1]}"], rows))
     return [*paths, sheet]

@@ -129,6 +129,13 @@ def test_a_prompt_file_that_was_trained_on_is_refused(tmp_path):
         chosen(context_of(tmp_path / "leak", config, ["a photo of 3 cats"], []))
 
 
+def test_tags_that_are_no_text_are_no_categories(tmp_path):
+    lines = [{"prompt": "a", "tag": ["x"]}, {"prompt": "b", "tag": "colors"}, {"prompt": "c"}]
+    content = "\n".join(json.dumps(line) for line in [*lines, {"prompt": "d", "tag": None}])
+    (tmp_path / "tagged.jsonl").write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert eval_prompts._tags(str(tmp_path / "tagged.jsonl")) == {"b": "colors"}
+
+
 def test_too_few_prompts_are_refused(tmp_path):
     file = tmp_path / "few.txt"
     file.write_text("one\ntwo\n")

@@ -20,6 +20,8 @@ from schemas.bucket import Bucket, nearest_bucket
 from schemas.errors import ArtifactError
 from stages import encode, prompts, synthesize
 from stages.latent_data import LatentData
+from stages.prompts import split_of
+from stages.synthesize import encode_image
 from stages.teachers import open_teacher
 from tests.conftest import make_tiny_config, map_in_this_process
 from tests.manifests import manifest_of
@@ -135,6 +137,19 @@ def test_online_embeddings_equal_stored_ones(chain):
     data = LatentData(artifacts["encode"], open_teacher(config.teacher).encode_prompts)
     expected = open_teacher(config.teacher).encode_prompts(data.prompts[:2])
     torch.testing.assert_close(data.conditioning([0, 1]).tokens_BLD, expected.tokens_BLD)
+
+
+def test_samples_whose_prompts_are_held_out_are_not_trained_on(chain, tmp_path):
+    """External data may hold what evaluation asks for."""
+    texts = ["a red circle", "a blue ring", "a white cross", "a green square", "a purple triangle"]
+    picture = encode_image(np.zeros((32, 32, 3), np.uint8), "png", 100)
+    members = [(f"{i:09d}", {"png": picture, "txt": t.encode()}) for i, t in enumerate(texts)]
+    write_tar(tmp_path / "00000.tar", members)
+    external = {"external": [str(tmp_path / "00000.tar")]}
+    _, artifacts = chain(encode=external, prompts={"held_out_fraction": 0.1})
+    kept = {text for text in texts if split_of(text, 0.1) == "train"}
+    assert 0 < len(kept) < len(texts)
+    assert set(LatentData(artifacts["encode"]).prompts) == kept
 
 
 def test_a_latent_file_cut_short_is_named(chain):

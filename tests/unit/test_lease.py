@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import lease
-from pipeline.lease import _Holder, held
+from pipeline.lease import _Holder, held, is_held
 from pipeline.store import ArtifactStore
 from schemas.errors import ArtifactError, Locked, ServiceUnavailable
 
@@ -124,3 +124,10 @@ def test_what_botocore_raises_is_told_apart(store, name, kind):
     with pytest.raises(ArtifactError) as failure, store.explained("write", "a.bin"):
         raise error
     assert type(failure.value) is kind
+
+
+def test_a_lease_is_seen_while_it_is_held(store):
+    assert not is_held(store, FOLDER)
+    with held(store, FOLDER, "distill"):
+        assert is_held(store, FOLDER)
+    assert not is_held(store, FOLDER)

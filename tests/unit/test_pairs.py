@@ -25,7 +25,7 @@ from stages import pairs, prompts
 from stages.ladd.sampling import initial_noise, sample_consistency
 from stages.pair_data import PairData
 from stages.pair_sources import parts_of, read_part
-from stages.prompts import seed_of, share_of
+from stages.prompts import HELD_OUT, seed_of, share_of
 from stages.student import open_student
 from stages.teachers import open_teacher
 from tests.conftest import make_tiny_config
@@ -347,7 +347,7 @@ def test_pick_a_pic_columns_are_read(tiny_sd3, tmp_path):
         tmp_path / "pick.parquet",
         [
             ("a  red ring", RED, BLUE, 1.0, 0.0),
-            ("a blue ring", RED, BLUE, 0.0, 1.0),
+            ("a green square", RED, BLUE, 0.0, 1.0),
             ("whatever", RED, BLUE, 0.5, 0.5),
             ("broken", RED, b"no picture", 1.0, 0.0),
             ("absent", RED, None, 1.0, 0.0),
@@ -355,21 +355,31 @@ def test_pick_a_pic_columns_are_read(tiny_sd3, tmp_path):
             (None, RED, BLUE, 1.0, 0.0),
             ("", RED, BLUE, 1.0, 0.0),
             ("uneven", RED, png((0, 0, 0), (90, 30)), 1.0, 0.0),
+            ("a blue ring", RED, BLUE, 1.0, 0.0),
         ],
     )
     config = pairs_config(tiny_sd3, tmp_path / "store", pairs={"url": url})
     made = made_pairs(config, made_prompts(config))
-    assert made.manifest.counts == {"ok": 2, "near_tie": 1, "failed": 6}
+    assert made.manifest.counts == {"ok": 2, "near_tie": 1, "failed": 6, "filtered": 1}
     rows = rows_of(made)
-    assert [row["status"] for row in rows] == ["ok", "ok", "near_tie", *["failed"] * 6]
-    reasons = [row["reason"] for row in rows[3:]]
+    expected = ["ok", "ok", "near_tie", *["failed"] * 6, "filtered"]
+    assert [row["status"] for row in rows] == expected
+    assert rows[-1]["reason"] == HELD_OUT
+    reasons = [row["reason"] for row in rows[3:-1]]
     for reason, part in zip(
         reasons,
-        ("loser is no readable", "no jpg_1", "no label_0", "no caption", "empty", "two buckets"),
+        (
+            "its loser cannot be read",
+            "no jpg_1",
+            "no label_0",
+            "no caption",
+            "empty",
+            "two buckets",
+        ),
         strict=True,
     ):
         assert part in reason
-    assert [row["prompt"] for row in rows[:2]] == ["a red ring", "a blue ring"]
+    assert [row["prompt"] for row in rows[:2]] == ["a red ring", "a green square"]
     assert (rows[0]["winner_score"], rows[0]["loser_score"]) == (1.0, 0.0)
     assert {row["judge"] for row in rows} == {"pick.parquet"}
     members = members_of(made)

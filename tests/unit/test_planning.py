@@ -144,11 +144,11 @@ def test_key_is_golden():
 GOLDEN_KEYS = [
     "ffb340f0b8babfdc",
     "09dab0c3ea0b1b15",
-    "bc386124736b42a4",
-    "1e3b9a6dba7fa72e",
-    "16f08aec31b1f3cd",
-    "716c602af159a808",
-    "3fe2e37e9cedceee",
+    "15b74710f93cb042",
+    "f9816c77237bf6a0",
+    "1536fe434d0cf6a8",
+    "be9351765d7cf742",
+    "49302da8081d7f8c",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from schemas.config import FileSource
 from schemas.errors import ConfigError, StageFailed
 from stages import prompts as stage
 from stages.duplicates import first_of_equals, first_of_similar, signatures
-from stages.prompt_sources import mixed, read_file
+from stages.prompt_sources import check_file, mixed, read_file
 from tests.conftest import make_tiny_config
 
 GENEVAL = Path(__file__).parents[3] / "shared" / "data" / "geneval_prompts.jsonl"
@@ -53,6 +54,12 @@ def test_cleaning_is_idempotent_and_leaves_no_control_characters(text):
 
 def test_cleaning_composes_unicode_and_folds_white_space():
     assert stage.clean("cafe\u0301\t\n  noir\u2028\x00!") == "café noir !"
+
+
+def test_half_of_a_surrogate_pair_is_cut_off():
+    """JavaScript leaves one where it cuts a text in an emoji, and JSON carries it."""
+    cut = json.loads('"a red ring \\ud83d"')
+    assert stage.clean(cut) == "a red ring" and stage.prompt_id(stage.clean(cut))
 
 
 def test_drops_are_counted_by_reason(tiny_sd3, tmp_path):
@@ -200,6 +207,18 @@ def test_every_format_gives_the_same_prompts(ending, tmp_path):
     assert [p.strip("\n") for p in read_file(source)] == prompts
 
 
+def parquet_bytes(column):
+    file = io.BytesIO()
+    pq.write_table(pa.table({"prompt": column}), file)
+    return file.getvalue()
+
+
+def test_a_folder_is_no_file_of_prompts(tmp_path):
+    (tmp_path / "p.parquet").mkdir()
+    with pytest.raises(ConfigError, match=r"there is no file .*p\.parquet"):
+        check_file(FileSource(kind="file", url=str(tmp_path / "p.parquet")))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -207,6 +226,8 @@ def test_every_format_gives_the_same_prompts(ending, tmp_path):
         ("p.jsonl", b'{"text": "a"}\n', "line 1 has no text field 'prompt'"),
         ("p.csv", b"id,text\n1,a\n", "no text field 'prompt'"),
         ("p.parquet", b"not parquet", "cannot be read as parquet"),
+        ("p.parquet", parquet_bytes([1, 2]), "column 'prompt' holds int64, no text"),
+        ("p.parquet", parquet_bytes([["a"], ["b"]]), "holds list<.*>, no text"),
         ("p.docx", b"", "must end in one of"),
     ],
 )

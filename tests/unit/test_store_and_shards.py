@@ -6,12 +6,13 @@ import hashlib
 import io
 import tarfile
 import threading
+from pathlib import Path
 
 import pytest
 import webdataset
 
 from pipeline.shards import ShardWriter, finished_shards, read_tar, write_tar
-from pipeline.store import ArtifactStore
+from pipeline.store import ArtifactStore, _partial
 from schemas.errors import ArtifactError
 from schemas.manifest import Manifest, ManifestError, read_manifest
 from tests.manifests import manifest_of
@@ -60,6 +61,20 @@ def test_put_reports_size_and_digest_and_list_shows_it(store, tmp_path):
     assert store.put(local, "x/y.bin") == (7, hashlib.sha256(b"content").hexdigest())
     assert store.list("x") == {"y.bin": 7}
     assert store.read("x/y.bin") == b"content" and store.read("x/z.bin") is None
+
+
+def test_what_a_killed_process_left_half_written_is_not_listed(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    store.write("a/b/lora/adapters.safetensors", b"whole")
+    whole = tmp_path / "a/b/lora/adapters.safetensors"
+    Path(_partial(str(whole))).write_bytes(b"who")
+    assert store.list("a/b/lora") == {"adapters.safetensors": 5}
+
+
+def test_a_copy_has_the_same_bytes(store):
+    store.write("a/b/x", b"content")
+    store.copy("a/b/x", "c/d/e/y")
+    assert store.read("c/d/e/y") == b"content" == store.read("a/b/x")
 
 
 def test_verify_names_what_is_wrong(store):
