@@ -21,6 +21,7 @@ from pipeline.store import Artifact
 from schemas.errors import ArtifactError
 from schemas.manifest import FileEntry
 from stages.ladd.backbone import Conditioning
+from stages.row_files import map_bytes
 
 SPLITS = ("train", "held_out")
 _CHUNK = 16
@@ -112,7 +113,7 @@ class MappedTar:
                     member.name: _Place(member.offset_data, member.offset_data + member.size)
                     for member in tar
                 }
-            self._bytes = np.memmap(path, np.uint8, "r")
+            self._bytes = map_bytes(path, entry.size)
 
     def array(self, member: str) -> np.ndarray:
         """Raises ArtifactError when there is no such member."""

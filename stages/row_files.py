@@ -37,14 +37,20 @@ class Rows(Protocol):
         ...
 
 
-def map_file(path: Path, size: int) -> np.ndarray:
-    """The array in a `.npy` file of that many bytes, memory-mapped.
+def map_bytes(path: Path, size: int) -> np.ndarray:
+    """A file of that many bytes, memory-mapped: uint8 (size,).
 
     The mapping keeps no file descriptor, as NumPy's own would: a large artifact has more files than
-    a process may have open. Raises ArtifactError for a file that is no plain `.npy` file of that
-    size.
+    a process may have open.
     """
-    content = torch.from_file(str(path), size=size, dtype=torch.uint8).numpy()
+    return torch.from_file(str(path), size=size, dtype=torch.uint8).numpy()
+
+
+def map_file(path: Path, size: int) -> np.ndarray:
+    """The array in a `.npy` file of that many bytes, memory-mapped as by `map_bytes`. Raises
+    ArtifactError for a file that is no plain `.npy` file of that size.
+    """
+    content = map_bytes(path, size)
     offset, shape, dtype = _header(str(path), content[:_HEADER_BYTES].tobytes(), size)
     return content[offset:].view(dtype).reshape(shape)
 

@@ -442,7 +442,7 @@ class FakeRun:
     saves.
     """
 
-    rank, world, cpus = 0, 1, 2
+    rank, world, cpus, gpus = 0, 1, 2, 0
 
     def __init__(self, folder: Path, lives: int) -> None:
         self.folder, self.lives = folder, lives
