@@ -138,8 +138,6 @@ def make(
 
 
 def to_line(event: dict[str, Any]) -> bytes:
-    import json
-
     return (json.dumps(event) + "\n").encode()
 
 

@@ -67,7 +67,7 @@ class PromptsConfig(Frozen):
     count: int | None = Field(None, gt=0)
     """Prompts to draw before cleaning; empty takes all (a grammar never ends and needs a count)."""
     seed: Seed = 0
-    """Base of every sample's seed."""
+    """Base of every sample's seed; also which prompts a grammar gives, and how sources are mixed."""
     buckets: dict[BucketName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Picture sizes and their weights."""
     images_per_prompt: int = Field(1, ge=1)
@@ -412,12 +412,16 @@ class PairsConfig(Frozen):
     """Read pairs from this file instead: Pick-a-Pic's parquet columns, or a jsonl with prompt,
     winner and loser (paths or URLs of pictures).
     """
+    drop_held_out: bool = True
+    """Leave out pairs of that file whose prompts are held out for evaluation. The votes of
+    `compare` are all such: keep them, and judge on other prompts (`eval.url`).
+    """
     prompts: int = Field(1000, ge=1)
     """Training prompts of which pairs are made."""
     pictures_per_prompt: int = Field(4, ge=2)
     """Pictures drawn of each; the best and the worst make the pair."""
     student_steps: int = Field(4, ge=1)
-    """Sampling steps where the student draws."""
+    """Sampling steps where the student draws: also where `dpo` chooses the scale."""
     teacher_steps: int | None = Field(None, ge=1)
     """Sampling steps where the teacher draws; empty takes those of `synthesize`."""
     guidance_scale: float | None = Field(None, ge=1)

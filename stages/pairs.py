@@ -329,7 +329,7 @@ class PairReader(_PairWorker):
                 row |= {"status": "failed", "reason": str(error)}
                 continue
             row |= {"width": bucket.width, "height": bucket.height, "bucket": str(bucket)}
-            if split_of(source.prompt, self.config.prompts.held_out_fraction) == "held_out":
+            if self._is_dropped(source.prompt):
                 row |= {"status": "filtered", "reason": HELD_OUT}
             elif source.tie:
                 row |= {"status": "near_tie", "reason": "its source says that neither is better"}
@@ -345,6 +345,14 @@ class PairReader(_PairWorker):
                     members |= _members(side, fitted[at], latents[at])
                 made[place] = (row, _with_text(row, members))
         yield from made
+
+    def _is_dropped(self, prompt: str | None) -> bool:
+        fraction = self.config.prompts.held_out_fraction
+        return (
+            self.pairs.drop_held_out
+            and prompt is not None
+            and split_of(prompt, fraction) == "held_out"
+        )
 
     def _open(self, source: SourcePair) -> tuple[Bucket, list[Image.Image]]:
         """Raises ValueError saying what is wrong with the pair."""

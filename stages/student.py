@@ -22,8 +22,9 @@ from stages.teachers import open_teacher
 from stages.teachers.sd3 import SD3Teacher
 
 _TOGETHER = 16
-_ON_SHEET = 32
 """Pictures drawn in one batch."""
+_ON_SHEET = 32
+"""Prompts that a contact sheet shows at most."""
 
 
 def open_student(folder: Path) -> tuple[nn.Module, list[float]]:

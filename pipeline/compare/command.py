@@ -63,8 +63,8 @@ def _export(study: Study, evaluation: Artifact, votes: Votes, path: Path) -> Non
         counts = export_pairs(study, pictures, votes.standing(), path)
     _say(f"wrote {path}: {counts['pairs']} pairs; {counts['even']} without a majority left out")
     _say(
-        "these prompts were held out: what is tuned on them (`--set pairs.url=...`) must be judged "
-        "on others (`--set eval.url=...`)"
+        "these prompts were held out: what is tuned on them (`--set pairs.url=... --set "
+        "pairs.drop_held_out=false`) must be judged on others (`--set eval.url=...`)"
     )
 
 

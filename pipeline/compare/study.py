@@ -35,8 +35,6 @@ QUESTIONS = {
     "quality": "Which picture looks better?",
     "alignment": "Which shows the prompt better?",
 }
-PROMPTS = 128
-"""As many as the LADD paper had judged."""
 
 
 class Matchup(NamedTuple):
