@@ -200,8 +200,8 @@ def estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> st
         "prompts": "all prompts" if prompts is None else f"{prompts:,} prompts",
         "synthesize": f"{many} pictures, {evaluations} teacher passes each",
         "encode": f"{many} pictures",
-        "distill": f"{distill.steps:,} updates of {distill.global_batch}, at least 6 passes a sample"
-        + (memory_words(config) if name == "distill" else ""),
+        "distill": f"{distill.steps:,} updates of {distill.global_batch}, "
+        "6 passes a sample or more" + (memory_words(config) if name == "distill" else ""),
         "pairs": f"pairs of {pairs.url}"
         if pairs.url is not None
         else f"{pairs.prompts:,} prompts, {pairs.pictures_per_prompt} pictures each by the "

@@ -67,7 +67,7 @@ class PromptsConfig(Frozen):
     count: int | None = Field(None, gt=0)
     """Prompts to draw before cleaning; empty takes all (a grammar never ends and needs a count)."""
     seed: Seed = 0
-    """Base of every sample's seed; also which prompts a grammar gives, and how sources are mixed."""
+    """Base of every sample's seed. A grammar's prompts and the mix of sources come from it too."""
     buckets: dict[BucketName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Picture sizes and their weights."""
     images_per_prompt: int = Field(1, ge=1)
