@@ -210,4 +210,4 @@ def estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> st
         f"{len({0.0, *dpo.scales})} scales on {dpo.chooser_prompts:,} prompts",
         "eval": f"up to {config.eval.prompts:,} held-out prompts, "
         f"{2 * len(config.eval.student_steps) + 2} ways of drawing them",
-    }[name]
+    }.get(name, "")

@@ -41,11 +41,14 @@ class Adapters(Protocol):
 class Teacher(Protocol):
     """A text-to-image rectified-flow model with its text encoders and autoencoder."""
 
-    unit: int
-    """Sides of a bucket must be multiples of this: VAE factor times patch size, in pixels."""
-    latent_channels: int
+    vae_factor: int
+    """Pixels along a side for each of a latent's."""
     max_tokens: int
     """Tokens that the first text encoder takes, its marks left out."""
+
+    def check_bucket(self, bucket: Bucket) -> None:
+        """Raises ConfigError unless the model can make pictures of this size."""
+        ...
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt, marks left out, as the first text encoder counts them."""

@@ -193,16 +193,15 @@ def test_behind_a_damaged_checkpoint_training_goes_on_from_the_one_before_it(fin
     assert traces[0] == traces[1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_how_to_go_on(finished, tmp_path, number, code):
+def test_a_stopped_run_says_how_to_go_on(finished, tmp_path):
     config, store = finished[0], tmp_path / "store"
     process = start_until(
         lambda: list(store.glob("artifacts/prompts/*/manifest.json")),
         *("run", "-c", config, "--until", "distill", "--set", f"store={store}"),
     )
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)  # SIGTERM stops a sweep, in another test
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
+    assert process.returncode == 130, errors
     assert "to resume: ladd-pipeline run" in errors and "Traceback" not in errors
 
 
@@ -290,6 +289,8 @@ def test_encode_reads_img2dataset_layout(finished, tmp_path):
         f"store={tmp_path / 'store'}",
         "--set",
         f"encode.external=[{tmp_path}/*.tar]",
+        "--set",
+        "prompts.held_out_fraction=0",
     )
     assert result.returncode == 0, result.stderr
     manifest = json.loads((artifact(tmp_path / "store", "encode") / "manifest.json").read_text())
