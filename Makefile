@@ -9,9 +9,8 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
 
-# Three at once on two cores: much of what the tests do is wait for Ray.
 test: $(STAMP) chromium
-	$(BIN)/python -m pytest tests --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 	$(BIN)/coverage report --include="stages/ladd/*,schemas/*" --fail-under=95
 
 test-fast: $(STAMP)
