@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline.base.shards import write_tar
+from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.config import load_config
 from pipeline.executor import make
 from pipeline.observe import Observer
 from pipeline.planning import Selection
-from pipeline.shards import write_tar
-from pipeline.store import Artifact, ArtifactStore
 from pipeline.sweep import Trial, run_trials
 from schemas.errors import LaddError
-from stages.shapes_table import (
+from stages.judging.shapes_table import (
     Judged,
     StudentLine,
     at_steps,

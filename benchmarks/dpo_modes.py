@@ -16,18 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.base.store import ArtifactStore
 from pipeline.config import load_config
 from pipeline.executor import make
 from pipeline.observe import Observer
 from pipeline.planning import Selection
-from pipeline.store import ArtifactStore
 from schemas.config import EvalConfig, PipelineConfig, ScoreConfig
-from stages.eval_report import interval_of
+from stages.judging.shapes_table import BATCH, CPU, held_out
+from stages.judging.summary import interval_of
 from stages.ladd.sampling import student_sigmas
-from stages.painters import student_painter
+from stages.pictures.samplers import student_sampler
+from stages.pictures.student import open_student
 from stages.scores import open_score
-from stages.shapes_table import BATCH, CPU, held_out
-from stages.student import open_student
 from stages.teachers import open_teacher
 
 MODES = {"teacher": "trained on the teacher", "student": "trained on the student"}
@@ -37,7 +37,7 @@ def scores_of(folder: Path, config: PipelineConfig, count: int) -> dict[str, np.
     """Reward and accuracy of the student in a folder on each of the same held-out prompts."""
     teacher = open_teacher(config.teacher)
     backbone, grid = open_student(folder)
-    paint = student_painter(teacher, backbone, CPU, student_sigmas(grid, 4))
+    paint = student_sampler(teacher, backbone, CPU, student_sigmas(grid, 4))
     values: dict[str, list[float]] = {"layout": [], "attributes": []}
     judges = {name: open_score(ScoreConfig(name=name), CPU) for name in values}
     for rows in held_out(config, count).values():

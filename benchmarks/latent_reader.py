@@ -28,13 +28,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import webdataset
 
-from pipeline.executor import environment
-from pipeline.shards import table_bytes
-from pipeline.store import Artifact, ArtifactStore
+from pipeline.base.shards import table_bytes
+from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.stage_task import environment
 from schemas.manifest import FileEntry, Manifest
+from stages.data.latent_batches import LatentData
 from stages.encode import PROMPT_SCHEMA, ROW_SCHEMA
 from stages.ladd.batch_plan import BatchPlan
-from stages.latent_data import LatentData
 
 BUCKET, PER_FILE, BATCH = "1024x1024", 256, 32
 

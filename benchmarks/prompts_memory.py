@@ -19,9 +19,9 @@ from pathlib import Path
 
 from peak_memory import anonymous_peak, in_own_process
 
+from pipeline.base.stage import StageContext
+from pipeline.base.store import ArtifactStore
 from pipeline.config import load_config
-from pipeline.stage import StageContext
-from pipeline.store import ArtifactStore
 from stages import prompts
 
 WORDS = ["harbour", "lantern", "velvet", "copper", "silent", "bicycle", "garden", "river", "tower"]

@@ -20,12 +20,12 @@ import numpy as np
 
 from pipeline.config import load_config
 from schemas.config import ScoreConfig
+from stages.judging.shapes_table import CPU, held_out
 from stages.ladd.sampling import student_sigmas
-from stages.painters import student_painter
+from stages.pictures.samplers import student_sampler
+from stages.pictures.student import open_student
 from stages.scores import open_features, open_score
 from stages.scores.frechet import frechet_distance
-from stages.shapes_table import CPU, held_out
-from stages.student import open_student
 from stages.teachers import open_teacher
 
 BATCH = 25
@@ -74,7 +74,7 @@ def main() -> None:
         stock = [np.load(Path(work) / f"{name}.npy") for name in named]
     teacher = open_teacher(config.teacher)
     backbone, grid = open_student(wanted.student)
-    paint = student_painter(teacher, backbone, CPU, student_sigmas(grid, wanted.steps))
+    paint = student_sampler(teacher, backbone, CPU, student_sigmas(grid, wanted.steps))
     ours = [teacher.decode_latents(paint(batch)) for batch in batches]
     score = open_score(ScoreConfig(name="attributes"), CPU)
     space = open_features(ScoreConfig(name="judge_features"), CPU)

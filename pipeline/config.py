@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from schemas.suggest import did_you_mean
-from stages.teachers import pinned
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_FILE = Path("pipeline.yaml")
@@ -51,12 +50,11 @@ def load_config(
             raise ConfigError(f"--set {setting!r} is not of the form section.field=value")
         merged = merge(merged, _nested(path.split("."), _parse(value, f"--set {path}")))
     config = validate(merged)
-    update = {"teacher": pinned(config.teacher), "store": _absolute(config.store)}
-    return config.model_copy(update=update)
+    return config.model_copy(update={"store": _absolute(config.store)})
 
 
 def _absolute(store: str) -> str:
-    """A local store by its full path: workers run in folders of their own."""
+    """A local store by its full path: workers run in other folders."""
     return store if "://" in store else str(Path(store).expanduser().absolute())
 
 

@@ -1,56 +1,70 @@
-"""The whole graph on one screen. A new stage is one file in stages/ and two lines here.
+"""The whole graph on one screen. A new stage is one file in `stages/` and one entry here.
 
-The declaration is read twice: with plain nodes to plan (no Ray needed), with Ray's remote functions
-to run.
+The declaration is read twice: with plain nodes to plan, without Ray, and with Ray's remote
+functions to run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.stage import Stage
-from schemas.config import PipelineConfig
+from pipeline.base.stage import Stage
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage("prompts", version=1, sections=("prompts", "teacher")),
-        Stage("synthesize", version=1, sections=("synthesize", "teacher")),
-        Stage(
-            "encode",
-            version=2,
-            sections=("encode", "prompts.buckets", "prompts.held_out_fraction", "teacher"),
-        ),
-        Stage("distill", version=3, sections=("distill", "teacher")),
-        Stage("pairs", version=2, sections=("pairs", "synthesize", "teacher")),
-        Stage("dpo", version=1, sections=("dpo", "teacher")),
-        Stage("eval", version=1, sections=("eval", "synthesize", "teacher")),
-    )
-}
+if TYPE_CHECKING:
+    from schemas.config import PipelineConfig
 
 
-def declare(stage: Callable[[str], Any], config: PipelineConfig) -> dict[str, Any]:
-    """Bind the stages to each other; `stage(name)` gives something with Ray's `.bind()`."""
-    prompts = stage("prompts").bind()
-    if config.encode.external is None:
-        pictures = stage("synthesize").bind(prompts)
-        latents = stage("encode").bind(pictures)
-    else:
-        pictures = None
-        latents = stage("encode").bind()
-    student = stage("distill").bind(prompts, latents)
-    drawn_by_student = config.pairs.model == "student" and config.pairs.url is None
-    pairs = stage("pairs").bind(*((prompts, student) if drawn_by_student else (prompts,)))
-    tuned = stage("dpo").bind(prompts, pairs, student)
-    judged = stage("eval").bind(prompts, student, tuned)
-    nodes = {
-        "prompts": prompts,
-        "synthesize": pictures,
-        "encode": latents,
-        "distill": student,
-        "pairs": pairs,
-        "dpo": tuned,
-        "eval": judged,
-    }
-    return {name: node for name, node in nodes.items() if node is not None}
+def _pictures_from(config: PipelineConfig) -> tuple[str, ...] | None:
+    """External data take the place of the synthesized pictures."""
+    return None if config.encode.external is not None else ("prompts",)
+
+
+def _latents_from(config: PipelineConfig) -> tuple[str, ...]:
+    return () if config.encode.external is not None else ("synthesize",)
+
+
+def _pairs_from(config: PipelineConfig) -> tuple[str, ...]:
+    """The student is needed only where it draws the pairs."""
+    student_draws = config.pairs.model == "student" and config.pairs.url is None
+    return ("prompts", "distill") if student_draws else ("prompts",)
+
+
+def _always(*stages: str) -> Callable[[PipelineConfig], tuple[str, ...]]:
+    return lambda _: stages
+
+
+_ENTRIES = (
+    Stage("prompts", 1, ("prompts", "teacher"), _always(), "prompts"),
+    Stage("synthesize", 1, ("synthesize", "teacher"), _pictures_from, "pictures"),
+    Stage(
+        "encode",
+        2,
+        ("encode", "prompts.buckets", "prompts.held_out_fraction", "teacher"),
+        _latents_from,
+        "latents",
+    ),
+    Stage("distill", 3, ("distill", "teacher"), _always("prompts", "encode"), "student"),
+    Stage("pairs", 2, ("pairs", "synthesize", "teacher"), _pairs_from, "preference pairs"),
+    Stage("dpo", 1, ("dpo", "teacher"), _always("prompts", "pairs", "distill"), "tuned student"),
+    Stage(
+        "eval",
+        1,
+        ("eval", "synthesize", "teacher"),
+        _always("prompts", "distill", "dpo"),
+        "evaluated student",
+    ),
+)
+"""In the order in which they can run: each stage behind its inputs."""
+
+STAGES = {stage.name: stage for stage in _ENTRIES}
+
+
+def declare(node_of: Callable[[str], Any], config: PipelineConfig) -> dict[str, Any]:
+    """Bind the stages to each other; `node_of(name)` gives something with Ray's `.bind()`."""
+    nodes: dict[str, Any] = {}
+    for name, stage in STAGES.items():
+        inputs = stage.inputs(config)
+        if inputs is not None:
+            nodes[name] = node_of(name).bind(*(nodes[above] for above in inputs))
+    return nodes

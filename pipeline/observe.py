@@ -20,7 +20,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 LINE_EVERY_S = 30.0
 
@@ -86,11 +85,12 @@ class Observer:
         self.events.append(row)
         return row
 
+    def warn(self, stage: str, text: str) -> None:
+        """A stage's warning: shown at once, and kept."""
+        self.event("warning", stage=stage, text=text)
+
     def progress(self, stage: str, unit: str, done: int, total: int) -> None:
-        """How far a stage is; a unit that starts with `warning` is an event instead."""
-        if unit.startswith("warning"):
-            self.event("warning", stage=stage, text=unit.removeprefix("warning: "))
-            return
+        """How far a stage is."""
         now, key = self.clock(), (stage, unit)
         seen = self._seen.setdefault(key, _Seen(now, done))
         if self._bars:
@@ -118,15 +118,6 @@ class Observer:
             tail = f"  {rate:.2f}/s" if rate > 0 else ""
             tail += f"  {_clock(left)} left" if left and not finished else ""
             self._console.print(f"{stage}  {done}/{total or '?'} {unit}{tail}", markup=False)
-
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table on standard output."""
-        table = Table(title=title or None, title_justify="left")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        Console(highlight=False).print(table)
 
 
 def _clock(seconds: float) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.base.store import ArtifactStore
 from pipeline.dag import STAGES, declare
-from pipeline.memory_estimate import memory_words
-from pipeline.store import ArtifactStore
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
 from schemas.manifest import Manifest
@@ -23,6 +22,18 @@ class Selection:
     """`--from`."""
     only: str | None = None
     force: frozenset[str] = frozenset()
+
+    def stages(self, plan: list[PlannedStage]) -> list[PlannedStage]:
+        """The stages of a plan that the selection is about, with those that they need."""
+        if self.only is not None:
+            return [stage for stage in plan if stage.name == self.only]
+        if self.until is None:
+            return plan
+        needed = {self.until}
+        for stage in reversed(plan):
+            if stage.name in needed:
+                needed |= set(stage.inputs)
+        return [stage for stage in plan if stage.name in needed]
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def make_plan(
         manifest = artifact.manifest if artifact else None
         planned.append(
             PlannedStage(
-                name, keys[name], inputs, action, why, estimate(name, config, manifest), manifest
+                name, keys[name], inputs, action, why, _estimate(name, config, manifest), manifest
             )
         )
     return planned
@@ -178,36 +189,13 @@ def _show(value: Any) -> str:
     return json.dumps(value)
 
 
-def estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> str:
-    """What a stage makes: measured when it is there, expected otherwise."""
-    if manifest is not None:
-        size = sum(f.size for f in manifest.files)
-        return (
-            f"{size / 1e6:.1f} MB, took {manifest.seconds:.0f} s, "
-            f"{manifest.device_hours:.2f} device-hours"
-        )
-    prompts = config.prompts.count
-    pictures = (
-        None
-        if prompts is None
-        else round(prompts * (1 - config.prompts.held_out_fraction))
-        * config.prompts.images_per_prompt
+def _estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> str:
+    """What a stage makes: measured when its artifact is there, else as the stage expects."""
+    if manifest is None:
+        expected: str = STAGES[name].module().estimate(config)
+        return expected
+    size = sum(file.size for file in manifest.files)
+    return (
+        f"{size / 1e6:.1f} MB, took {manifest.seconds:.0f} s, "
+        f"{manifest.device_hours:.2f} device-hours"
     )
-    many = "all" if pictures is None else f"up to {pictures:,}"
-    distill, pairs, dpo = config.distill, config.pairs, config.dpo
-    evaluations = config.synthesize.steps * (2 if config.synthesize.guidance_scale > 1 else 1)
-    return {
-        "prompts": "all prompts" if prompts is None else f"{prompts:,} prompts",
-        "synthesize": f"{many} pictures, {evaluations} teacher passes each",
-        "encode": f"{many} pictures",
-        "distill": f"{distill.steps:,} updates of {distill.global_batch}, "
-        "6 passes a sample or more" + (memory_words(config) if name == "distill" else ""),
-        "pairs": f"pairs of {pairs.url}"
-        if pairs.url is not None
-        else f"{pairs.prompts:,} prompts, {pairs.pictures_per_prompt} pictures each by the "
-        f"{pairs.model}, ranked by {pairs.reward.name}",
-        "dpo": f"up to {dpo.steps:,} updates of {dpo.global_batch}, 6 passes a pair; "
-        f"{len({0.0, *dpo.scales})} scales on {dpo.chooser_prompts:,} prompts",
-        "eval": f"up to {config.eval.prompts:,} held-out prompts, "
-        f"{2 * len(config.eval.student_steps) + 2} ways of drawing them",
-    }.get(name, "")

@@ -6,18 +6,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, product
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 import yaml
 
-from pipeline.config import load_config
-from pipeline.executor import execute, make, ray_cluster
+from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.cluster import ray_cluster
+from pipeline.executor import execute, make
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan
-from pipeline.store import Artifact, ArtifactStore
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError, LaddError
 
@@ -40,13 +39,15 @@ class Trial:
 
 
 def make_trials(
-    file: Path | None, preset: str | None, settings: Sequence[str], one_at_a_time: bool = False
+    load: Callable[[Sequence[str]], PipelineConfig],
+    settings: Sequence[str],
+    one_at_a_time: bool = False,
 ) -> list[Trial]:
-    """Every combination of the values that the settings list, separated by commas; `one_at_a_time`,
-    the first values of all, then each other value in the place of its first.
+    """Every combination of the values that the settings list, separated by commas; with
+    `one_at_a_time`, the first values of all, then each other value in the place of its first.
 
-    A value that is a list itself is written in brackets: `a.b=[1,0],[0,1]` are two. Raises
-    ConfigError for a setting or configuration that is not valid.
+    `load` makes a configuration of settings. A value that is itself a list is written in brackets:
+    `a.b=[1,0],[0,1]` are two. Raises ConfigError for a setting or configuration that is not valid.
     """
     choices = [[f"{path}={value}" for value in values] for path, values in map(_split, settings)]
     if one_at_a_time:
@@ -55,10 +56,7 @@ def make_trials(
         chosen = list(product(*choices))
         varied = [len(values) > 1 for values in choices]
         own = [tuple(compress(combination, varied)) for combination in chosen]
-    return [
-        Trial(named, load_config(file, preset, combination))
-        for named, combination in zip(own, chosen, strict=True)
-    ]
+    return [Trial(named, load(combination)) for named, combination in zip(own, chosen, strict=True)]
 
 
 def _around_first(choices: list[list[str]]) -> tuple[list[_Texts], list[_Texts]]:
@@ -192,6 +190,9 @@ class _TrialObserver(Observer):
     def event(self, kind: str, **fields: Any) -> None:
         self.record(kind, **fields)
         self._shown.event(kind, **fields, trial=self._name)
+
+    def warn(self, stage: str, text: str) -> None:
+        self.event("warning", stage=stage, text=text)
 
     def progress(self, stage: str, unit: str, done: int, total: int) -> None:
         self._shown.progress(f"{stage} ({self._name})", unit, done, total)

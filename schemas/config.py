@@ -108,6 +108,15 @@ class PromptsConfig(Frozen):
     def bucket_list(self) -> list[Bucket]:
         return [Bucket.parse(name) for name in self.buckets]
 
+    def pictures_text(self) -> str:
+        """How many pictures the teacher makes, as far as it is known before the prompts are:
+        `all`, or `up to 1,430`.
+        """
+        if self.count is None:
+            return "all"
+        prompts = round(self.count * (1 - self.held_out_fraction))
+        return f"up to {prompts * self.images_per_prompt:,}"
+
 
 class WorkerPool(Frozen):
     """Where the work of a stage runs. Nothing here changes the result."""

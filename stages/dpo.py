@@ -1,49 +1,35 @@
-"""Stage `dpo`: preference tuning. Trains adapters on teacher or student with the method of
-`stages/ladd/dpo_trainer.py`, then puts them on the student at the scale that another score likes
-best.
+"""Stage `dpo`: preference tuning. Trains adapters on the teacher or the student, then merges them
+into the student at the scale that another score likes best.
 
-The loop of a worker reads top to bottom: build, resume, update, look, save. What is trained is kept
-before the scales are tried, and each scale when it is tried, so a stopped stage goes on from there.
+The workers' loop is `training/dpo_loop.py`, the method `ladd/dpo_trainer.py`. The adapters are kept
+before any scale is tried, and each scale when it is tried, so a stopped stage resumes from there.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from pipeline.shards import ShardWriter, finished_shards
-from pipeline.stage import StageContext, StageResult
-from pipeline.store import Artifact
-from pipeline.training import TrainingPlan, TrainingRun, train_on_ray
-from schemas.config import DpoConfig, PipelineConfig
-from schemas.errors import ConfigError, StageFailed
+from pipeline.base.shards import ShardWriter, finished_shards
+from pipeline.base.stage import StageContext, StageResult, files_of
+from pipeline.base.training import TrainingPlan, train_on_ray
+from schemas.config import PipelineConfig
+from schemas.errors import ConfigError
 from schemas.records import ShardStats
-from stages.devices import worker_device
-from stages.ladd.batch_plan import BatchPlan, EmptyPlanError, round_size, slots_of
-from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
-from stages.ladd.sampling import student_sigmas
-from stages.ladd.trainer import TrainingDiverged
-from stages.pair_data import PairData
-from stages.pairs import check_score, student_of
-from stages.scale_sweep import LORA, local_lora, try_scales
-from stages.student import check_steps
+from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
+from stages.pictures.student import check_steps
+from stages.scores import check_score
 from stages.teachers import open_teacher
-from stages.teachers.protocol import Teacher
-from stages.training_trace import TRACE, TrainingTrace, fill_checkpoint, resume
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TUNED = "shards/tuned"
 """Marks that the adapters are trained and lie in the artifact's folder."""
-HELD_OUT_PAIRS = 256
-"""At most so many held-out pairs are looked at, each with `HELD_OUT_DRAWS` noises."""
-HELD_OUT_DRAWS = 4
 
 
 def check(config: PipelineConfig) -> None:
@@ -60,22 +46,27 @@ def check(config: PipelineConfig) -> None:
         )
 
 
+def estimate(config: PipelineConfig) -> str:
+    dpo = config.dpo
+    return (
+        f"up to {dpo.steps:,} updates of {dpo.global_batch}, 6 passes a pair; "
+        f"{len({0.0, *dpo.scales})} scales on {dpo.chooser_prompts:,} prompts"
+    )
+
+
 def run(context: StageContext) -> StageResult:
+    from stages.judging.adapter_scale import try_scales
+    from stages.training.trace import LORA
+
     student = context.inputs["distill"]
     tuned = finished_shards(context.store, context.folder).get(TUNED) or _tune(context)
     sweep = try_scales(context)
     if sweep.gain < 0:
-        context.report(
-            f"warning: by {sweep.chooser} the student is better without the adapters than with "
-            f"them at the best scale, {sweep.scale:g}: see `scales` in the manifest",
-            0,
-            0,
+        context.warn(
+            f"by {sweep.chooser} the student is better without the adapters than with them at the "
+            f"best scale, {sweep.scale:g}: see `scales` in the manifest"
         )
-    files = {
-        file: (stats.sizes[file], digest)
-        for stats in (tuned, *sweep.stats)
-        for file, digest in stats.files.items()
-    }
+    files = files_of([tuned, *sweep.stats])
     files |= _save_model(context, sweep.scale) | context.written("tensorboard/")
     return StageResult(
         files=files,
@@ -97,21 +88,16 @@ def run(context: StageContext) -> StageResult:
 
 def _tune(context: StageContext) -> ShardStats:
     """Train on Ray Train; adapters and trace then lie in the artifact's folder, and are marked."""
+    from stages.training.dpo_loop import train
+    from stages.training.trace import LORA, TRACE
+
     config = context.config.dpo
     buckets = context.inputs["pairs"].manifest.details["buckets"]
     sizes = {name: splits.get("train", 0) for name, splits in buckets.items()}
     plan = _plan(sizes, context.config)
-    settings = {
-        "config": context.config,
-        "store": context.store,
-        "folder": context.folder,
-        "pairs": context.inputs["pairs"],
-        "student": context.inputs["distill"],
-        "report": context.report,
-    }
     for name in plan.short_buckets:
-        context.report(f"warning: bucket {name} holds fewer pairs than a batch: left out", 0, 0)
-    with train_on_ray(context, train, settings, TrainingPlan.of(config)) as (checkpoint, hours):
+        context.warn(f"bucket {name} holds fewer pairs than a batch: left out")
+    with train_on_ray(context, train, TrainingPlan.of(config)) as (checkpoint, hours):
         writer = ShardWriter(context.store, context.folder, TUNED)
         for path in sorted((checkpoint / LORA).iterdir()):
             writer.file("", path.read_bytes(), name=f"{LORA}/{path.name}")
@@ -151,97 +137,10 @@ def _plan(sizes: dict[str, int], config: PipelineConfig) -> BatchPlan:
         ) from error
 
 
-def train(run: TrainingRun, settings: dict[str, Any]) -> None:
-    """The loop of one worker."""
-    config: PipelineConfig = settings["config"]
-    dpo = config.dpo
-    device = worker_device(run.cpus, run.gpus)
-    teacher = open_teacher(config.teacher)
-    teacher.place(device)
-    with tempfile.TemporaryDirectory(prefix="ladd-pairs-") as scratch:
-        data = PairData(settings["pairs"], Path(scratch), teacher.encode_prompts)
-        plan = _plan(data.sizes["train"], config)
-        net, levels = _tuned_net(teacher, settings["student"], config, device)
-        adapters = teacher.add_adapters(net, dpo.lora, field="dpo.lora", seed=dpo.seed)
-        trainer = DpoTrainer(net.train(), adapters.off, dpo, device, levels)
-        trace = TrainingTrace(
-            run,
-            settings,
-            resume(run, trainer, settings, "dpo"),
-            total=dpo.steps,
-            log_every=dpo.log_every,
-            watch=TuningWatch().observe,
-        )
-        mine = slots_of(dpo.global_batch, run.rank, run.world)
-
-        def fill(folder: Path) -> None:
-            fill_checkpoint(folder, trainer, trace, run.rank)
-            if trainer.done and run.rank == 0:
-                trainer.take_best()
-                adapters.save(folder / LORA)
-
-        while not trainer.done:
-            bucket, rows = plan.batch(trainer.step)
-            batch = data.batch("train", bucket, rows[mine.start : mine.stop])
-            try:
-                metrics = trainer.update(*batch)
-                trace.add(trainer.step, {"bucket": bucket, **metrics})
-                last = trainer.step == dpo.steps
-                if data.sizes["held_out"] and (last or trainer.step % dpo.watch_every == 0):
-                    looked = trainer.look(held_out_batches(data, dpo, run.rank, run.world))
-                    trace.add_look(trainer.step, looked)
-            except TrainingDiverged as error:
-                raise StageFailed(
-                    f"dpo: {error}; the last good checkpoint is kept, but would diverge again. "
-                    "Lower dpo.learning_rate: that training begins anew"
-                ) from error
-            if trainer.done or trainer.step % dpo.checkpoint_every == 0:
-                run.save(metrics, fill)
-        if trainer.stopped_early:
-            trace.warn(
-                [
-                    f"stopped after update {trainer.step}: the held-out loss has not fallen since "
-                    f"update {trainer.best_step}, whose adapters are kept"
-                ]
-            )
-        trace.close()
-
-
-def _tuned_net(
-    teacher: Teacher, student: Artifact, config: PipelineConfig, device: torch.device
-) -> tuple[nn.Module, list[float] | None]:
-    """What is tuned, in the precision of the forward passes, and the noise levels to tune it on:
-    None for the teacher's own.
-    """
-    dpo, dtype = config.dpo, getattr(torch, config.dpo.precision)
-    if config.pairs.model == "teacher":
-        return teacher.backbone(dtype=dtype, checkpoint_blocks=dpo.checkpoint_blocks), None
-    net, grid = student_of(student, device)
-    net.checkpoint_blocks = dpo.checkpoint_blocks
-    return net.to(dtype), student_sigmas(grid, config.pairs.student_steps)
-
-
-def held_out_batches(
-    data: PairData, config: DpoConfig, rank: int, world: int
-) -> Iterator[tuple[range, Pairs]]:
-    """This rank's part of the held-out pairs that are looked at, in batches of one bucket. A pair
-    has a slot of its own for each noise that it gets.
-    """
-    sizes = data.sizes["held_out"]
-    stride = math.ceil(sum(sizes.values()) / HELD_OUT_PAIRS)
-    size = round_size(config)
-    slot = number = 0
-    for bucket, count in sizes.items():
-        rows = [*range(0, count, stride)] * HELD_OUT_DRAWS
-        for at in range(0, len(rows), size):
-            part = rows[at : at + size]
-            if number % world == rank:
-                yield range(slot, slot + len(part)), data.batch("held_out", bucket, part)
-            slot, number = slot + len(part), number + 1
-
-
 def _save_model(context: StageContext, scale: float) -> dict[str, tuple[int, str]]:
     """The student's folder with the adapters merged, put on the store; returns its files."""
+    from stages.judging.adapter_scale import local_lora
+
     student = context.inputs["distill"]
     with (
         student.local_folder("model") as folder,

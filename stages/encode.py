@@ -23,22 +23,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.mapping import map_shards, worker_devices
-from pipeline.shards import Sample, ShardWriter, read_tar, table_bytes
-from pipeline.stage import StageContext, StageResult
-from pipeline.store import Artifact, ArtifactStore
+from pipeline.base.mapping import map_shards, worker_devices
+from pipeline.base.shards import ShardWriter, TarSample, read_tar, table_bytes
+from pipeline.base.stage import StageContext, StageResult
+from pipeline.base.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket, nearest_bucket
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError, StageFailed
 from schemas.records import ShardStats
-from stages.devices import pool_device
-from stages.prompts import HELD_OUT, clean, prompt_id, split_of
-from stages.teachers import open_teacher
+from stages.pictures.files import IMAGE_ENDINGS, fit_to_bucket, read_picture
+from stages.teachers import open_teacher_in
+from stages.texts.identity import HELD_OUT, clean, prompt_id, split_of
 
-IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 PROMPTS_PER_SHARD = 4096
 _DIGITS = 2
 """Hexadecimal digits of an id that say which part of the prompts it is in: 256 parts."""
@@ -53,6 +50,12 @@ def check(config: PipelineConfig) -> None:
     """Raises ConfigError when external shards are named but none is there."""
     if config.encode.external is not None:
         expand(config.encode.external)
+
+
+def estimate(config: PipelineConfig) -> str:
+    if config.encode.external is not None:
+        return "all pictures of the external shards"
+    return f"{config.prompts.pictures_text()} pictures"
 
 
 def run(context: StageContext) -> StageResult:
@@ -74,14 +77,12 @@ def run(context: StageContext) -> StageResult:
         build = partial(PromptEncoder, context.config, context.store, context.folder)
         done |= map_shards(context, shards, build, config.pool, unit="prompt shards")
     counts["prompts"] = sum(stats.details.get("prompts", 0) for stats in done.values())
-    files = {f: (s.sizes[f], digest) for s in done.values() for f, digest in s.files.items()}
-    files |= lists
-    seconds = sum(stats.seconds for stats in done.values())
-    return StageResult(
-        files=files,
+    return StageResult.of_shards(
+        done.values(),
+        worker_devices(config.pool),
+        files=lists,
         counts=dict(counts),
         details=_layout(done, shards),
-        device_hours=seconds / 3600 * worker_devices(config.pool),
     )
 
 
@@ -202,8 +203,7 @@ class Encoder:
         self.config, self.store, self.folder, self.sources = config.encode, store, folder, sources
         self.buckets = config.prompts.bucket_list()
         self.held_out_fraction = config.prompts.held_out_fraction
-        self.teacher = open_teacher(config.teacher)
-        self.teacher.place(pool_device(self.config.pool))
+        self.teacher = open_teacher_in(self.config.pool, config.teacher)
         for bucket in self.buckets:
             self.teacher.check_bucket(bucket)
 
@@ -253,7 +253,7 @@ class Encoder:
             dict(counts), {"latents": parts, "prompts_file": f"{shard}.texts.parquet"}
         )
 
-    def _samples(self, source: dict[str, Any]) -> Iterator[Sample]:
+    def _samples(self, source: dict[str, Any]) -> Iterator[TarSample]:
         if "url" in source:
             with tempfile.TemporaryDirectory() as scratch:
                 filesystem, path = fsspec.core.url_to_fs(source["url"])
@@ -282,7 +282,7 @@ class Encoder:
             raise ValueError(f"no picture among its members ({', '.join(sorted(members))})")
         picture = read_picture(members[ending], ending)
         bucket = nearest_bucket(*picture.size, self.buckets)
-        return bucket, np.asarray(fit(picture, bucket)), prompt
+        return bucket, np.asarray(fit_to_bucket(picture, bucket)), prompt
 
     def _latents(self, rows: list[tuple[str, str, Any]]) -> np.ndarray:
         """(n, C, H, W) of one bucket, in the order of `rows`."""
@@ -303,14 +303,15 @@ class PromptEncoder:
 
     def __init__(self, config: PipelineConfig, store: ArtifactStore, folder: str) -> None:
         self.config, self.store, self.folder = config.encode, store, folder
-        self.teacher = open_teacher(config.teacher)
-        self.teacher.place(pool_device(self.config.pool))
+        self.teacher = open_teacher_in(self.config.pool, config.teacher)
 
     def __call__(self, shard: str) -> ShardStats:
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()
         size = self.config.micro_batch
         writer = ShardWriter(self.store, self.folder, shard)
+        import torch
+
         dtype = getattr(torch, self.config.dtype)
         arrays: dict[str, np.memmap] = {}
         for at in range(0, len(prompts), size):
@@ -329,30 +330,6 @@ class PromptEncoder:
         for array in arrays.values():
             array.flush()
         return writer.commit({}, {"null_tokens": made.null_tokens, "prompts": len(prompts)})
-
-
-def read_picture(content: bytes, name: str) -> Image.Image:
-    """An encoded picture in RGB. Raises ValueError, with the picture's name, for one that cannot be
-    read.
-    """
-    try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,  # what Pillow makes of a broken PNG
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(f"its {name} cannot be read: {error}") from error
-
-
-def fit(picture: Image.Image, bucket: Bucket) -> Image.Image:
-    """Cut the middle out in the bucket's aspect and scale it; the same picture when it fits
-    already.
-    """
-    if picture.size == bucket:
-        return picture
-    return ImageOps.fit(picture, bucket, Image.Resampling.LANCZOS)
 
 
 def _text(members: dict[str, bytes]) -> str:

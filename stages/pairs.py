@@ -6,43 +6,39 @@ be used are recorded in the sidecars, and counted, never dropped in silence.
 
 from __future__ import annotations
 
-import heapq
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from PIL import Image
-from torch import nn
 
-from pipeline.mapping import map_shards, worker_devices
-from pipeline.shards import Sample, ShardWriter, table_bytes, write_tar
-from pipeline.stage import StageContext, StageResult
-from pipeline.store import Artifact, ArtifactStore
+from pipeline.base.mapping import map_shards, worker_devices
+from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
+from pipeline.base.stage import StageContext, StageResult
+from pipeline.base.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket, nearest_bucket
 from schemas.config import PipelineConfig
-from schemas.errors import ConfigError, StageFailed
+from schemas.errors import StageFailed
 from schemas.records import ShardStats
-from schemas.suggest import did_you_mean
-from stages.devices import pool_device
-from stages.encode import fit, read_picture
-from stages.ladd.sampling import student_sigmas
-from stages.painters import Painter, student_painter, teacher_painter
-from stages.pair_sources import Part, SourcePair, check_file, parts_of, read_part
-from stages.prompts import HELD_OUT, prompt_id, seed_of, share_of, split_of
-from stages.scores import SCORES, open_score
-from stages.scores.protocol import Score
-from stages.student import check_steps, open_student
-from stages.synthesize import encode_image
-from stages.teachers import open_teacher
-from stages.teachers.protocol import Teacher
+from stages.data.pair_files import Part, SourcePair, parts_of, read_part, require_pair_files
+from stages.pictures.files import encode_image, fit_to_bucket, read_picture
+from stages.pictures.student import check_steps, pairs_sampler, student_of
+from stages.scores import check_score, open_score
+from stages.teachers import open_teacher_in
+from stages.texts.choice import chosen_prompts
+from stages.texts.identity import HELD_OUT, hash_fraction, prompt_id, seed_of, split_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.pictures.samplers import Sampler
+    from stages.scores.protocol import Score
 
 SIDECAR_SCHEMA = pa.schema(
     {
@@ -75,15 +71,19 @@ def check(config: PipelineConfig) -> None:
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
     if pairs.url is not None:
-        check_file(pairs.url)
+        require_pair_files(pairs.url)
     else:
         check_score("pairs.reward", pairs.reward.name)
 
 
-def check_score(field: str, name: str, known: Iterable[str] = SCORES) -> None:
-    """Raises ConfigError naming the field when there is no such score."""
-    if name not in known:
-        raise ConfigError(f"{field}.name: unknown score {name!r}{did_you_mean(name, known)}")
+def estimate(config: PipelineConfig) -> str:
+    pairs = config.pairs
+    if pairs.url is not None:
+        return f"pairs of {pairs.url}"
+    return (
+        f"{pairs.prompts:,} prompts, {pairs.pictures_per_prompt} pictures each by the "
+        f"{pairs.model}, ranked by {pairs.reward.name}"
+    )
 
 
 def run(context: StageContext) -> StageResult:
@@ -91,7 +91,7 @@ def run(context: StageContext) -> StageResult:
     if config.url is None:
         rows = chosen_prompts(context.inputs["prompts"], config.prompts, "pairs")
         plan: dict[str, Any] = _plan(rows, config.prompts_per_shard)
-        work: Any = PairPainter
+        work: Any = PairSampler
     else:
         parts = parts_of(config.url, config.prompts_per_shard)
         plan = {_shard(i): part for i, part in enumerate(parts)}
@@ -110,42 +110,16 @@ def run(context: StageContext) -> StageResult:
             f"pairs: no pair was usable ({dict(counts)}); look at the sidecars in "
             f"{context.folder}/shards, lower pairs.margin or raise pairs.prompts"
         )
-    seconds = sum(stats.seconds for stats in done.values())
-    return StageResult(
-        files={f: (s.sizes[f], digest) for s in done.values() for f, digest in s.files.items()},
+    return StageResult.of_shards(
+        done.values(),
+        worker_devices(config.pool),
         counts=dict(counts),
         details={
             "shards": sorted(plan),
             "buckets": {name: dict(splits) for name, splits in sorted(buckets.items())},
             "judge": config.reward.name if config.url is None else config.url,
         },
-        device_hours=seconds / 3600 * worker_devices(config.pool),
     )
-
-
-def chosen_prompts(
-    planned: Artifact, count: int, purpose: str, last: frozenset[str] = frozenset()
-) -> list[Row]:
-    """At most `count` training prompts with prompt_id, prompt, width and height, by a hash of text
-    and purpose; those whose ids are in `last` come last.
-    """
-
-    def rank(row: Row) -> tuple[bool, float, str]:
-        identity = row["prompt_id"]
-        return identity in last, share_of(row["prompt"], purpose), identity
-
-    return heapq.nsmallest(count, _training_prompts(planned), key=rank)
-
-
-def _training_prompts(planned: Artifact) -> Iterator[Row]:
-    """Each training prompt once: the first picture's row of its shard's plan."""
-    columns = ["prompt_id", "prompt", "width", "height"]
-    for shard in planned.manifest.details["shards"]:
-        with planned.checked(planned.entry(f"{shard}.parquet")) as path:
-            table = pq.read_table(path, columns=["key", *columns])
-        for row in table.to_pylist():
-            if row["key"].endswith("-000"):
-                yield {name: row[name] for name in columns}
 
 
 def _shard(number: int) -> str:
@@ -168,7 +142,7 @@ class Verdict(NamedTuple):
     worst: int | None = None
 
 
-def rank(scores: np.ndarray, margin: float, *, higher_is_better: bool) -> Verdict:
+def best_and_worst(scores: np.ndarray, margin: float, *, higher_is_better: bool) -> Verdict:
     """Best and worst of some pictures by their scores (n,), NaN for one that cannot be used; the
     first of equals.
     """
@@ -197,12 +171,10 @@ class _PairWorker:
     ) -> None:
         self.config, self.pairs, self.student = config, config.pairs, student
         self.store, self.folder, self.plan = store, folder, plan
-        self.device = pool_device(self.pairs.pool)
-        self.teacher = open_teacher(config.teacher)
-        self.teacher.place(self.device)
+        self.teacher = open_teacher_in(self.pairs.pool, config.teacher)
 
     def __call__(self, shard: str) -> ShardStats:
-        members: list[Sample] = []
+        members: list[TarSample] = []
         rows: list[Row] = []
         counts = Counter(ok=0, near_tie=0, failed=0)
         buckets: dict[str, Counter[str]] = defaultdict(Counter)
@@ -226,7 +198,7 @@ class _PairWorker:
         """A sidecar's row; what is not given stays empty."""
         row: Row = dict.fromkeys(SIDECAR_SCHEMA.names)
         if prompt is not None:
-            held_out = share_of(prompt, "pairs split") < self.pairs.held_out_fraction
+            held_out = hash_fraction(prompt, "pairs split") < self.pairs.held_out_fraction
             split = "held_out" if held_out else "train"
             row |= {"prompt": prompt, "prompt_id": prompt_id(prompt), "split": split}
         return row | {"key": key, "judge": judge} | fields
@@ -240,7 +212,7 @@ class _Picture(NamedTuple):
     score: float
 
 
-class PairPainter(_PairWorker):
+class PairSampler(_PairWorker):
     """Draws several pictures of each prompt and pairs the best with the worst."""
 
     def make(self, plan: list[Row]) -> Iterator[Made]:
@@ -250,13 +222,15 @@ class PairPainter(_PairWorker):
 
     def _draw(self, plan: list[Row]) -> Iterator[_Picture]:
         """Prompt after prompt, in micro-batches that go across prompts."""
+        from stages.pictures.samplers import sample_batches
+
         samples = [
             {**row, "seed": self._seed(row["prompt"], i)}
             for row in plan
             for i in range(self.pairs.pictures_per_prompt)
         ]
-        for batch in micro_batches(samples, self.pairs.micro_batch):
-            latents = self._paint(batch)
+        for batch in sample_batches(samples, self.pairs.micro_batch):
+            latents = self._sample(batch)
             pictures = self.teacher.decode_latents(latents)
             scores = self._reward.judge(pictures, [sample["prompt"] for sample in batch])
             finite = latents.isfinite().flatten(1).all(1).cpu().numpy()
@@ -265,7 +239,7 @@ class PairPainter(_PairWorker):
 
     def _pair(self, planned: Row, pictures: list[_Picture]) -> Made:
         prompt, bucket = planned["prompt"], Bucket(planned["width"], planned["height"])
-        verdict = rank(
+        verdict = best_and_worst(
             np.array([picture.score for picture in pictures]),
             self.pairs.margin,
             higher_is_better=self._reward.card.higher_is_better,
@@ -294,18 +268,20 @@ class PairPainter(_PairWorker):
 
     @cached_property
     def _reward(self) -> Score:
-        return open_score(self.pairs.reward, self.device)
+        return open_score(self.pairs.reward, self.teacher.device)
 
     @cached_property
-    def _paint(self) -> Painter:
-        teacher, device = self.teacher, self.device
+    def _sample(self) -> Sampler:
+        from stages.pictures.samplers import teacher_sampler
+
+        teacher, device = self.teacher, self.teacher.device
         if self.student is None:
             pairs, making = self.pairs, self.config.synthesize
             steps = pairs.teacher_steps or making.steps
             guidance_scale = pairs.guidance_scale or making.guidance_scale
-            return teacher_painter(teacher, teacher.backbone(), device, steps, guidance_scale)
-        net, grid = student_of(self.student, device)
-        return painter_on_grid(teacher, net, grid, self.config, device)
+            return teacher_sampler(teacher, teacher.backbone(), device, steps, guidance_scale)
+        backbone, grid = student_of(self.student, device)
+        return pairs_sampler(teacher, backbone, grid, self.config, device)
 
 
 class PairReader(_PairWorker):
@@ -337,7 +313,9 @@ class PairReader(_PairWorker):
                 row["status"] = "ok"
                 ready[bucket].append((len(made) - 1, pictures))
         for bucket, pairs in sorted(ready.items()):
-            fitted = [np.asarray(fit(p, bucket)) for _, pictures in pairs for p in pictures]
+            fitted = [
+                np.asarray(fit_to_bucket(p, bucket)) for _, pictures in pairs for p in pictures
+            ]
             latents = self._encode(fitted)
             for i, (place, _) in enumerate(pairs):
                 row, members = made[place]
@@ -370,6 +348,8 @@ class PairReader(_PairWorker):
         return buckets[0], pictures
 
     def _encode(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        import torch
+
         size = self.pairs.micro_batch
         return torch.cat(
             [
@@ -377,42 +357,6 @@ class PairReader(_PairWorker):
                 for at in range(0, len(pictures), size)
             ]
         )
-
-
-def micro_batches(samples: list[Row], size: int) -> Iterator[list[Row]]:
-    """Samples in order, at most `size` together, each batch of one bucket."""
-    batch: list[Row] = []
-    for sample in samples:
-        other = batch and (sample["width"], sample["height"]) != (
-            batch[0]["width"],
-            batch[0]["height"],
-        )
-        if other or len(batch) == size:
-            yield batch
-            batch = []
-        batch.append(sample)
-    if batch:
-        yield batch
-
-
-def student_of(artifact: Artifact, device: torch.device) -> tuple[nn.Module, list[float]]:
-    """The student of a `distill` artifact, float32, and its grid."""
-    with artifact.local_folder("model") as folder:
-        net, grid = open_student(folder)
-    return net.to(device), grid
-
-
-def painter_on_grid(
-    teacher: Teacher,
-    net: nn.Module,
-    grid: list[float],
-    config: PipelineConfig,
-    device: torch.device,
-) -> Painter:
-    """Draws with a student, `pairs.student_steps` steps on its grid."""
-    sigmas = student_sigmas(grid, config.pairs.student_steps)
-    in_bfloat16 = config.distill.precision == "bfloat16"
-    return student_painter(teacher, net, device, sigmas, bfloat16=in_bfloat16)
 
 
 def _members(side: str, picture_HW3: np.ndarray, latents_CHW: torch.Tensor) -> dict[str, bytes]:

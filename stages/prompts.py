@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -23,12 +22,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.stage import StageContext, StageResult
+from pipeline.base.stage import StageContext, StageResult
 from schemas.bucket import Bucket
 from schemas.config import FileSource, PipelineConfig, PromptsConfig
 from schemas.errors import StageFailed
-from stages.duplicates import first_of_equals, first_of_similar, signatures
-from stages.prompt_sources import check_file, mixed
+from stages.teachers import open_teacher
+from stages.texts.duplicates import first_of_equals, first_of_similar, signatures
+from stages.texts.identity import (
+    SAMPLE_SCHEMA,
+    bucket_of,
+    clean,
+    prompt_id,
+    seed_of,
+    split_of,
+)
+from stages.texts.sources import mixed, require_prompt_file
 
 CHUNK = 4096
 ROWS_PER_FILE = 100_000
@@ -43,28 +51,21 @@ PROMPT_SCHEMA = pa.schema(
         "tokens": pa.int32(),
     }
 )
-SAMPLE_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "prompt_id": pa.string(),
-        "prompt": pa.string(),
-        "seed": pa.int64(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-    }
-)
 
 
 def check(config: PipelineConfig) -> None:
     """Raises ConfigError for a prompt file that is not there."""
     for source in config.prompts.sources:
         if isinstance(source, FileSource):
-            check_file(source)
+            require_prompt_file(source)
+
+
+def estimate(config: PipelineConfig) -> str:
+    count = config.prompts.count
+    return "all prompts" if count is None else f"{count:,} prompts"
 
 
 def run(context: StageContext) -> StageResult:
-    from stages.teachers import open_teacher
-
     config = context.config.prompts
     teacher = open_teacher(context.config.teacher)
     for bucket in config.bucket_list():
@@ -87,51 +88,6 @@ def run(context: StageContext) -> StageResult:
     counts.update(writer.counts)
     context.report("prompts", counts["kept"], counts["kept"])
     return StageResult(files=files, counts=dict(counts), details={"shards": sorted(writer.shards)})
-
-
-def clean(text: str) -> str:
-    """Unicode NFC, control characters and halves of surrogate pairs out, white space folded to
-    single spaces.
-    """
-    text = unicodedata.normalize("NFC", text)
-    text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
-    return " ".join(text.split())
-
-
-def prompt_id(prompt: str) -> str:
-    """16 hex digits of the prompt's sha256."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
-
-
-def share_of(text: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on text and purpose alone: splits and buckets are drawn with
-    it.
-    """
-    digest = hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-HELD_OUT = "its prompt is held out for evaluation"
-
-
-def split_of(prompt: str, held_out_fraction: float) -> str:
-    return "held_out" if share_of(prompt, "split") < held_out_fraction else "train"
-
-
-def bucket_of(prompt: str, buckets: dict[str, float]) -> str:
-    """A bucket drawn by weight."""
-    place = share_of(prompt, "bucket") * sum(buckets.values())
-    for name, weight in buckets.items():
-        place -= weight
-        if place < 0:
-            return name
-    return name
-
-
-def seed_of(base: int, prompt: str, image: int, *, purpose: str = "seed") -> int:
-    """A sample's seed, 63 bits: another for each base seed, prompt, picture of it and purpose."""
-    digest = hashlib.sha256(f"{purpose}\0{base}\0{image}\0{prompt}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _clean_into(

@@ -12,26 +12,26 @@ import io
 import json
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from PIL import Image
 
-from pipeline.mapping import map_shards, worker_devices
-from pipeline.shards import Sample, ShardWriter, table_bytes, write_tar
-from pipeline.stage import StageContext, StageResult
-from pipeline.store import Artifact
+from pipeline.base.mapping import map_shards, worker_devices
+from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
+from pipeline.base.stage import StageContext, StageResult
+from pipeline.base.store import Artifact
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig, SynthesizeConfig
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
-from stages.devices import pool_device
-from stages.painters import teacher_painter
-from stages.prompts import SAMPLE_SCHEMA
-from stages.teachers import open_teacher
+from stages.pictures.files import encode_image
+from stages.teachers import open_teacher_in
+from stages.texts.identity import SAMPLE_SCHEMA
+
+if TYPE_CHECKING:
+    import torch
 
 SIDECAR_SCHEMA = pa.schema(
     [
@@ -44,6 +44,12 @@ SIDECAR_SCHEMA = pa.schema(
 )
 
 
+def estimate(config: PipelineConfig) -> str:
+    making = config.synthesize
+    passes = making.steps * (2 if making.guidance_scale > 1 else 1)
+    return f"{config.prompts.pictures_text()} pictures, {passes} teacher passes each"
+
+
 def run(context: StageContext) -> StageResult:
     planned = context.inputs["prompts"]
     shards = planned.manifest.details["shards"]
@@ -51,24 +57,20 @@ def run(context: StageContext) -> StageResult:
     build = partial(Synthesizer, context.config, planned, context.folder)
     done = map_shards(context, shards, build, pool)
     counts: Counter[str] = Counter()
-    files: dict[str, tuple[int, str]] = {}
     for name in shards:
         counts.update(done[name].counts)
-        files |= {
-            file: (done[name].sizes[file], digest) for file, digest in done[name].files.items()
-        }
     if not counts["ok"]:
         raise StageFailed(
             f"synthesize: no picture was usable ({dict(counts)}); look at the sidecars in "
             f"{context.folder}/shards"
         )
     seconds = sum(stats.seconds for stats in done.values())
-    return StageResult(
-        files=files,
+    return StageResult.of_shards(
+        [done[name] for name in shards],
+        worker_devices(pool),
         counts=dict(counts),
         metrics={"pictures_per_worker_second": sum(counts.values()) / seconds},
         details={"shards": shards, "bucket_ok": _ok_by_bucket(done)},
-        device_hours=seconds / 3600 * worker_devices(pool),
     )
 
 
@@ -83,15 +85,15 @@ class Synthesizer:
     """Makes whole shards; lives in a worker with the teacher loaded."""
 
     def __init__(self, config: PipelineConfig, planned: Artifact, folder: str) -> None:
+        from stages.pictures.samplers import teacher_sampler
+
         self.config: SynthesizeConfig = config.synthesize
         self.planned, self.folder = planned, folder
-        device = pool_device(self.config.pool)
-        self.teacher = open_teacher(config.teacher)
-        self.teacher.place(device)
-        self.paint = teacher_painter(
+        self.teacher = open_teacher_in(self.config.pool, config.teacher)
+        self.draw = teacher_sampler(
             self.teacher,
             self.teacher.backbone(),
-            device,
+            self.teacher.device,
             self.config.steps,
             self.config.guidance_scale,
         )
@@ -100,7 +102,7 @@ class Synthesizer:
         with self.planned.checked(self.planned.entry(f"{shard}.parquet")) as path:
             samples = pq.read_table(path).to_pylist()
         writer = ShardWriter(self.planned.store, self.folder, shard)
-        members: list[Sample] = []
+        members: list[TarSample] = []
         rows, counts = [], Counter(ok=0, filtered=0, failed=0)
         size = self.config.micro_batch
         for part in (samples[at : at + size] for at in range(0, len(samples), size)):
@@ -132,7 +134,7 @@ class Synthesizer:
     ) -> list[tuple[str, str | None, dict[str, bytes]]]:
         """Status, reason and tar members of each sample; all are of one bucket."""
         config = self.config
-        latents = self.paint(samples)
+        latents = self.draw(samples)
         pictures = self.teacher.decode_latents(latents)
         finite = latents.isfinite().flatten(1).all(1).tolist()
         results = []
@@ -163,13 +165,3 @@ class Synthesizer:
             np.save(buffer, latents.half().cpu().numpy(), allow_pickle=False)
             members["latent.npy"] = buffer.getvalue()
         return members
-
-
-def encode_image(picture_HW3: np.ndarray, image_format: str, quality: int) -> bytes:
-    """uint8 picture to the bytes of a file."""
-    buffer = io.BytesIO()
-    options = {"png": {}, "webp": {"quality": quality}, "jpg": {"quality": quality}}[image_format]
-    Image.fromarray(picture_HW3).save(
-        buffer, "JPEG" if image_format == "jpg" else image_format.upper(), **options
-    )
-    return buffer.getvalue()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.shards import table_bytes, write_tar
-from pipeline.store import Artifact, ArtifactStore
+from pipeline.base.shards import table_bytes, write_tar
+from pipeline.base.store import Artifact, ArtifactStore
 from schemas.manifest import Environment
 from schemas.report import Report, ScoreCard, SystemResult
 from tests.manifests import manifest_of

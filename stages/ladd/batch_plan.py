@@ -108,7 +108,7 @@ def round_size(config: Batching) -> int:
     return config.micro_batch or -(-config.global_batch // config.workers)
 
 
-def micro_batches(config: Batching, rank: int, world: int) -> list[slice]:
+def accumulation_rounds(config: Batching, rank: int, world: int) -> list[slice]:
     """A rank's samples in accumulation rounds of `round_size`.
 
     All ranks have as many rounds, for they work together. Where the ranks' samples differ in

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from schemas.config import DpoConfig
 from stages.ladd.backbone import Conditioning
-from stages.ladd.batch_plan import micro_batches, slots_of
+from stages.ladd.batch_plan import accumulation_rounds, slots_of
 from stages.ladd.checkpoint import (
     begin_optimizer,
     load_tensors,
@@ -101,7 +101,7 @@ class DpoTrainer:
         mine = slots_of(config.global_batch, rank, world)
         assert len(winners_PCHW) == len(losers_PCHW) == len(mine)
         sums = torch.zeros(len(_MEASURES), device=self.device)
-        for rows in micro_batches(config, rank, world):
+        for rows in accumulation_rounds(config, rank, world):
             slots = mine[rows]
             pairs = self._placed(winners_PCHW[rows], losers_PCHW[rows], conditioning.select(rows))
             draws = self._draw(self.step, slots, pairs)

@@ -70,25 +70,6 @@ def sample_euler(
     return x
 
 
-def student_sigmas(grid: Sequence[float], steps: int) -> list[float]:
-    """The noise levels of a student's `steps` steps: 1 alone, or evenly from 1 to the grid's last
-    level.
-
-    This is what stock diffusers makes of `shift_terminal = grid[-1]`.
-    """
-    if steps == 1:
-        return [1.0]
-    return [1 - (1 - grid[-1]) * i / (steps - 1) for i in range(steps)]
-
-
-def step_counts(grid: Sequence[float]) -> list[int]:
-    """The numbers of steps, most first, that stay on levels of the evenly spaced `grid`: on those
-    alone the student was trained.
-    """
-    gaps = len(grid) - 1
-    return [n for n in range(len(grid), 0, -1) if n == 1 or gaps % (n - 1) == 0]
-
-
 @torch.no_grad()
 def sample_consistency(
     student: Backbone,

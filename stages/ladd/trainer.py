@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from schemas.config import DistillConfig
 from stages.ladd.backbone import Backbone, Conditioning
-from stages.ladd.batch_plan import micro_batches, mismatched_slots, slots_of
+from stages.ladd.batch_plan import accumulation_rounds, mismatched_slots, slots_of
 from stages.ladd.checkpoint import (
     begin_optimizer,
     load_tensors,
@@ -173,7 +173,7 @@ class LaddTrainer:
                     near=config.objective.r1_weight > 0,
                 ).to(self.device),
             )
-            for rows in micro_batches(config, rank, world)
+            for rows in accumulation_rounds(config, rank, world)
         ]
 
     def _mismatched(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from schemas.config import ScoreConfig
@@ -32,6 +33,12 @@ FEATURES = {
 }
 EMBEDDED = ("attributes", "layout", "judge_features")
 """These need no weights but our own."""
+
+
+def check_score(field: str, name: str, known: Iterable[str] = SCORES) -> None:
+    """Raises ConfigError naming the field when there is no such score."""
+    if name not in known:
+        raise ConfigError(f"{field}.name: unknown score {name!r}{did_you_mean(name, known)}")
 
 
 def open_score(config: ScoreConfig, device: torch.device) -> Score:

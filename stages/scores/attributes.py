@@ -12,8 +12,8 @@ from torch import Tensor
 from schemas.config import ScoreConfig
 from schemas.errors import ConfigError
 from schemas.report import ScoreCard
-from stages.scores.shapes_judge import ShapesJudge, shows_all
 from stages.shapes_world.captions import CaptionError, SceneSpec, parse
+from stages.shapes_world.judge import ShapesJudge, shows_all
 
 JUDGE = Path(__file__).parents[1] / "shapes_world" / "weights" / "judge.safetensors"
 

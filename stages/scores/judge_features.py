@@ -8,7 +8,7 @@ import torch
 from schemas.config import ScoreConfig
 from schemas.report import ScoreCard
 from stages.scores.attributes import JUDGE, as_pixels
-from stages.scores.shapes_judge import FEATURE_WIDTH, ShapesJudge
+from stages.shapes_world.judge import FEATURE_WIDTH, ShapesJudge
 
 
 class JudgeFeatures:

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from schemas.config import ScoreConfig
 from schemas.errors import ConfigError
-from stages.hub import model_folder
+from stages.teachers.hub import model_folder
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()

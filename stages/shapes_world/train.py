@@ -23,7 +23,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from stages.scores.shapes_judge import ShapesJudge
+from stages.shapes_world.judge import ShapesJudge
 from stages.shapes_world.scenes import SCATTER, TILT
 from stages.shapes_world.train_judge import train_judge
 from stages.shapes_world.train_text import train_text

@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.scores.shapes_judge import STRIDE, ShapesJudge
 from stages.shapes_world.captions import BACKGROUNDS, COLORS, SHAPES, SIZES, sample_spec
+from stages.shapes_world.judge import STRIDE, ShapesJudge
 from stages.shapes_world.scenes import Scene, sample_scene
 from stages.shapes_world.train_transformer import BUCKETS
 from stages.shapes_world.train_vae import pictures_of

@@ -1,49 +1,130 @@
-"""Teacher families. A new family is one file here and one line in `FAMILIES`."""
+"""Teacher families. A new family is one file here and one line in `FAMILIES`.
+
+Nothing else in the project knows families: stages open teachers and students through this page and
+see `protocol.Teacher` alone. Importing it loads neither torch nor diffusers.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from schemas.config import TeacherConfig
-from schemas.errors import ConfigError
+from schemas.errors import ArtifactError, ConfigError
 from schemas.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from schemas.config import PipelineConfig, TeacherConfig, WorkerPool
     from stages.teachers.protocol import Teacher
 
 # transformers warns at import that torchvision is absent; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-FAMILIES = {
-    "sd3": "stages.teachers.sd3:SD3Teacher",
-    "shapes": "stages.teachers.shapes:ShapesTeacher",
-}
 
-EMBEDDED_REVISION = Path(__file__).parents[1] / "shapes_world" / "weights" / "REVISION"
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a family are, each as `module:name`, imported when it is used."""
+
+    teacher: str
+    """A class that answers `protocol.Teacher`, made with a TeacherConfig."""
+    pipeline: str
+    """`_class_name` in the model_index.json of its folders."""
+    memory: str | None = None
+    """A function of PipelineConfig and the teacher's folder that gives the bytes of a training
+    worker and imports no torch. Without it `plan` names no memory.
+    """
+    embedded: Path | None = None
+    """The weights that ship with the project, for a configuration that names no model."""
+
+
+EMBEDDED = Path(__file__).parents[1] / "shapes_world" / "weights"
+_SD3_MEMORY = "stages.teachers.sd3_memory:training_memory"
+_SD3_PIPELINE = "StableDiffusion3Pipeline"
+
+FAMILIES = {
+    "sd3": Family("stages.teachers.sd3:SD3Teacher", _SD3_PIPELINE, _SD3_MEMORY),
+    "shapes": Family("stages.teachers.shapes:ShapesTeacher", _SD3_PIPELINE, _SD3_MEMORY, EMBEDDED),
+}
 
 
 def pinned(config: TeacherConfig) -> TeacherConfig:
-    """Name the embedded teacher's revision, so that new weights make new artifacts. Reads one small
-    file at most.
+    """Fill in the revision of an embedded teacher, so that new weights make new artifacts. Reads
+    one small file at most.
     """
-    if config.family != "shapes" or config.model is not None or config.revision is not None:
+    family = FAMILIES.get(config.family)
+    if family is None or family.embedded is None or config.model or config.revision:
         return config
-    revision = EMBEDDED_REVISION.read_text().strip() if EMBEDDED_REVISION.exists() else None
+    mark = family.embedded / "REVISION"
+    revision = mark.read_text().strip() if mark.exists() else None
     return config.model_copy(update={"revision": revision})
 
 
 def open_teacher(config: TeacherConfig) -> Teacher:
-    """The teacher that a config names; weights are loaded when they are first used.
+    """The teacher that a configuration names; weights are loaded when they are first used.
 
-    Raises ConfigError for an unknown family, or for a model that is not there or not complete.
+    Raises ConfigError for an unknown family, and for a model that is missing or incomplete.
     """
-    if config.family not in FAMILIES:
-        raise ConfigError(
-            "teacher.family: unknown family "
-            f"{config.family!r}{did_you_mean(config.family, FAMILIES)}"
-        )
-    module, name = FAMILIES[config.family].split(":")
-    return getattr(importlib.import_module(module), name)(config)
+    teacher: Teacher = _load(_family(config.family).teacher)(config)
+    return teacher
+
+
+def open_teacher_in(pool: WorkerPool, config: TeacherConfig) -> Teacher:
+    """`open_teacher` in a worker of a pool, placed on that worker's device."""
+    from stages.teachers.devices import pool_device
+
+    teacher = open_teacher(config)
+    teacher.place(pool_device(pool))
+    return teacher
+
+
+def folder_config(folder: Path) -> TeacherConfig:
+    """The configuration that opens a saved student's folder. Raises ArtifactError when no family
+    saves such folders.
+    """
+    from schemas.config import TeacherConfig
+
+    try:
+        pipeline = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder} is not a student's folder: its model_index.json cannot be read ({error})"
+        ) from error
+    for name, family in FAMILIES.items():
+        if family.pipeline == pipeline:
+            return TeacherConfig(family=name, model=str(folder))
+    raise ArtifactError(
+        f"{folder} is not a student's folder: no teacher family saves a {pipeline!r}"
+    )
+
+
+def training_memory(config: PipelineConfig) -> int | None:
+    """Bytes that `distill` needs on each worker's device. None where the family does not say, and
+    where the teacher's files are not on this machine. Imports no torch.
+    """
+    from stages.teachers.hub import local_folder
+
+    family = FAMILIES.get(config.teacher.family)
+    if family is None or family.memory is None:
+        return None
+    folder = family.embedded if config.teacher.model is None else local_folder(config.teacher)
+    if folder is None:
+        return None
+    try:
+        memory: int = _load(family.memory)(config, folder)
+    except (OSError, ValueError, KeyError):  # an incomplete folder: opening the teacher says so
+        return None
+    return memory
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise ConfigError(f"teacher.family: unknown family {name!r}{did_you_mean(name, FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _load(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)

@@ -41,6 +41,8 @@ class Adapters(Protocol):
 class Teacher(Protocol):
     """A text-to-image rectified-flow model with its text encoders and autoencoder."""
 
+    device: torch.device
+    """Where it loads and computes; the CPU until `place` says otherwise."""
     vae_factor: int
     """Pixels along a side for each of a latent's."""
     max_tokens: int
@@ -131,5 +133,14 @@ class Teacher(Protocol):
 
         `load_weights` fills the fresh backbone that it is given. Adapters are merged, and kept
         beside in the folder `lora`.
+        """
+        ...
+
+    def student(self) -> tuple[nn.Module, list[float]]:
+        """The student that `save_student` wrote into this teacher's folder: its backbone in
+        float32, ready to sample, and its sampling grid.
+
+        Raises ArtifactError when the folder holds no student, or not the scheduler that was saved
+        with it.
         """
         ...

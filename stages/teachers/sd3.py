@@ -34,9 +34,9 @@ from transformers.utils import logging as transformers_logging
 
 from schemas.bucket import Bucket
 from schemas.config import LoraConfig, TeacherConfig
-from schemas.errors import ConfigError
-from stages.hub import model_folder
+from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.backbone import Conditioning
+from stages.teachers.hub import model_folder
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
 from stages.teachers.sd3_sharded import fill, on_meta
@@ -213,6 +213,21 @@ class SD3Teacher:
         if not self.has_t5:
             index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    def student(self) -> tuple[nn.Module, list[float]]:
+        try:
+            scheduler, record = (
+                json.loads((self.folder / name).read_text())
+                for name in ("scheduler/scheduler_config.json", "student.json")
+            )
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{self.folder} is not a student's folder: {error}") from error
+        if scheduler.get("shift") != 1.0 or not scheduler.get("stochastic_sampling"):
+            raise ArtifactError(
+                f"{self.folder}/scheduler is not the one that was saved with the student; distill "
+                "again"
+            )
+        return self.backbone(dtype=torch.float32).eval(), record["grid"]
 
     def _sharded(
         self,

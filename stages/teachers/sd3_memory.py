@@ -7,11 +7,14 @@ counted, nor what the program itself takes. Legend: N image tokens, L text token
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from schemas.config import DiscriminatorConfig, DistillConfig
+from schemas.config import DiscriminatorConfig, DistillConfig, PipelineConfig
 from stages.ladd.batch_plan import mismatched_slots
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -45,6 +48,39 @@ class Memory:
     @property
     def total(self) -> int:
         return self.weights + self.average + self.moments + self.working
+
+
+def training_memory(config: PipelineConfig, folder: Path) -> int:
+    """Bytes of `update_memory` for a configuration, from the JSON files of the teacher's folder.
+
+    Raises OSError, ValueError or KeyError when the folder is incomplete.
+    """
+    transformer, vae, tokenizer = (
+        json.loads((folder / name).read_text())
+        for name in (
+            "transformer/config.json",
+            "vae/config.json",
+            "tokenizer/tokenizer_config.json",
+        )
+    )
+    unit = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
+    largest = max(config.prompts.bucket_list(), key=lambda bucket: bucket.width * bucket.height)
+    has_t5 = config.teacher.use_t5 and (folder / "text_encoder_3").is_dir()
+    shapes = Shapes(
+        rows=largest.height // unit,
+        columns=largest.width // unit,
+        text=tokenizer["model_max_length"] + (config.teacher.max_sequence_length if has_t5 else 1),
+        share=-(-config.distill.global_batch // config.distill.workers),
+        on_gpu=_expects_gpu(config),
+    )
+    return update_memory(transformer, config.frozen_dtype, config.distill, shapes).total
+
+
+def _expects_gpu(config: PipelineConfig) -> bool:
+    """Whether the workers will have GPUs, as far as this machine can tell."""
+    if config.distill.use_gpu is not None:
+        return config.distill.use_gpu
+    return config.ray.address is not None or shutil.which("nvidia-smi") is not None
 
 
 def linear_layers(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]:

@@ -4,12 +4,11 @@ work.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from schemas.config import TeacherConfig
+from stages.teachers import EMBEDDED
 from stages.teachers.sd3 import SD3Teacher
 
-WEIGHTS = Path(__file__).parents[1] / "shapes_world" / "weights"
+WEIGHTS = EMBEDDED
 """A complete `StableDiffusion3Pipeline` folder, and the judge beside it."""
 
 

@@ -18,8 +18,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipeline.compare.votes import open_votes
-from pipeline.store import ArtifactStore
+from pipeline.base.store import ArtifactStore
+from stages.compare.votes import open_votes
 from tests.evaluation import COLOURS, make_evaluation, system_of
 
 pytestmark = pytest.mark.slow
@@ -31,8 +31,8 @@ HOSTILE = (
 SERVE = """
 import sys
 from pathlib import Path
-from pipeline.compare.command import compare
-from pipeline.store import ArtifactStore
+from pipeline.commands.compare import compare
+from pipeline.base.store import ArtifactStore
 
 store, votes, port = sys.argv[1:]
 compare(

@@ -6,7 +6,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from pipeline.report_page import render_report
+from stages.report.page import render_report
 from tests.example_report import SCRIPT, example_pictures, example_report
 
 pytestmark = pytest.mark.slow

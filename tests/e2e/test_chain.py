@@ -253,7 +253,7 @@ def test_encode_reads_img2dataset_layout(finished, tmp_path):
     import numpy as np
     from PIL import Image
 
-    from pipeline.shards import write_tar
+    from pipeline.base.shards import write_tar
 
     config, _, _ = finished
     rng = np.random.default_rng(0)

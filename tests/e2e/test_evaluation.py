@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.common.by import By
 
-from pipeline.compare.study import plan_study
-from pipeline.store import ArtifactStore
+from pipeline.base.store import ArtifactStore
+from stages.compare.study import plan_study
 from tests.browser.test_report_page import WIDTHS, show
 from tests.e2e.command import artifact, call, run_and_kill
 

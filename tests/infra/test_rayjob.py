@@ -10,10 +10,10 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from pipeline.base.store import ArtifactStore
 from pipeline.cli import app
 from pipeline.config import load_config
 from pipeline.planning import Selection, make_plan
-from pipeline.store import ArtifactStore
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "infra" / "rayjob.yaml"

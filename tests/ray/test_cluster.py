@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from pipeline.store import ArtifactStore
+from pipeline.base.store import ArtifactStore
 from tests.conftest import make_tiny_config
 from tests.e2e.command import COMMAND, ROOT, call
 

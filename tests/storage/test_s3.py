@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.store import ArtifactStore
+from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError
 
 pytestmark = pytest.mark.slow

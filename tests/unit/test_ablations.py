@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from schemas.errors import ConfigError, StageFailed
-from stages.shapes_table import Judged, at_steps
+from stages.judging.shapes_table import Judged, at_steps
 
 ROOT = Path(__file__).parents[2]
 

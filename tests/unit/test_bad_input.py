@@ -150,7 +150,7 @@ def test_gc_deletes_nothing_for_a_configuration_that_nobody_named(tmp_path, monk
 
 @pytest.mark.slow
 def test_truncated_shard(refused, tmp_path):
-    from pipeline.shards import write_tar
+    from pipeline.base.shards import write_tar
 
     write_tar(
         tmp_path / "00000.tar", [(f"{i:09d}", {"jpg": b"x" * 3000, "txt": b"a"}) for i in range(3)]
@@ -165,8 +165,8 @@ def test_truncated_shard(refused, tmp_path):
 
 
 def test_manifest_of_a_newer_schema(refused, tiny_sd3, tmp_path):
+    from pipeline.base.store import ArtifactStore
     from pipeline.planning import Selection, make_plan
-    from pipeline.store import ArtifactStore
 
     config = make_tiny_config(tiny_sd3, tmp_path / "store")
     planned = make_plan(config, ArtifactStore(config.store), Selection())[0]

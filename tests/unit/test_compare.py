@@ -21,22 +21,22 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from scipy.optimize import minimize
 
-from pipeline.compare.command import compare
-from pipeline.compare.export import export_pairs
-from pipeline.compare.results import evaluate, remarks, tables
-from pipeline.compare.server import create_app, serve
-from pipeline.compare.study import (
+from pipeline.base.store import ArtifactStore
+from pipeline.commands.compare import compare
+from schemas.errors import ArtifactError, ConfigError
+from stages.compare.export import export_pairs
+from stages.compare.results import evaluate, remarks, tables
+from stages.compare.server import create_app, serve
+from stages.compare.study import (
     Ballot,
     Matchup,
     Question,
     Study,
+    StudyPrompt,
     open_pictures,
     plan_study,
 )
-from pipeline.compare.study import Sample as StudySample
-from pipeline.compare.votes import OutOfTurn, Vote, open_votes
-from pipeline.store import ArtifactStore
-from schemas.errors import ArtifactError, ConfigError
+from stages.compare.votes import OutOfTurn, Vote, open_votes
 from tests.evaluation import COLOURS, make_evaluation, system_of
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_a_damaged_or_missing_picture_is_named(evaluation, study, tmp_path):
     ):
         pass
     more = Study(
-        study.evaluation, study.titles, BOTH, {**study.samples, "x": StudySample("p", 1, 1)}
+        study.evaluation, study.titles, BOTH, {**study.samples, "x": StudyPrompt("p", 1, 1)}
     )
     path.write_bytes(content)
     with (
@@ -130,7 +130,7 @@ def test_a_damaged_or_missing_picture_is_named(evaluation, study, tmp_path):
 
 
 def big_study(prompts=128) -> Study:
-    samples = {f"{i:04d}": StudySample(f"p{i}", 64, 64) for i in range(prompts)}
+    samples = {f"{i:04d}": StudyPrompt(f"p{i}", 64, 64) for i in range(prompts)}
     return Study("e", {"teacher": "T", "student_4": "S", "tuned_4": "U"}, BOTH, samples)
 
 
@@ -242,8 +242,8 @@ def test_many_threads_and_two_connections_store_each_turn_once(votes, tmp_path):
 def test_what_was_acknowledged_survives_kill_9(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.compare.study import Matchup, Question\n"
-        "from pipeline.compare.votes import open_votes\n"
+        "from stages.compare.study import Matchup, Question\n"
+        "from stages.compare.votes import open_votes\n"
         "with open_votes(Path(sys.argv[1]), create=True) as votes:\n"
         "    for i in range(10**6):\n"
         "        question = Question('e', Matchup(str(i), 'a', 'b'), 'quality')\n"
@@ -319,7 +319,7 @@ def vote(sample, winner, pair=("student_4", "teacher"), kind="quality", rater="a
 
 
 def pair_study(prompts=100) -> Study:
-    samples = {f"{i:04d}": StudySample(f"p{i}", 64, 64) for i in range(prompts)}
+    samples = {f"{i:04d}": StudyPrompt(f"p{i}", 64, 64) for i in range(prompts)}
     return Study("e", {"teacher": "T", "student_4": "S"}, ("quality",), samples)
 
 
@@ -644,7 +644,7 @@ def test_a_taken_port_is_named(study, pictures, votes):
 
 
 def test_the_module_is_light_until_it_is_used():
-    code = "import sys, pipeline.compare; print({'fastapi', 'scipy', 'torch'} & {*sys.modules})"
+    code = "import sys, stages.compare; print({'fastapi', 'scipy', 'torch'} & {*sys.modules})"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

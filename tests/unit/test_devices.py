@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from schemas.config import WorkerPool
-from stages.devices import pool_device, worker_device
+from stages.teachers.devices import pool_device, worker_device
 
 
 @pytest.mark.parametrize(

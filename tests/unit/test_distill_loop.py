@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from pipeline.stage import StageContext
-from pipeline.store import Artifact, ArtifactStore
+from pipeline.base.stage import StageContext
+from pipeline.base.store import Artifact, ArtifactStore
 from schemas.config import PipelineConfig
 from stages import distill, encode, prompts, synthesize
-from stages.training_trace import STATE, TRACE
+from stages.training.trace import STATE, TRACE
 from tests.conftest import make_tiny_config, map_in_this_process
 from tests.manifests import manifest_of
 
@@ -103,13 +103,13 @@ def test_sample_grids_are_drawn_on_the_levels_that_are_trained(
 ):
     levels = [1.0, 0.6, 0.2]
     drawn = []
-    paint = distill.student_painter
+    paint = distill.student_sampler
 
     def record(teacher, student, device, sigmas, **options):
         drawn.append(sigmas)
         return paint(teacher, student, device, sigmas, **options)
 
-    monkeypatch.setattr(distill, "student_painter", record)
+    monkeypatch.setattr(distill, "student_sampler", record)
     even = {"probabilities": [0.4, 0.3, 0.3], "warmup_probabilities": [0.0, 0.5, 0.5]}
     train(tiny_sd3, *data, Run(tmp_path), "levels", student_time={"grid": levels, **even})
     assert {len(sigmas) for sigmas in drawn} == {3, 2, 1}

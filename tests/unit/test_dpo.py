@@ -18,10 +18,11 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 
-from pipeline.mapping import map_shards
+from pipeline.base.mapping import map_shards
 from schemas.config import DpoConfig, LoraConfig
 from schemas.errors import ConfigError, StageFailed
 from stages import dpo, scale_sweep
+from stages.judging.adapter_scale import chosen_scale
 from stages.ladd.backbone import Conditioning
 from stages.ladd.dpo_loss import (
     PairDraws,
@@ -32,7 +33,6 @@ from stages.ladd.dpo_loss import (
 )
 from stages.ladd.dpo_trainer import DpoTrainer, TuningWatch
 from stages.ladd.trainer import TrainingDiverged
-from stages.scale_sweep import chosen_scale
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters
 from tests.conftest import tiny_transformer
@@ -475,7 +475,7 @@ def scales_in_process(lives: int, calls: list):
     """`map_shards` without Ray; a death after `lives` scales."""
 
     def run(context, shards, build, pool, unit="shards"):
-        from pipeline.shards import finished_shards
+        from pipeline.base.shards import finished_shards
 
         done = finished_shards(context.store, context.folder)
         worker, left = build(), lives

@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.base.lineage import ancestors
+from pipeline.base.shards import table_bytes
+from pipeline.base.stage import StageContext
+from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.config import load_config
-from pipeline.lineage import ancestors
-from pipeline.shards import table_bytes
-from pipeline.stage import StageContext
-from pipeline.store import Artifact, ArtifactStore
 from schemas.errors import ArtifactError, ConfigError
 from schemas.manifest import InputRef
 from schemas.report import Interval, SystemResult
-from stages import eval_prompts
 from stages.eval import check
-from stages.eval_report import _gate, interval_of
+from stages.judging.summary import _gate, interval_of
 from stages.prompts import SAMPLE_SCHEMA, prompt_id
+from stages.texts import held_out as eval_prompts
 from tests.manifests import manifest_of
 
 PROMPTS = [f"a {size} {color} ring" for size in ("small", "big") for color in ("red", "blue")]

@@ -9,7 +9,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from pipeline.observe import Observer
-from stages.sample_grid import draw_grid
+from stages.pictures.contact_sheet import draw_grid
 from stages.scores.frechet import frechet_distance
 
 

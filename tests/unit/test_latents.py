@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.shards import read_tar, write_tar
-from pipeline.stage import StageContext
-from pipeline.store import ArtifactStore
+from pipeline.base.shards import read_tar, write_tar
+from pipeline.base.stage import StageContext
+from pipeline.base.store import ArtifactStore
 from schemas.bucket import Bucket, nearest_bucket
 from schemas.errors import ArtifactError
 from stages import encode, prompts, synthesize
-from stages.latent_data import LatentData
+from stages.data.latent_batches import LatentData
 from stages.prompts import split_of
 from stages.synthesize import encode_image
 from stages.teachers import open_teacher

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease
-from pipeline.lease import _Holder, held, is_held
-from pipeline.store import ArtifactStore
+from pipeline.base import lease
+from pipeline.base.lease import _Holder, held, is_held
+from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError, Locked, ServiceUnavailable
 
 FOLDER, FILE = "training/distill/k", "training/distill/k/lease.json"
 HOLD = f"""
 import sys, time
-from pipeline.lease import held
-from pipeline.store import ArtifactStore
+from pipeline.base.lease import held
+from pipeline.base.store import ArtifactStore
 with held(ArtifactStore(sys.argv[1]), "{FOLDER}", "distill"):
     print("held", flush=True)
     time.sleep(600)

@@ -17,7 +17,7 @@ from torch import distributed, multiprocessing
 
 from schemas.config import DistillConfig
 from stages.ladd.backbone import Conditioning
-from stages.ladd.batch_plan import micro_batches, slots_of
+from stages.ladd.batch_plan import accumulation_rounds, slots_of
 from stages.ladd.checkpoint import CheckpointError, names_in
 from stages.ladd.parallelize import spread
 from stages.ladd.trainer import LaddTrainer
@@ -163,7 +163,7 @@ def test_two_ranks_with_uneven_shares_repeat_the_losses_of_one(on_two):
 )
 def test_every_sample_has_a_place_on_one_rank_and_all_have_as_many_rounds(batch, micro, world):
     config = SimpleNamespace(global_batch=batch, micro_batch=micro, workers=world)
-    rounds = [micro_batches(config, rank, world) for rank in range(world)]
+    rounds = [accumulation_rounds(config, rank, world) for rank in range(world)]
     placed = [
         slot
         for rank in range(world)
@@ -180,7 +180,7 @@ def test_every_sample_has_a_place_on_one_rank_and_all_have_as_many_rounds(batch,
 @pytest.mark.parametrize(("world", "rounds"), [(4, 1), (3, 2), (2, 2), (1, 4)])
 def test_fewer_workers_than_meant_take_more_rounds_of_the_same_size(world, rounds):
     config = DistillConfig(global_batch=16, workers=4, min_workers=1)
-    parts = [micro_batches(config, rank, world) for rank in range(world)]
+    parts = [accumulation_rounds(config, rank, world) for rank in range(world)]
     assert {len(of) for of in parts} == {rounds}
     assert max(part.stop - part.start for of in parts for part in of) <= 16 // 4
 

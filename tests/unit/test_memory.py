@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-
-from pipeline.config import load_config
 from pipeline.memory_estimate import memory_words
+
+from pipeline.base.store import ArtifactStore
+from pipeline.config import load_config
 from pipeline.planning import Selection, make_plan
-from pipeline.store import ArtifactStore
 from schemas.config import DiscriminatorConfig, DistillConfig, LoraConfig
 from stages.ladd.heads import DiscriminatorHeads
 from stages.teachers.sd3_memory import (

@@ -14,19 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.shards import read_tar
-from pipeline.stage import StageContext, StageResult
-from pipeline.store import Artifact, ArtifactStore
+from pipeline.base.shards import read_tar
+from pipeline.base.stage import StageContext, StageResult
+from pipeline.base.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig, ScoreConfig
 from schemas.errors import ArtifactError, ConfigError, StageFailed
 from schemas.report import ScoreCard
 from stages import pairs, prompts
+from stages.data.pair_batches import PairData
+from stages.data.pair_files import parts_of, read_part
 from stages.ladd.sampling import initial_noise, sample_consistency
-from stages.pair_data import PairData
-from stages.pair_sources import parts_of, read_part
-from stages.prompts import HELD_OUT, seed_of, share_of
-from stages.student import open_student
+from stages.pictures.student import open_student
+from stages.prompts import HELD_OUT, hash_fraction, seed_of
 from stages.teachers import open_teacher
 from tests.conftest import make_tiny_config
 from tests.manifests import manifest_of
@@ -121,7 +121,7 @@ def made_pairs(config: PipelineConfig, planned: Artifact, student: Artifact | No
     context = context_of("pairs", config, prompts=planned)
     if config.pairs.url is None:
         rows = pairs.chosen_prompts(planned, config.pairs.prompts, "pairs")
-        plan, work = pairs._plan(rows, config.pairs.prompts_per_shard), pairs.PairPainter
+        plan, work = pairs._plan(rows, config.pairs.prompts_per_shard), pairs.PairSampler
     else:
         parts = parts_of(config.pairs.url, config.pairs.prompts_per_shard)
         plan, work = {pairs._shard(i): p for i, p in enumerate(parts)}, pairs.PairReader
@@ -194,7 +194,7 @@ def test_prompts_are_the_first_of_training_by_hash(drawn):
     texts = [row["prompt"] for row in every]
     assert held_out and not held_out & set(texts)
     assert len(set(texts)) == len(texts) == planned.manifest.counts["train"]
-    assert texts == sorted(texts, key=lambda text: share_of(text, "pairs"))
+    assert texts == sorted(texts, key=lambda text: hash_fraction(text, "pairs"))
     assert pairs.chosen_prompts(planned, 5, "pairs") == every[:5]
     last = frozenset(row["prompt_id"] for row in every[:4])
     assert pairs.chosen_prompts(planned, 1000, "pairs", last) == every[4:] + every[:4]
@@ -284,10 +284,10 @@ def test_pictures_that_are_not_finite_are_recorded(drawn, tmp_path, monkeypatch)
 
         return paint
 
-    monkeypatch.setattr(pairs, "teacher_painter", broken_painter)
+    monkeypatch.setattr(pairs, "teacher_sampler", broken_painter)
     plan = {"shards/pairs/000000": pairs.chosen_prompts(planned, 2, "pairs")}
     store = ArtifactStore(str(tmp_path))
-    stats = pairs.PairPainter(config, store, "a", plan, None)("shards/pairs/000000")
+    stats = pairs.PairSampler(config, store, "a", plan, None)("shards/pairs/000000")
     assert stats.counts == {"ok": 0, "near_tie": 0, "failed": 2}
 
 
@@ -300,8 +300,8 @@ def test_the_teacher_draws_as_told_else_as_for_the_training_data(
     making = {"steps": 2, "guidance_scale": 3.0}
     config = pairs_config(tiny_sd3, tmp_path, pairs=own, synthesize=making)
     found = []
-    monkeypatch.setattr(pairs, "teacher_painter", lambda *a: found.append(a[3:]))
-    _ = pairs.PairPainter(config, ArtifactStore(str(tmp_path)), "a", {}, None)._paint
+    monkeypatch.setattr(pairs, "teacher_sampler", lambda *a: found.append(a[3:]))
+    _ = pairs.PairSampler(config, ArtifactStore(str(tmp_path)), "a", {}, None)._paint
     assert found == [expected]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.base.store import ArtifactStore
 from pipeline.config import load_config, preset_names, validate
 from pipeline.dag import STAGES
-from pipeline.executor import environment
 from pipeline.planning import Selection, changed_fields, make_plan
-from pipeline.store import ArtifactStore
+from pipeline.stage_task import environment
 from schemas.base import identity_of
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stage import StageContext
-from pipeline.store import ArtifactStore
+from pipeline.base.stage import StageContext
+from pipeline.base.store import ArtifactStore
 from schemas.config import FileSource
 from schemas.errors import ConfigError, StageFailed
 from stages import prompts as stage
-from stages.duplicates import first_of_equals, first_of_similar, signatures
-from stages.prompt_sources import check_file, mixed, read_file
+from stages.texts.duplicates import first_of_equals, first_of_similar, signatures
+from stages.texts.sources import mixed, read_file, require_prompt_file
 from tests.conftest import make_tiny_config
 
 GENEVAL = Path(__file__).parents[3] / "shared" / "data" / "geneval_prompts.jsonl"
@@ -216,7 +216,7 @@ def parquet_bytes(column):
 def test_a_folder_is_no_file_of_prompts(tmp_path):
     (tmp_path / "p.parquet").mkdir()
     with pytest.raises(ConfigError, match=r"there is no file .*p\.parquet"):
-        check_file(FileSource(kind="file", url=str(tmp_path / "p.parquet")))
+        require_prompt_file(FileSource(kind="file", url=str(tmp_path / "p.parquet")))
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.shards import table_bytes
-from pipeline.store import Artifact, ArtifactStore
+from pipeline.base.shards import table_bytes
+from pipeline.base.store import Artifact, ArtifactStore
 from schemas.errors import ArtifactError
+from stages.data.latent_batches import READ_AHEAD, LatentData
+from stages.data.row_files import BLOCK_BYTES, RangeCache, Span
 from stages.encode import PROMPT_SCHEMA, ROW_SCHEMA
 from stages.ladd.backbone import Conditioning
 from stages.ladd.batch_plan import BatchPlan
-from stages.latent_data import READ_AHEAD, LatentData
-from stages.row_files import BLOCK_BYTES, RangeCache, Span
 from tests.manifests import manifest_of
 
 SIZES = {"32x32": (13, 9), "48x16": (17,)}

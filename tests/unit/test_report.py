@@ -15,12 +15,12 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from pipeline.model_card import licence_of, render_card
-from pipeline.report_charts import label, smoothed, thinned
-from pipeline.report_numbers import duration, moment, number, percent
-from pipeline.report_page import measure_title, render_report
 from schemas.config import TeacherConfig
 from schemas.report import Curve, Report
+from stages.report.charts import label, smoothed, thinned
+from stages.report.model_card import licence_of, render_card
+from stages.report.numbers import duration, moment, number, percent
+from stages.report.page import measure_title, render_report
 from tests.example_report import SCRIPT, example_pictures, example_report, png
 
 ROOT = Path(__file__).parents[2]
@@ -302,7 +302,7 @@ def test_the_page_carries_the_report_itself(report, page):
 
 def test_the_page_is_made_without_torch_and_ray():
     code = (
-        "import sys, pipeline.report_page, pipeline.model_card; "
+        "import sys, stages.report.page, stages.report.model_card; "
         "print(sorted({'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

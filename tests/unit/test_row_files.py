@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import ArtifactError
-from stages.row_files import MappedRows, map_file
+from stages.data.row_files import MappedRows, map_file
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_layout_is_not_the_judge():
 
 
 def test_judge_features_are_those_of_the_judge():
-    from stages.scores.shapes_judge import ShapesJudge
+    from stages.shapes_world.judge import ShapesJudge
     from stages.teachers.shapes import WEIGHTS
 
     pictures, _ = captioned((80, 48), 4)

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.scores.shapes_judge import Seen, SeenObject, ShapesJudge, shown, shows_all
 from stages.shapes_world.captions import (
     BACKGROUNDS,
     COLORS,
@@ -26,6 +25,7 @@ from stages.shapes_world.captions import (
     sample_spec,
     vocabulary,
 )
+from stages.shapes_world.judge import Seen, SeenObject, ShapesJudge, shown, shows_all
 from stages.shapes_world.scenes import SCATTER, describe, render, sample_scene
 
 BUCKETS = [(64, 64), (80, 48), (48, 80), (96, 40), (40, 96)]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.shards import ShardWriter, finished_shards, read_tar, write_tar
-from pipeline.store import ArtifactStore, _partial
+from pipeline.base.shards import ShardWriter, finished_shards, read_tar, write_tar
+from pipeline.base.store import ArtifactStore, _partial
 from schemas.errors import ArtifactError
 from schemas.manifest import Manifest, ManifestError, read_manifest
 from tests.manifests import manifest_of

@@ -8,10 +8,10 @@ import pytest
 from pipeline.config import load_config
 from schemas.bucket import Bucket
 from schemas.errors import ConfigError
-from stages import shapes_table
+from stages.judging import shapes_table
+from stages.judging.shapes_table import REAL, at_steps, score_table, student_lines
 from stages.ladd.sampling import step_counts, student_sigmas
-from stages.shapes_table import REAL, at_steps, score_table, student_lines
-from stages.student import draw_prompts
+from stages.pictures.student import draw_prompts
 
 GRIDS = {4: [4, 2, 1], 5: [5, 3, 2, 1], 3: [3, 2, 1], 2: [2, 1], 1: [1]}
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import cli, sweep
+from pipeline.base.store import ArtifactStore
 from pipeline.config import load_config
 from pipeline.observe import Observer
-from pipeline.store import ArtifactStore
 from pipeline.sweep import make_trials, require_judged_alike, run_trials
 from schemas.errors import ConfigError, StageFailed
-from stages.shapes_table import held_out
+from stages.judging.shapes_table import held_out
 
 
 def test_every_combination_is_a_trial():

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.store import ArtifactStore
+from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError
-from stages.training_trace import STATE, TRACE, TrainingTrace, fill_checkpoint, resume
+from stages.training.trace import STATE, TRACE, TrainingTrace, fill_checkpoint, resume
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.executor import _begin
-from pipeline.store import ArtifactStore
+from pipeline.base.store import ArtifactStore
+from pipeline.stage_task import _begin
 from tests.manifests import manifest_of
 
 HALF = ("artifacts/synthesize/k/shards/64x64/000000.tar", "training/synthesize/k/checkpoint")

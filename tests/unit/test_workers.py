@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import mapping, training
-from pipeline.mapping import _Adapter
-from pipeline.stage import StageContext
-from pipeline.store import ArtifactStore
-from pipeline.training import Share, TrainingPlan, TrainingRun, share_of
+from pipeline.base.mapping import _Adapter
+from pipeline.base.stage import StageContext
+from pipeline.base.store import ArtifactStore
+from pipeline.base.training import Share, TrainingPlan, TrainingRun, worker_share
 from schemas.config import WorkerPool
 from schemas.errors import (
     ArtifactError,
@@ -69,7 +69,7 @@ HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
     ],
 )
 def test_a_worker_asks_for_what_nodes_have(workers, changes, nodes, share):
-    assert share_of(plan_for(workers, **changes), nodes) == share
+    assert worker_share(plan_for(workers, **changes), nodes) == share
 
 
 def test_parts_of_a_cpu_fit_as_often_as_they_go_into_it():

@@ -1,0 +1,1 @@
+"""The floor that stages stand on: artifacts, shards, leases, and Ray's two ways of working."""

@@ -1,0 +1,171 @@
+"""One pool of workers, Ray Data actors where there are several, over the shards that are missing:
+the only way in which stages map over shards.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pipeline.base.shards import finished_shards
+from pipeline.base.stage import StageContext, enter
+from schemas.config import WorkerPool
+from schemas.errors import LaddError, ServiceUnavailable, dump_error, load_error
+from schemas.records import ShardStats
+
+T = TypeVar("T")
+_PAUSE_SECONDS = 10.0
+"""Before the first new try; twice as long before each further one."""
+_NODES_LOST = 20
+"""How often an actor may be started anew: nodes come and go, but one whose every start ends it (for
+want of memory, say) must not go on for ever.
+"""
+
+
+class ShardWorker(Protocol):
+    """Built once in each worker (models are loaded in `__init__`), called once per shard."""
+
+    def __call__(self, shard: str) -> ShardStats: ...
+
+
+@dataclass(frozen=True)
+class _Persistent:
+    """A worker that tries again, after a while, what a store or a hub did not answer."""
+
+    build: Callable[[], ShardWorker]
+    retries: int
+
+    def __call__(self) -> ShardWorker:
+        worker = self._tried(self.build)
+        return lambda shard: self._tried(lambda: worker(shard))
+
+    def _tried(self, work: Callable[[], T]) -> T:
+        for tried in range(self.retries):
+            try:
+                return work()
+            except ServiceUnavailable:
+                time.sleep(_PAUSE_SECONDS * 2**tried)
+        return work()
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """What Ray Data calls with a batch of one row."""
+
+    build: Callable[[], ShardWorker]
+    cwd: str
+
+    def actor_type(self) -> type:
+        build, cwd = self.build, self.cwd
+
+        class ShardActor:
+            def __init__(self) -> None:
+                enter(cwd)
+                self._failure = ""
+                try:
+                    self._worker = build()
+                except LaddError as error:
+                    self._failure = dump_error(error)
+
+            def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+                if self._failure:
+                    return {"stats": [""], "error": [self._failure]}
+                shard = str(batch["shard"][0])
+                try:
+                    return {"stats": [self._worker(shard).model_dump_json()], "error": [""]}
+                except LaddError as error:
+                    return {"stats": [""], "error": [dump_error(error)]}
+
+        return ShardActor
+
+
+def map_shards(
+    context: StageContext,
+    shards: list[str],
+    build: Callable[[], ShardWorker],
+    pool: WorkerPool,
+    unit: str = "shards",
+) -> dict[str, ShardStats]:
+    """Make the shards that have no marker yet; returns the statistics of all, by shard name.
+
+    `build` runs in each worker. A shard is tried again `pool.retries` times when a store does not
+    answer, or when its worker or that one's node is lost. Another LaddError (damaged input, say) is
+    raised here, after the shards under way are safe. One worker without a GPU, on this machine
+    alone, is this process: an actor would take longer to start than most of its work.
+    """
+    done = {
+        name: stats
+        for name, stats in finished_shards(context.store, context.folder).items()
+        if name in set(shards)
+    }
+    missing = [name for name in shards if name not in done]
+    context.report(unit, len(done), len(shards))
+    if not missing:
+        return done
+    cpus, gpus = _demand(pool)
+    room = min(pool.workers or _pool_size(cpus, gpus), len(missing))
+    joined = context.config.ray.address is not None
+    if joined and not gpus and pool.gpus_per_worker is None:
+        context.warn(
+            "the cluster has no GPU, so CPUs make the shards; gpus_per_worker=1 waits for one"
+        )
+    most = min(pool.workers or len(missing), len(missing)) if joined else room
+    build = _Persistent(build, pool.retries)
+    alone = most == 1 and not gpus and not joined
+    made = map(build(), missing) if alone else _by_actors(missing, build, pool, (room, most), gpus)
+    for stats in made:
+        done[stats.shard] = stats
+        context.report(unit, len(done), len(shards))
+    return done
+
+
+def _by_actors(
+    shards: list[str],
+    build: Callable[[], ShardWorker],
+    pool: WorkerPool,
+    sizes: tuple[int, int],
+    gpus: float,
+) -> Iterator[ShardStats]:
+    """With the first number of actors, and up to the second where nodes join."""
+    import ray
+
+    data = ray.data.from_items(
+        [{"shard": name} for name in shards], override_num_blocks=len(shards)
+    )
+    mapped = data.map_batches(
+        _Adapter(build, os.getcwd()).actor_type(),
+        batch_size=1,
+        num_cpus=0 if gpus else pool.cpus_per_worker,
+        num_gpus=gpus or None,
+        compute=ray.data.ActorPoolStrategy(min_size=sizes[0], max_size=sizes[1]),
+        max_restarts=_NODES_LOST,
+        max_task_retries=pool.retries,
+    )
+    for row in mapped.iter_rows():
+        if row["error"]:
+            raise load_error(row["error"])
+        yield ShardStats.model_validate_json(row["stats"])
+
+
+def worker_devices(pool: WorkerPool) -> float:
+    """GPUs, or CPU cores where there are none, that one worker holds: for device-hours."""
+    cpus, gpus = _demand(pool)
+    return gpus or cpus
+
+
+def _demand(pool: WorkerPool) -> tuple[float, float]:
+    import ray
+
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    gpus = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(has_gpus)
+    return pool.cpus_per_worker, gpus
+
+
+def _pool_size(cpus: float, gpus: float) -> int:
+    import ray
+
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU", 0) // gpus if gpus else resources.get("CPU", 1) // cpus))

@@ -1,0 +1,134 @@
+"""Deterministic WebDataset shards: the same samples give the same bytes, every reader groups them
+rightly.
+
+A shard is a tar of members `<key>.<extension>`, sorted, with mtime, uid and gid 0. Beside it lie a
+Parquet sidecar with one row per planned sample and, written last, `.json` statistics that mark it
+as done.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.base.store import ArtifactStore
+from schemas.errors import ArtifactError
+from schemas.records import ShardStats
+
+TarSample = tuple[str, dict[str, bytes]]
+"""A sample's key (without dots) and its members: extension to bytes."""
+
+
+def write_tar(path: Path, samples: list[TarSample]) -> None:
+    """Write a plain tar. Raises ValueError for a key with a dot or a slash."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, members in sorted(samples):
+            if "." in key or "/" in key:
+                raise ValueError(f"sample key {key!r} has a dot or a slash")
+            for extension, content in sorted(members.items()):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def read_tar(path: Path, where: str) -> Iterator[TarSample]:
+    """Samples of any WebDataset shard, one at a time. Raises ArtifactError naming `where` when it
+    is cut short.
+    """
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            key, members = None, {}
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                stem = f"{folder}/{stem}" if folder else stem
+                file = tar.extractfile(member)
+                assert file is not None  # a regular file has content
+                content = file.read()
+                if len(content) != member.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                if key is not None and stem != key:
+                    yield key, members
+                    members = {}
+                key = stem
+                members[extension.lower()] = content
+            if key is not None:
+                yield key, members
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ArtifactError(
+            f"shard {where} is damaged or cut short ({error}); make or fetch it again"
+        ) from error
+
+
+def table_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+    """A small Parquet file; the same rows give the same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+class ShardWriter:
+    """Gathers one shard's files in a local folder, then puts them on the store, the statistics
+    last.
+    """
+
+    def __init__(self, store: ArtifactStore, artifact_folder: str, shard: str) -> None:
+        self._store = store
+        self._artifact_folder = artifact_folder
+        self._shard = shard
+        self._scratch = tempfile.TemporaryDirectory()
+        self._files: list[tuple[str, Path]] = []
+        self._started = time.monotonic()
+
+    def file(self, ending: str, content: bytes | None = None, *, name: str | None = None) -> Path:
+        """A local path for `<shard><ending>` (or `name`); filled here when `content` is given, else
+        by the caller.
+        """
+        path = Path(self._scratch.name) / str(len(self._files))
+        self._files.append((name or f"{self._shard}{ending}", path))
+        if content is not None:
+            path.write_bytes(content)
+        return path
+
+    def commit(self, counts: dict[str, int], details: dict[str, Any] | None = None) -> ShardStats:
+        """Upload everything; only now does the shard count as done."""
+        files, sizes = {}, {}
+        for name, path in self._files:
+            sizes[name], files[name] = self._store.put(path, f"{self._artifact_folder}/{name}")
+        stats = ShardStats(
+            shard=self._shard,
+            counts=counts,
+            files=files,
+            sizes=sizes,
+            seconds=round(time.monotonic() - self._started, 3),
+            details=details or {},
+        )
+        self._store.write(
+            f"{self._artifact_folder}/{self._shard}.json", stats.model_dump_json(indent=2).encode()
+        )
+        self._scratch.cleanup()
+        return stats
+
+
+def finished_shards(store: ArtifactStore, artifact_folder: str) -> dict[str, ShardStats]:
+    """The shards whose marker is there and whose files have the marked size: one listing, then the
+    markers at once.
+    """
+    listing = store.list(artifact_folder)
+    markers = [n for n in listing if n.startswith("shards/") and n.endswith(".json")]
+    done = {}
+    for marker in store.read_all([f"{artifact_folder}/{name}" for name in markers]):
+        stats = ShardStats.model_validate_json(marker)
+        if all(listing.get(file) == size for file, size in stats.sizes.items()):
+            done[stats.shard] = stats
+    return done

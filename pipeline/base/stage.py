@@ -1,0 +1,173 @@
+"""What a stage is: its name, version, configuration, inputs, and the work that it does.
+
+Knows no stage by name and nothing of Ray. Artifacts, keys and the difference between identity and
+runtime fields are described in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.base.store import Artifact, ArtifactStore
+    from schemas.config import PipelineConfig
+    from schemas.records import ShardStats
+
+Files = dict[str, tuple[int, str]]
+"""Path relative to the artifact: bytes and sha256."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A declared stage. Its module `stages.<name>` is imported only where it is needed, and imports
+    neither torch nor Ray at its top. It has
+
+    - `run(context: StageContext) -> StageResult`, which does the work;
+    - `estimate(config) -> str`, one line for `plan`: what the stage would make;
+    - optionally `check(config)`, which raises ConfigError before anything starts.
+    """
+
+    name: str
+    version: int
+    """Raised by the author when the bytes that the stage makes change."""
+    sections: tuple[str, ...]
+    """Sections of the configuration whose identity fields enter the key, or single fields of other
+    sections, such as `prompts.buckets`.
+    """
+    inputs: Callable[[PipelineConfig], tuple[str, ...] | None]
+    """The stages whose artifacts it reads; None leaves the stage out of the graph."""
+    makes: str
+    """What its artifact is to a user."""
+
+    def identity(self, config: PipelineConfig) -> dict[str, Any]:
+        """The identity fields of its sections, as JSON values."""
+        from schemas.base import identity_of
+
+        return {
+            section: identity_of(reduce(getattr, section.split("."), config))
+            for section in self.sections
+        }
+
+    def key(self, config: PipelineConfig, input_keys: list[str]) -> str:
+        """The artifact's key, known before anything runs: 16 hex digits of a sha256."""
+        content = {
+            "stage": self.name,
+            "version": self.version,
+            "config": self.identity(config),
+            "inputs": input_keys,
+        }
+        return digest_of(content)[:16]
+
+    def module(self) -> ModuleType:
+        return importlib.import_module(f"stages.{self.name}")
+
+
+def digest_of(content: Any) -> str:
+    """sha256 of canonical JSON."""
+    text = json.dumps(
+        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def enter(folder: str) -> None:
+    """Change to the folder where the user started the command, if this machine has it: Ray starts
+    its workers elsewhere, and paths in a configuration may be relative.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What the engine gives to a stage's `run`, on the head node; it can be sent to workers."""
+
+    stage: str
+    key: str
+    config: PipelineConfig
+    store: ArtifactStore
+    inputs: dict[str, Artifact]
+    report: Callable[[str, int, int], None]
+    """Progress: what is counted, how many are done, how many there are (0 for unknown)."""
+    warn: Callable[[str], None]
+    """Something that the user should know: goes to the terminal, the log and the run's record."""
+
+    @property
+    def folder(self) -> str:
+        """Where the stage writes, relative to the store: `artifacts/<stage>/<key>`."""
+        return self.store.folder(self.stage, self.key)
+
+    def put_folder(self, local: Path, name: str) -> Files:
+        """Upload all files below a local folder into the artifact's folder `name`."""
+        files = {}
+        for path in sorted(p for p in local.rglob("*") if p.is_file()):
+            file = f"{name}/{path.relative_to(local).as_posix()}"
+            files[file] = self.store.put(path, f"{self.folder}/{file}")
+        return files
+
+    def written(self, *prefixes: str) -> Files:
+        """The files that workers wrote into these folders of the artifact."""
+        names = [name for name in self.store.list(self.folder) if name.startswith(prefixes)]
+        contents = self.store.read_all([f"{self.folder}/{name}" for name in names])
+        return {
+            name: (len(content), hashlib.sha256(content).hexdigest())
+            for name, content in zip(names, contents, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage has made; the engine turns it into the manifest.
+
+    Three names in `details` mean the same in every stage, and the engine shows them at the end of a
+    run: `model` (a folder with a model), `samples` (sample grids, the latest last) and
+    `failed_gates` (demands that the result misses; exit code 6). So does a file `report.html`.
+    """
+
+    files: Files
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    device_hours: float = 0.0
+
+    @classmethod
+    def of_shards(
+        cls,
+        shards: Iterable[ShardStats],
+        devices: float,
+        *,
+        files: Mapping[str, tuple[int, str]] | None = None,
+        **fields: Any,
+    ) -> StageResult:
+        """A result made of shards, each by a worker that held `devices`; `files` are further ones,
+        and `fields` the remaining fields.
+        """
+        shards = list(shards)
+        return cls(
+            files=files_of(shards) | dict(files or {}),
+            device_hours=device_hours(shards, devices),
+            **fields,
+        )
+
+
+def files_of(shards: Iterable[ShardStats]) -> Files:
+    """Every file of some shards."""
+    return {
+        file: (stats.sizes[file], digest)
+        for stats in shards
+        for file, digest in stats.files.items()
+    }
+
+
+def device_hours(shards: Iterable[ShardStats], devices: float) -> float:
+    """Hours times devices that workers of `devices` each took for some shards."""
+    return sum(stats.seconds for stats in shards) / 3600 * devices

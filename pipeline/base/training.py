@@ -1,0 +1,306 @@
+"""Ray Train wiring: a run is named after its artifact's key, so it resumes itself and never
+another's.
+
+The one place that knows Ray Train. A stage's worker function gets a `TrainingRun` and stays free of
+Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+
+from pipeline.base.lease import held
+from pipeline.base.stage import StageContext, enter
+from schemas.config import DistillConfig, DpoConfig
+from schemas.errors import (
+    ConfigError,
+    LaddError,
+    ServiceUnavailable,
+    StageFailed,
+    dump_error,
+    load_error,
+)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What Ray Train needs to know."""
+
+    workers: int
+    min_workers: int | None
+    cpus_per_worker: float | None
+    """Empty takes the most with which all workers fit."""
+    use_gpu: bool | None
+    """Empty takes GPUs where there are any."""
+    retries: int
+    checkpoints_kept: int
+
+    @classmethod
+    def of(cls, config: DistillConfig | DpoConfig) -> TrainingPlan:
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each worker asks Ray for."""
+
+    cpus: float
+    gpu: bool
+
+    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many workers fit on nodes of these resources, all else being idle."""
+
+        def on(node: Mapping[str, float]) -> float:
+            by_cpu = int(node.get("CPU", 0) / self.cpus + 1e-6)  # 1 // 0.1 is 9
+            return min(by_cpu, node.get("GPU", 0) // 1) if self.gpu else by_cpu
+
+        return int(sum(map(on, nodes)))
+
+
+def worker_share(plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> Share:
+    """A worker's share of nodes of these resources.
+
+    Unless the plan says otherwise: a GPU where any node has one, and the most CPUs with which there
+    is room for all workers at once, or else for the most of them, or one where none fits yet.
+    """
+    gpu = plan.use_gpu if plan.use_gpu is not None else any(n.get("GPU", 0) >= 1 for n in nodes)
+    if plan.cpus_per_worker is not None:
+        return Share(plan.cpus_per_worker, gpu)
+    fit = [node for node in nodes if not gpu or node.get("GPU", 0) >= 1]
+    parts = {
+        # Beside its GPU a worker leaves CPUs to the node's other GPUs.
+        min(node.get("CPU", 0) // workers, node.get("CPU", 0) // (node["GPU"] if gpu else 1))
+        for node in fit
+        for workers in range(1, plan.workers + 1)
+    }
+    shares = [Share(float(cpus), gpu) for cpus in sorted(parts, reverse=True) if cpus >= 1]
+    best = max(shares, key=lambda share: min(share.room(nodes), plan.workers), default=None)
+    return best if best is not None and best.room(nodes) else Share(1.0, gpu)
+
+
+def _own_share(context: StageContext, plan: TrainingPlan) -> Share:
+    """Raises ConfigError where the workers will never fit: on this machine, to which none is
+    added. Another cluster may grow: it is said what is waited for, and that CPUs train where there
+    is no GPU.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    share = worker_share(plan, nodes)
+    room, needed = share.room(nodes), plan.min_workers or plan.workers
+    each = "1 CPU" if share.cpus == 1 else f"{share.cpus:g} CPUs"
+    if share.gpu:
+        each += " and a GPU"
+    if context.config.ray.address is not None:
+        if not share.gpu and plan.use_gpu is None:
+            context.warn(
+                f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
+            )
+        if room < needed:
+            context.warn(
+                f"the cluster has room for {room} of {needed} workers with {each} each; waiting"
+            )
+    elif room < needed:
+        raise ConfigError(
+            f"{context.stage}.workers: {needed} workers with {each} each do not fit on this "
+            f"machine, which has room for {room}; lower {context.stage}.workers or "
+            "cpus_per_worker, or join a cluster (ray.address)"
+        )
+    return share
+
+
+class TrainingRun:
+    """What a training worker sees: the stage's context, its own rank and devices, the checkpoints
+    to resume from, and where to save the next.
+    """
+
+    def __init__(self, context: StageContext, share: Share) -> None:
+        from ray import train
+
+        self._train, self.context = train, context
+        place = train.get_context()
+        self.rank, self.world = place.get_world_rank(), place.get_world_size()
+        self.cpus, self.gpus = share.cpus, int(share.gpu)
+        self._devices = self.world * (self.gpus or self.cpus)
+        self._started = time.monotonic()
+        self._hours_before = _device_hours(context)
+
+    def checkpoint_folders(self) -> Iterator[Path]:
+        """Folders of the checkpoints that are kept, the latest first; each is there until the next
+        is asked for.
+        """
+        latest = self._train.get_checkpoint()
+        if latest is None:
+            return
+        with latest.as_directory() as folder:
+            yield Path(folder)
+        for reported in reversed(self._train.get_all_reported_checkpoints()):
+            if reported.checkpoint.path != latest.path:
+                with reported.checkpoint.as_directory() as folder:
+                    yield Path(folder)
+
+    def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
+        """Make a checkpoint: `fill` writes this rank's files into a folder, and the folders of all
+        ranks are laid together. Every rank must call this. Training goes on while they are sent.
+        """
+        folder = tempfile.mkdtemp(prefix="ladd-checkpoint-")
+        fill(Path(folder))
+        if self.rank == 0:
+            hours = (time.monotonic() - self._started) / 3600 * self._devices
+            total = {"device_hours": self._hours_before + hours}
+            self.context.store.write(_spent(self.context), json.dumps(total).encode())
+        self._train.report(
+            metrics,
+            checkpoint=self._train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=self._train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+@contextlib.contextmanager
+def train_on_ray(
+    context: StageContext,
+    worker: Callable[[TrainingRun], None],
+    plan: TrainingPlan,
+) -> Iterator[tuple[Path, float]]:
+    """Run `worker(run)` on every worker, resuming what a former run of this key left.
+
+    Gives the last checkpoint's folder, to be read for the time being, and the device hours of all
+    starts, each until its last checkpoint. Raises the worker's own LaddError, ConfigError for
+    workers that will never fit, Locked where another run trains this very artifact, and StageFailed
+    for whatever else ends the training.
+    """
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
+    share = _own_share(context, plan)
+    workers: Any = plan.workers
+    if plan.min_workers not in (None, plan.workers):
+        workers = (plan.min_workers, plan.workers)
+    trainer = TorchTrainer(
+        _entry,
+        train_loop_config={
+            "worker": worker,
+            "share": share,
+            "context": context,
+            "cwd": os.getcwd(),
+        },
+        scaling_config=train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=share.gpu,
+            resources_per_worker={"CPU": share.cpus} | ({"GPU": 1} if share.gpu else {}),
+        ),
+        run_config=train.RunConfig(
+            name=context.key,
+            storage_path=context.store.path(context.store.training_folder(context.stage)),
+            storage_filesystem=_arrow_filesystem(context),
+            failure_config=train.FailureConfig(max_failures=plan.retries),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=plan.checkpoints_kept),
+        ),
+    )
+    with held(context.store, _folder(context), context.stage):
+        context.store.remove(_verdict(context))  # a former run's
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _failure(context) or StageFailed(_reason(error)) from error
+        if failure := _failure(context):
+            raise failure
+        if result.checkpoint is None:
+            raise StageFailed(f"{context.stage}: training ended without a checkpoint")
+        with result.checkpoint.as_directory() as folder:
+            yield Path(folder), _device_hours(context)
+
+
+def _entry(loop: dict[str, Any]) -> None:
+    """What each Ray Train worker runs.
+
+    An error of ours would be the same at every new start, so it is left on the store: workers that
+    find one there end at once, and Ray Train starts again in vain at most once. It does so where
+    others wait for the one that failed, which is therefore seen to fail. Only a store or a hub that
+    did not answer may do so at the next start: that is Ray Train's to count.
+    """
+    context: StageContext = loop["context"]
+    if _failure(context) is not None:
+        return
+    enter(loop["cwd"])
+    run = TrainingRun(context, loop["share"])
+    try:
+        loop["worker"](run)
+    except ServiceUnavailable:
+        raise
+    except LaddError as error:
+        context.store.write(_verdict(context), dump_error(error).encode())
+        if run.world > 1:
+            raise
+
+
+def _folder(context: StageContext) -> str:
+    return context.store.training_folder(context.stage, context.key)
+
+
+def _verdict(context: StageContext) -> str:
+    return f"{_folder(context)}/error.json"
+
+
+def _failure(context: StageContext) -> LaddError | None:
+    """The error of ours that ended a worker of this run, if one did."""
+    verdict = context.store.read(_verdict(context))
+    return None if verdict is None else load_error(verdict.decode())
+
+
+def _spent(context: StageContext) -> str:
+    return f"{_folder(context)}/spent.json"
+
+
+def _device_hours(context: StageContext) -> float:
+    """What this run has taken until its latest checkpoint, over all its starts."""
+    spent = context.store.read(_spent(context))
+    return 0.0 if spent is None else json.loads(spent)["device_hours"]
+
+
+class _ObjectStore(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
+    """Folders are nothing of their own there, and to make one may ask for rights on the bucket."""
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        pass
+
+
+def _arrow_filesystem(context: StageContext) -> pyarrow.fs.FileSystem:
+    if context.store.is_local:
+        folder = context.store.path(context.store.training_folder(context.stage))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(_ObjectStore(context.store.filesystem))
+
+
+def _reason(error: BaseException) -> str:
+    """The sentence of the worker's LaddError where there is one, else the innermost cause in a
+    line.
+    """
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or current in seen:
+            continue
+        seen.append(current)
+        if isinstance(current, LaddError):
+            return str(current)
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    innermost = seen[-1]
+    return (
+        f"{type(innermost).__name__}: "
+        f"{str(innermost).strip().splitlines()[-1] if str(innermost).strip() else ''}"
+    )

@@ -1,0 +1,54 @@
+"""Where stage tasks and training workers, on any node, post their progress and their warnings."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+
+class ProgressBoard:
+    """An actor that collects progress and warnings from stage tasks and training workers."""
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[str, str], tuple[int, int]] = {}
+        self._warnings: list[tuple[str, str]] = []
+
+    def post(self, stage: str, unit: str, done: int, total: int) -> None:
+        self._latest[stage, unit] = (done, total)
+
+    def warn(self, stage: str, text: str) -> None:
+        self._warnings.append((stage, text))
+
+    def drain(self) -> tuple[list[tuple[str, str]], list[tuple[str, str, int, int]]]:
+        """Warnings and latest progress since the last call."""
+        progress = [(stage, unit, *counts) for (stage, unit), counts in self._latest.items()]
+        warnings = list(self._warnings)
+        self._latest.clear()
+        self._warnings.clear()
+        return warnings, progress
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """`StageContext.report` on any node: sends and does not wait."""
+
+    board: Any
+    stage: str
+
+    def __call__(self, unit: str, done: int, total: int) -> None:
+        self.board.post.remote(self.stage, unit, done, total)
+
+
+@dataclass(frozen=True)
+class Warner:
+    """`StageContext.warn` on any node. Waits: a stage may end, or fail, right after its warning."""
+
+    board: Any
+    stage: str
+
+    def __call__(self, text: str) -> None:
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayActorError):  # a warning is not worth a run
+            ray.get(self.board.warn.remote(self.stage, text))

@@ -1,0 +1,122 @@
+"""`ladd-pipeline artifacts`: look at what the store holds, check it, and remove what is unused."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
+from pipeline.dag import STAGES
+from schemas.errors import ArtifactError, ConfigError
+
+app = new_group("Look at what is in the store.")
+
+
+@app.command("ls")
+def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
+    """List every committed artifact."""
+    from pipeline.commands.opening import open_store
+    from pipeline.commands.tables import counts_text, print_table
+    from pipeline.planning import committed
+
+    store = open_store(config, preset, set_)
+    rows = [
+        [
+            manifest.stage,
+            manifest.key,
+            manifest.started[:19],
+            f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB",
+            counts_text(manifest.counts),
+        ]
+        for stage in STAGES
+        for manifest in committed(store, stage)
+    ]
+    print_table(["stage", "artifact", "started", "size", "counts"], rows)
+
+
+@app.command("show")
+def show_artifact(
+    key: str, config: ConfigFile = None, preset: Preset = None, set_: Settings = None
+) -> None:
+    """Print an artifact's manifest."""
+    from pipeline.commands.opening import find_artifact, open_store
+
+    found = find_artifact(open_store(config, preset, set_), key)
+    print(found.manifest.model_dump_json(indent=2))
+
+
+@app.command("diff")
+def diff_artifacts(
+    first: str, second: str, config: ConfigFile = None, preset: Preset = None, set_: Settings = None
+) -> None:
+    """Show which identity fields differ between two artifacts."""
+    from pipeline.commands.opening import find_artifact, open_store
+    from pipeline.planning import changed_fields
+
+    store = open_store(config, preset, set_)
+    before, after = (find_artifact(store, key).manifest.identity for key in (first, second))
+    print("\n".join(changed_fields(before, after)) or "same identity configuration")
+
+
+@app.command("verify")
+def verify_artifacts(
+    key: Annotated[str | None, typer.Argument()] = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+) -> None:
+    """Check every file of an artifact, or of all, against its manifest."""
+    from pipeline.commands.opening import find_artifact, open_store
+    from pipeline.planning import committed
+
+    store = open_store(config, preset, set_)
+    if key:
+        chosen = [find_artifact(store, key)]
+    else:
+        found = [store.find(s, manifest.key) for s in STAGES for manifest in committed(store, s)]
+        chosen = [artifact for artifact in found if artifact is not None]
+    wrong = [text for artifact in chosen for text in artifact.verify(contents=True)]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ArtifactError("; ".join(wrong[:5]) + more)
+    print(f"{len(chosen)} artifacts are as their manifests say")
+
+
+@app.command("gc")
+def collect_garbage(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+    delete: Annotated[bool, typer.Option(help="Delete; without it they are only listed.")] = False,
+) -> None:
+    """List, or delete, what this configuration does not use: other artifacts and their trainings,
+    except those that are being trained.
+    """
+    from pipeline.base.lease import is_held
+    from pipeline.commands.opening import open_plan
+    from pipeline.config import DEFAULT_FILE
+
+    if delete and config is None and preset is None and not DEFAULT_FILE.exists():
+        raise ConfigError(
+            "artifacts gc --delete keeps what one configuration uses, and there is no "
+            f"{DEFAULT_FILE} here: say which with --config FILE or --preset NAME"
+        )
+    opened = open_plan(config, preset, set_)
+    store = opened.store
+    used = {(stage.name, stage.key) for stage in opened.stages}
+    found = {
+        (name.split("/")[0], name.split("/")[1])
+        for area in ("artifacts", "training")
+        for name in store.list(area)
+        if name.count("/") >= 2
+    }
+    for stage, key in sorted(found - used):
+        training = store.training_folder(stage, key)
+        if is_held(store, training):
+            print(f"in use {stage}/{key}")
+            continue
+        print(f"{'deleted' if delete else 'unused'} {stage}/{key}")
+        if delete:
+            store.remove(store.folder(stage, key))
+            store.remove(training)

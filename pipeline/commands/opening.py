@@ -1,0 +1,98 @@
+"""Opens what commands work on: the configuration, the store, the plan, an artifact, a student."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.config import load_config
+from pipeline.dag import STAGES
+from pipeline.planning import PlannedStage, Selection, committed, make_plan
+from schemas.config import PipelineConfig
+from schemas.errors import ArtifactError
+from stages.teachers import pinned
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A configuration with its store and its plan."""
+
+    config: PipelineConfig
+    store: ArtifactStore
+    stages: list[PlannedStage]
+
+    def made(self, stage: str) -> Artifact:
+        """This configuration's artifact of a stage. Raises ArtifactError when there is none."""
+        key = next(s.key for s in self.stages if s.name == stage)
+        found = self.store.find(stage, key)
+        if found is None:
+            raise ArtifactError(
+                f"this configuration has no {STAGES[stage].makes} yet; `ladd-pipeline run --until "
+                f"{stage}` makes it"
+            )
+        return found
+
+    @contextlib.contextmanager
+    def student_folder(self, named: Path | None, *, tuned: bool = False) -> Iterator[Path]:
+        """A local folder with a student: the one named, or this configuration's from the store."""
+        if named is None:
+            with self.made("dpo" if tuned else "distill").local_folder("model") as folder:
+                yield folder
+        elif (named / "model_index.json").exists():
+            yield named
+        else:
+            raise ArtifactError(f"{named} is not a diffusers folder: it has no model_index.json")
+
+
+def open_config(
+    file: Path | None = None,
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+) -> PipelineConfig:
+    """The resolved configuration, its embedded teacher pinned to a revision. Raises ConfigError."""
+    config = load_config(file, preset, settings, environment)
+    return config.model_copy(update={"teacher": pinned(config.teacher)})
+
+
+def open_store(
+    file: Path | None, preset: str | None, settings: Sequence[str] | None
+) -> ArtifactStore:
+    """The configuration's store."""
+    return ArtifactStore(open_config(file, preset, settings or ()).store)
+
+
+def open_plan(
+    file: Path | None,
+    preset: str | None,
+    settings: Sequence[str] | None,
+    selection: Selection | None = None,
+) -> Opened:
+    """Configuration, store, and the plan for the selected stages: by default all."""
+    config = open_config(file, preset, settings or ())
+    store = ArtifactStore(config.store)
+    return Opened(config, store, make_plan(config, store, selection or Selection()))
+
+
+def find_artifact(store: ArtifactStore, key: str) -> Artifact:
+    """The artifact whose key begins with `key`, or that is named `stage/key`. Raises ArtifactError
+    unless there is exactly one.
+    """
+    matches = [
+        (stage, manifest.key)
+        for stage in STAGES
+        for manifest in committed(store, stage)
+        if manifest.key.startswith(key) or f"{stage}/{manifest.key}" == key
+    ]
+    found = store.find(*matches[0]) if len(matches) == 1 else None
+    if found is None:
+        how_many = "more than one artifact" if matches else "no artifact"
+        raise ArtifactError(
+            f"{how_many} in {store.url} begins with {key!r}; `ladd-pipeline artifacts ls` lists "
+            "them"
+        )
+    return found

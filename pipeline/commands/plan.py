@@ -1,0 +1,133 @@
+"""`plan`, `status` and `graph`: what there is and what would run, without Ray and torch."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.commands.options import (
+    AsJson,
+    ConfigFile,
+    Force,
+    From,
+    Only,
+    Preset,
+    Settings,
+    Until,
+    new_group,
+    selection,
+)
+from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.base.store import ArtifactStore
+    from pipeline.planning import PlannedStage
+
+app = new_group()
+
+
+@app.command()
+def plan(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+    until: Until = None,
+    from_: From = None,
+    only: Only = None,
+    force: Force = None,
+    as_json: AsJson = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 3 when there is work to do.")
+    ] = False,
+) -> None:
+    """Show what would run, and why."""
+    from pipeline.commands.opening import open_plan
+
+    stages = open_plan(config, preset, set_, selection(until, from_, only, force)).stages
+    if as_json:
+        rows = [
+            {
+                "stage": stage.name,
+                "key": stage.key,
+                "action": stage.action,
+                "why": stage.why,
+                "estimate": stage.estimate,
+            }
+            for stage in stages
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        print_plan(stages)
+    if exit_code and any(stage.action == "run" for stage in stages):
+        raise typer.Exit(3)
+
+
+def print_plan(stages: list[PlannedStage]) -> None:
+    """One row for each stage."""
+    from pipeline.commands.tables import print_table
+
+    print_table(
+        ["stage", "action", "why", "estimate"],
+        [[stage.name, stage.action, stage.why, stage.estimate] for stage in stages],
+    )
+
+
+@app.command()
+def status(
+    config: ConfigFile = None, preset: Preset = None, set_: Settings = None, as_json: AsJson = False
+) -> None:
+    """Show what exists of this configuration, finished or under way."""
+    from pipeline.commands.opening import open_plan
+    from pipeline.commands.tables import counts_text, print_table
+
+    opened = open_plan(config, preset, set_)
+    rows = [_state(opened.store, stage) for stage in opened.stages]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print_table(
+        ["stage", "state", "artifact", "counts"],
+        [[row["stage"], row["state"], row["key"], counts_text(row["counts"])] for row in rows],
+    )
+
+
+def _state(store: ArtifactStore, stage: PlannedStage) -> dict[str, Any]:
+    row: dict[str, Any] = {"stage": stage.name, "key": stage.key, "state": "done", "counts": {}}
+    if stage.manifest is not None:
+        return row | {"counts": stage.manifest.counts}
+    files = store.list(store.folder(stage.name, stage.key))
+    markers = [name for name in files if name.startswith("shards/") and name.endswith(".json")]
+    saved = store.list(store.training_folder(stage.name, stage.key))
+    checkpoints = {name.split("/")[0] for name in saved if name.startswith("checkpoint_")}
+    counts = {"shards": len(markers), "checkpoints": len(checkpoints)}
+    return row | {
+        "state": "under way" if markers or checkpoints else "missing",
+        "counts": {name: count for name, count in counts.items() if count},
+    }
+
+
+@app.command()
+def graph(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+    format_: Annotated[str, typer.Option("--format", help="text or mermaid.")] = "text",
+) -> None:
+    """Draw the graph of stages."""
+    from pipeline.commands.opening import open_plan
+
+    if format_ not in ("text", "mermaid"):
+        raise ConfigError(f"--format {format_!r} is neither text nor mermaid")
+    stages = open_plan(config, preset, set_).stages
+    if format_ == "mermaid":
+        print("graph LR")
+    for stage in stages:
+        if format_ == "mermaid":
+            print(f'  {stage.name}["{stage.name}<br/>{stage.key}"]')
+            for upstream in stage.inputs:
+                print(f"  {upstream} --> {stage.name}")
+        else:
+            inputs = f"  <- {', '.join(stage.inputs)}" if stage.inputs else ""
+            print(f"{stage.name}  {stage.key}{inputs}")

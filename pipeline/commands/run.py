@@ -1,0 +1,129 @@
+"""`ladd-pipeline run`, and a command for each stage alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.commands.options import (
+    ConfigFile,
+    Force,
+    From,
+    LogFormat,
+    Only,
+    Preset,
+    Settings,
+    Until,
+    check_log_format,
+    new_group,
+    selection,
+)
+from pipeline.dag import STAGES
+from schemas.errors import GateFailed, LaddError
+
+if TYPE_CHECKING:
+    from pipeline.commands.opening import Opened
+    from pipeline.planning import Selection
+
+app = new_group()
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+    until: Until = None,
+    from_: From = None,
+    only: Only = None,
+    force: Force = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    log_format: LogFormat = "text",
+) -> None:
+    """Run the pipeline; what is there already is not made again."""
+    from pipeline.commands.opening import open_plan
+
+    check_log_format(log_format)
+    wanted = selection(until, from_, only, force)
+    opened = open_plan(config, preset, set_, wanted)
+    if dry_run:
+        from pipeline.commands.plan import print_plan
+
+        print_plan(opened.stages)
+        return
+    _run(opened, wanted, log_format)
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(
+        config: ConfigFile = None,
+        preset: Preset = None,
+        set_: Settings = None,
+        force: bool = False,
+        log_format: LogFormat = "text",
+    ) -> None:
+        from pipeline.commands.opening import open_plan
+
+        check_log_format(log_format)
+        wanted = selection(only=name, force=[name] if force else None)
+        _run(open_plan(config, preset, set_, wanted), wanted, log_format)
+
+    command.__doc__ = f"Run stage {name} alone; same as `run --only {name}`."
+    return command
+
+
+for _name in STAGES:
+    app.command(_name)(_stage_command(_name))
+
+
+def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
+    """Run what the plan leaves to run, and show what came of it. Raises GateFailed when a result
+    misses a demand.
+    """
+    from pipeline.commands.stopping import this_command, unwind_on_sigterm
+    from pipeline.commands.tables import counts_text, print_table
+    from pipeline.executor import execute
+    from pipeline.observe import Observer
+
+    unwind_on_sigterm()
+    with Observer(log_format) as observer:
+        try:
+            rows = execute(opened.config, opened.store, opened.stages, observer)
+        except LaddError:
+            print(f"to resume: {this_command()}", file=sys.stderr)
+            raise
+    print_table(
+        ["stage", "action", "samples", "time", "artifact"],
+        [
+            [
+                row["stage"],
+                row["action"],
+                counts_text(row["counts"]),
+                f"{row['seconds']:.0f} s" if row["seconds"] else "",
+                row["key"],
+            ]
+            for row in rows
+        ],
+    )
+    failed: list[str] = []
+    for stage in wanted.stages(opened.stages):
+        found = opened.store.find(stage.name, stage.key)
+        if found is not None:
+            details = found.manifest.details
+            print_results(STAGES[stage.name].makes, found.url, details)
+            if found.has("report.html"):
+                print(f"report: {found.url}/report.html")
+            failed += details.get("failed_gates", ())
+    if failed:
+        raise GateFailed("; ".join(failed))
+
+
+def print_results(makes: str, url: str, details: dict[str, Any]) -> None:
+    """Where a person finds what a stage made; see `StageResult`."""
+    if "model" in details:
+        print(f"{makes}: {url}/{details['model']}")
+    for grid in details.get("samples", ())[-1:]:
+        print(f"samples: {url}/{grid}")

@@ -1,0 +1,52 @@
+"""`init`, `config schema` and `config show`: about the configuration itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
+from schemas.errors import ConfigError
+
+app = new_group()
+config_app = new_group("About the configuration.")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write pipeline.yaml.")] = Path(),
+    preset: Annotated[str, typer.Option(help="The preset to start from.")] = "shapes",
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented pipeline.yaml."""
+    from pipeline.config import PRESETS, read_preset
+
+    read_preset(preset)
+    path = folder / "pipeline.yaml"
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists already; --force overwrites it")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text((PRESETS / f"{preset}.yaml").read_text())
+    print(f"wrote {path}; `ladd-pipeline plan -c {path}` shows what it would do")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the configuration's JSON schema."""
+    from schemas.config import PipelineConfig
+
+    print(json.dumps(PipelineConfig.model_json_schema(), indent=2))
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
+    """Print the resolved configuration."""
+    import yaml
+
+    from pipeline.commands.opening import open_config
+
+    resolved = open_config(config, preset, set_ or ())
+    print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")

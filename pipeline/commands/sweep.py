@@ -1,0 +1,141 @@
+"""`ladd-pipeline sweep`: compares several configurations of one stage, each a separate artifact."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.commands.options import (
+    ConfigFile,
+    LogFormat,
+    Out,
+    Preset,
+    check_log_format,
+    new_group,
+)
+from pipeline.commands.students import print_to_stderr, write_judged
+from schemas.errors import ConfigError, LaddError, StageFailed
+
+if TYPE_CHECKING:
+    from pipeline.base.store import Artifact
+    from pipeline.sweep import Trial
+    from stages.judging.shapes_table import Judged
+
+app = new_group()
+
+
+@app.command()
+def sweep(
+    stage: Annotated[str, typer.Argument(help="Which stage's results are compared: distill.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.field=value,value; every combination is a trial."),
+    ] = None,
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--one-at-a-time",
+            help="Not every combination: the first values of all, then each other value alone.",
+        ),
+    ] = False,
+    score: Annotated[
+        int,
+        typer.Option(min=0, help="Judge the students on this many held-out prompts (shapes only)."),
+    ] = 0,
+    at_once: Annotated[
+        int, typer.Option(min=1, help="Trials side by side; each waits for its resources.")
+    ] = 4,
+    out: Out = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    log_format: LogFormat = "text",
+) -> None:
+    """Run one stage with several configurations, each a separate artifact, and compare them."""
+    from pipeline.commands.opening import open_config
+    from pipeline.commands.stopping import unwind_on_sigterm
+    from pipeline.sweep import make_trials, require_judged_alike
+
+    check_log_format(log_format)
+    if stage != "distill":
+        raise ConfigError(f"sweep compares students: the stage is distill, not {stage!r}")
+    trials = make_trials(partial(open_config, config, preset), set_ or (), one_at_a_time)
+    if score:
+        from stages.judging.shapes_table import held_out
+
+        require_judged_alike(trials)
+        held_out(trials[0].config, score)  # refuses before anything is trained
+    unwind_on_sigterm()
+    with contextlib.ExitStack() as stack:
+        rows, students = _trained(stage, trials, log_format, at_once, stack)
+        _compare(trials, rows, students, score, out, stack)
+    if len(students) < len(trials):
+        raise StageFailed(f"{len(trials) - len(students)} of {len(trials)} trials failed")
+
+
+def _trained(
+    stage: str, trials: list[Trial], log_format: str, at_once: int, stack: contextlib.ExitStack
+) -> tuple[list[dict[str, Any]], dict[str, Artifact]]:
+    """A row for each trial, and the artifacts of those that did not fail, by name."""
+    from pipeline.base.store import ArtifactStore
+    from pipeline.observe import Observer
+    from pipeline.sweep import run_trials
+
+    rows: list[dict[str, Any]] = []
+    students: dict[str, Artifact] = {}
+    observer = stack.enter_context(Observer(log_format))
+    store = ArtifactStore(trials[0].config.store)
+    for trial, result in run_trials(stage, trials, store, observer, at_once):
+        if isinstance(result, LaddError):
+            rows.append({"trial": trial.name, "artifact": f"failed: {result}"})
+            continue
+        metrics = {name: f"{value:.4g}" for name, value in result.manifest.metrics.items()}
+        rows.append({"trial": trial.name, "artifact": result.manifest.key} | metrics)
+        students[trial.name] = result
+    return rows, students
+
+
+def _compare(
+    trials: list[Trial],
+    rows: list[dict[str, Any]],
+    students: dict[str, Artifact],
+    score: int,
+    out: Path | None,
+    stack: contextlib.ExitStack,
+) -> None:
+    """Print the rows and, where `score` prompts are wanted, how good the students are."""
+    from pipeline.commands.tables import print_records
+
+    if not score or not students:
+        print_records(rows, out)
+        return
+    from stages.judging.shapes_table import score_table
+
+    print_records(rows, None)
+    folders = {
+        trial.name: stack.enter_context(students[trial.name].local_folder("model"))
+        for trial in trials
+        if trial.name in students
+    }
+    judged = score_table(trials[0].config, folders, score, print_to_stderr)
+    _print_students(judged, list(folders))
+    if out is not None:
+        write_judged(judged, out)
+
+
+def _print_students(judged: list[Judged], titles: list[str]) -> None:
+    """The teacher at its own steps, then a line for each student."""
+    from pipeline.commands.tables import print_table
+    from stages.judging.shapes_table import student_lines
+
+    _, teacher, *_ = judged
+    first = [f"{100 * teacher.attributes:.1f}", "", f"{teacher.diversity:.2f}"]
+    rows = [[teacher.pictures, str(teacher.steps), *first]]
+    for line in student_lines(judged, titles):
+        columns = ((line.attributes, 1), (line.frechet, 3), (line.diversity, 2))
+        cells = [" / ".join(f"{value:.{d}f}" for value in of.values()) for of, d in columns]
+        rows.append([line.student, " / ".join(map(str, line.attributes)), *cells])
+    print_table(["pictures", "steps", "all attributes %", "Fréchet distance", "diversity"], rows)

@@ -1,0 +1,34 @@
+"""Tables on standard output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def print_table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
+    """A table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def print_records(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """A table of rows that may lack some columns; also as JSON in the file `out`."""
+    columns = list({name: None for row in rows for name in row})
+    print_table(columns, [[str(row.get(name, "")) for name in columns] for row in rows])
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """`1,430 ok, 12 filtered`: counts above zero, without those of single buckets."""
+    shown = [(name, n) for name, n in counts.items() if n and not name.startswith("bucket_")]
+    return ", ".join(f"{n:,} {name}" for name, n in shown)

@@ -1,0 +1,159 @@
+"""The Ray task of one stage: finds its inputs, does the work, commits the artifact."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from pipeline.base.lease import held
+from pipeline.base.stage import StageContext, StageResult, digest_of, enter
+from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.board import Reporter, Warner
+from pipeline.dag import STAGES
+from schemas.config import PipelineConfig
+from schemas.errors import StageFailed
+from schemas.manifest import Environment, FileEntry, InputRef, Manifest
+
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "ray",
+    "pyarrow",
+    "numpy",
+    "pillow",
+    "ladd-pipeline",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage task needs to know; crosses the wire."""
+
+    config: PipelineConfig
+    store: ArtifactStore
+    keys: dict[str, str]
+    inputs: dict[str, tuple[str, ...]]
+    running: frozenset[str]
+    forced: frozenset[str]
+    cwd: str
+    """Where relative paths of the configuration begin."""
+
+
+def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> dict[str, Any]:
+    """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
+    enter(job.cwd)
+    store, key = job.store, job.keys[name]
+    found = store.find(name, key)
+    if name in job.forced:
+        _clear(store, name, key)
+    elif found is not None:  # another run was faster
+        return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
+    inputs: dict[str, Artifact] = {}
+    for upstream in job.inputs[name]:
+        artifact = store.find(upstream, job.keys[upstream])
+        if artifact is None:
+            raise StageFailed(
+                f"{name}: the artifact of {upstream} has gone from {store.url} since the "
+                "plan was made"
+            )
+        inputs[upstream] = artifact
+    _begin(store, name, key, inputs)
+    stage = STAGES[name]
+    started, clock = datetime.now(UTC), time.monotonic()
+    store.write(
+        f"{store.folder(name, key)}/config.yaml",
+        yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
+    )
+    result = stage.module().run(
+        StageContext(
+            name, key, job.config, store, inputs, Reporter(board, name), Warner(board, name)
+        )
+    )
+    seconds = time.monotonic() - clock
+    manifest = _manifest(name, job, inputs, result, started, seconds)
+    store.commit(manifest)
+    return {"stage": name, "action": "ran", "counts": result.counts, "seconds": seconds}
+
+
+def _begin(store: ArtifactStore, name: str, key: str, inputs: dict[str, Artifact]) -> None:
+    """Throw away what an unfinished run has made of inputs that are others by now: a file of
+    prompts may change, and `--force prompts` then makes others under the same key.
+    """
+    mark = f"{store.folder(name, key)}/inputs.json"
+    files = {
+        upstream: digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
+        for upstream, artifact in inputs.items()
+    }
+    content = json.dumps(files, sort_keys=True).encode()
+    if store.read(mark) not in (None, content):
+        _clear(store, name, key)
+    store.write(mark, content)
+
+
+def _clear(store: ArtifactStore, name: str, key: str) -> None:
+    """Remove an artifact and its training, unless another run is at it."""
+    with held(store, store.training_folder(name, key), name):
+        store.remove(store.folder(name, key))
+        store.remove(store.training_folder(name, key))
+
+
+def _manifest(
+    name: str,
+    job: Job,
+    inputs: dict[str, Any],
+    result: StageResult,
+    started: datetime,
+    seconds: float,
+) -> Manifest:
+    config = job.config
+    return Manifest(
+        stage=name,
+        key=job.keys[name],
+        version=STAGES[name].version,
+        inputs=[InputRef(stage=i, key=a.manifest.key, digest=a.digest) for i, a in inputs.items()],
+        identity=STAGES[name].identity(config),
+        config=config.model_dump(mode="json"),
+        environment=environment(),
+        counts=result.counts,
+        metrics=result.metrics,
+        details=result.details,
+        files=[
+            FileEntry(path=p, size=size, sha256=digest)
+            for p, (size, digest) in sorted(result.files.items())
+        ],
+        started=started.isoformat(),
+        seconds=round(seconds, 3),
+        device_hours=round(result.device_hours, 6),
+    )
+
+
+def environment() -> Environment:
+    """Versions of what matters, and the commit of this checkout where there is one."""
+    packages = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[package] = metadata.version(package)
+    here = os.path.dirname(os.path.abspath(__file__))
+    commit = None
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no checkout
+        command = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.check_output(
+            command, cwd=here, stderr=subprocess.DEVNULL, text=True
+        ).strip()
+    return Environment(
+        python=platform.python_version(),
+        packages=packages,
+        git_commit=commit,
+        platform=platform.platform(),
+    )

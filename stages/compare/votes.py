@@ -1,0 +1,209 @@
+"""The votes: one SQLite file in which every answer and every undo is an event that is never
+changed.
+
+An answer is on the disk (write-ahead log, synchronous=FULL) before it is acknowledged, and counts
+once however often it is sent: event number `turn` of a rater's question can be stored only once.
+Even turns are answers, odd turns take the answer before them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import ArtifactError, ConfigError, LaddError
+from stages.compare.study import Matchup, Question
+
+TIE = "tie"
+_VERSION = 1
+_APPLICATION = 0x4C414444  # "LADD": marks the file as ours
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS secret (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    value BLOB NOT NULL                     -- sides and orders follow from it
+);
+CREATE TABLE IF NOT EXISTS event (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,                       -- UTC, ISO 8601
+    rater TEXT NOT NULL,
+    evaluation TEXT NOT NULL,               -- artifact key
+    sample TEXT NOT NULL,
+    one TEXT NOT NULL,                      -- system
+    other TEXT NOT NULL,                    -- system
+    question TEXT NOT NULL,                 -- quality or alignment
+    turn INTEGER NOT NULL CHECK (turn >= 0),
+    winner TEXT,                            -- a system or "tie"; NULL takes back
+    on_left TEXT NOT NULL,                  -- which system the rater saw there
+    CHECK ((winner IS NULL) = (turn % 2 = 1)),
+    UNIQUE (rater, evaluation, sample, one, other, question, turn)
+);
+"""
+_COLUMNS = "rater, evaluation, sample, one, other, question"
+
+
+class OutOfTurn(LaddError):
+    """An event that does not follow the last one of its question."""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """An answer that stands."""
+
+    rater: str
+    question: Question
+    turn: int
+    winner: str
+    """A system, or "tie"."""
+    on_left: str
+    at: str
+
+    @property
+    def loser(self) -> str | None:
+        """None for a tie."""
+        if self.winner == TIE:
+            return None
+        _, one, other = self.question.matchup
+        return other if self.winner == one else one
+
+
+class Votes:
+    """The open file; safe to share between threads, and between processes on one machine."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self.secret: bytes = connection.execute("SELECT value FROM secret").fetchone()[0]
+
+    def cast(self, rater: str, question: Question, turn: int, winner: str, on_left: str) -> bool:
+        """Store an answer; False, and nothing changed, when this turn was stored before. Raises
+        OutOfTurn when it is not this question's next.
+        """
+        assert winner in (question.matchup.one, question.matchup.other, TIE)
+        return self._append(rater, question, turn, winner, on_left)
+
+    def take_back(self, rater: str, question: Question, turn: int, on_left: str) -> bool:
+        """Undo the answer of the turn before; otherwise as `cast`."""
+        return self._append(rater, question, turn, None, on_left)
+
+    def _append(
+        self, rater: str, question: Question, turn: int, winner: str | None, on_left: str
+    ) -> bool:
+        whose = (rater, question.evaluation, *question.matchup, question.kind)
+        with self._transaction() as connection:
+            (turns,) = connection.execute(
+                f"SELECT count(*) FROM event WHERE ({_COLUMNS}) = (?, ?, ?, ?, ?, ?)", whose
+            ).fetchone()
+            if turn > turns or (turn % 2 == 1) != (winner is None):
+                raise OutOfTurn("this is not what comes next here; load the page again")
+            if turn < turns:
+                return False
+            connection.execute(
+                f"INSERT INTO event ({_COLUMNS}, turn, winner, on_left, at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*whose, turn, winner, on_left, datetime.now(UTC).isoformat()),
+            )
+        return True
+
+    def standing(self, rater: str | None = None) -> list[Vote]:
+        """Answers that were not taken back, oldest first; all, or one rater's."""
+        rows = self._read(
+            f"SELECT {_COLUMNS}, turn, winner, on_left, at, max(turn) FROM event "
+            f"WHERE ? IS NULL OR rater = ? GROUP BY {_COLUMNS} HAVING winner IS NOT NULL "
+            "ORDER BY id",  # max() makes SQLite take the other columns from the last turn's row
+            (rater, rater),
+        )
+        return [
+            Vote(
+                rater=row[0],
+                question=Question(row[1], Matchup(*row[2:5]), row[5]),
+                turn=row[6],
+                winner=row[7],
+                on_left=row[8],
+                at=row[9],
+            )
+            for row in rows
+        ]
+
+    def turns(self, rater: str) -> dict[Question, int]:
+        """How many events each of a rater's questions has had."""
+        rows = self._read(
+            f"SELECT {_COLUMNS}, count(*) FROM event WHERE rater = ? GROUP BY {_COLUMNS}", (rater,)
+        )
+        return {Question(row[1], Matchup(*row[2:5]), row[5]): row[6] for row in rows}
+
+    def _read(self, query: str, values: tuple[Any, ...]) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Alone with the file, also among processes; on the disk when it ends."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def open_votes(path: Path, *, create: bool) -> Iterator[Votes]:
+    """Open the file, or make it with a new secret.
+
+    Raises ArtifactError when it is missing and not to be made, is no file of votes, or is newer
+    than this program; ConfigError when it cannot be written.
+    """
+    if not create and not path.exists():
+        raise ArtifactError(
+            f"there is no file of votes {path}; `ladd-pipeline compare --votes {path}` collects "
+            "them"
+        )
+    try:
+        connection = sqlite3.connect(
+            path, timeout=30, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.OperationalError as error:
+        raise ConfigError(
+            f"--votes {path} cannot be opened ({error}); name a file in a folder that you may "
+            "write to"
+        ) from error
+    with contextlib.closing(connection):
+        try:
+            _prepare(connection, path)
+            votes = Votes(connection)
+        except sqlite3.OperationalError as error:
+            raise ConfigError(f"--votes {path} cannot be written: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise ArtifactError(
+                f"{path} is not a file of votes ({error}); name another with --votes"
+            ) from error
+        yield votes
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if tables and application != _APPLICATION:
+        raise ArtifactError(f"{path} is not a file of votes; name another with --votes")
+    if version > _VERSION:
+        raise ArtifactError(
+            f"{path} has version {version}, this ladd-pipeline reads up to {_VERSION}: upgrade "
+            "ladd-pipeline"
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.executescript(
+        f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION}; "
+        f"PRAGMA user_version = {_VERSION}; COMMIT;"
+    )
+    connection.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))

@@ -1,0 +1,1 @@
+"""What training reads: latents and preference pairs, by row."""

@@ -1,0 +1,170 @@
+"""The latents artifact as training reads it: rows by bucket, conditioning by prompt, ahead of need.
+
+Files in a folder are memory-mapped. From any other store a row is fetched by range when a coming
+batch wants it, and kept in a bounded local cache: a global shuffle needs neither whole files nor
+all data.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline.base.store import Artifact, require_intact
+from schemas.errors import ArtifactError
+from stages.data.row_files import FetchedRows, MappedRows, RangeCache, Rows, map_file
+from stages.ladd.backbone import Conditioning
+
+READ_AHEAD = 4
+"""Batches that are read before they are asked for."""
+_TABLES_AT_ONCE = 16
+
+
+@dataclass
+class _Bucket:
+    latents: Rows
+    prompt_rows: np.ndarray
+    """Row of each sample's prompt in the sorted list of all prompts."""
+
+
+class LatentData:
+    """Random access to latents and conditioning, in the dtypes in which they are stored.
+
+    `encode_prompts` is asked only where the artifact holds no embeddings. At most `cache_bytes` of
+    a remote artifact are kept here. Raises ArtifactError for a file that is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        encode_prompts: Callable[[Sequence[str]], Conditioning] | None = None,
+        *,
+        cache_bytes: int = 50 * 10**9,
+    ) -> None:
+        self._artifact, self._encode_prompts = artifact, encode_prompts
+        self._entries = {entry.path: entry for entry in artifact.manifest.files}
+        self._layout: dict[str, Any] = artifact.manifest.details
+        self._cache = None
+        if not artifact.store.is_local:
+            for wrong in artifact.verify(contents=False):
+                raise ArtifactError(f"{wrong}; run `ladd-pipeline run --force encode`")
+            self._cache = RangeCache(artifact.store.filesystem, cache_bytes)
+        ids = self._column(self._layout["prompts"], "prompt_id")
+        self._buckets = {
+            name: self._open(parts, ids) for name, parts in self._layout["buckets"].items()
+        }
+        self._embeddings = [
+            self._rows([files[part] for files in self._layout["embeddings"]])
+            for part in ("tokens", "pooled")
+            if self._layout["embeddings"]
+        ]
+        self.sizes = {name: len(bucket.prompt_rows) for name, bucket in self._buckets.items()}
+
+    def batch(self, bucket: str, rows: Sequence[int]) -> tuple[Tensor, Conditioning]:
+        """Latents (B, C, H, W) and their conditioning, on the CPU."""
+        latents, prompt_rows, stored = self._read(bucket, rows)
+        return latents, stored or self._encoded(prompt_rows)
+
+    def ahead(
+        self, wanted: Iterable[tuple[str, Sequence[int]]], depth: int = READ_AHEAD
+    ) -> Iterator[tuple[str, Tensor, Conditioning]]:
+        """The bucket and batch of each of `wanted`, in order, each read in another thread while
+        the `depth` batches before it are worked on.
+
+        That thread runs no operation of torch: it would start a team of threads for itself, and
+        libgomp, seeing more of them than cores, puts those of the training to sleep between two
+        operations. Nothing else may read meanwhile; close the iterator before its end is reached.
+        """
+        pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        waiting: deque[tuple[str, Future]] = deque()
+        wanted = iter(wanted)
+        try:
+            while True:
+                for bucket, rows in wanted:
+                    waiting.append((bucket, pool.submit(self._read, bucket, rows)))
+                    if len(waiting) > depth:
+                        break
+                if not waiting:
+                    return
+                bucket, reading = waiting.popleft()
+                latents, prompt_rows, stored = reading.result()
+                # Encoders are not run beside the training, only its turn comes.
+                yield bucket, latents, stored or self._encoded(prompt_rows)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def conditioning(self, prompt_rows: Sequence[int]) -> Conditioning:
+        return self._stored(prompt_rows) or self._encoded(prompt_rows)
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """All prompts, in the order of their ids."""
+        return self._column(self._layout["prompts"], "prompt").to_pylist()
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    def _read(
+        self, bucket: str, rows: Sequence[int]
+    ) -> tuple[Tensor, np.ndarray, Conditioning | None]:
+        data = self._buckets[bucket]
+        prompt_rows = data.prompt_rows[list(rows)]
+        latents = torch.from_numpy(data.latents.take(rows))
+        return latents, prompt_rows, self._stored(prompt_rows)
+
+    def _stored(self, prompt_rows: Sequence[int]) -> Conditioning | None:
+        if not self._embeddings:
+            return None
+        tokens, pooled = (torch.from_numpy(part.take(prompt_rows)) for part in self._embeddings)
+        return Conditioning(tokens, pooled, self._layout["null_tokens"])
+
+    def _encoded(self, prompt_rows: Sequence[int]) -> Conditioning:
+        assert self._encode_prompts is not None, "the artifact holds no embeddings"
+        return self._encode_prompts([self.prompts[row] for row in prompt_rows])
+
+    def _open(self, parts: list[dict[str, Any]], ids: pa.Array) -> _Bucket:
+        names = self._column([part["index"] for part in parts], "prompt_id")
+        rows = pc.index_in(names, value_set=ids)
+        assert rows.null_count == 0, "a sample whose prompt is not listed"
+        return _Bucket(self._rows([part["file"] for part in parts]), rows.to_numpy())
+
+    def _rows(self, names: list[str]) -> Rows:
+        """Several `.npy` files of the artifact as one."""
+        if self._cache is None:
+            return MappedRows([self._mapped(name) for name in names])
+        path = self._artifact.store.path
+        sizes = {path(self._artifact.name(name)): self._entries[name].size for name in names}
+        return FetchedRows(self._cache, sizes)
+
+    def _mapped(self, name: str) -> np.ndarray:
+        entry, where = self._entries[name], f"{self._artifact.url}/{name}"
+        path = Path(self._artifact.store.path(self._artifact.name(name)))
+        if not path.is_file():
+            raise ArtifactError(f"{where} is missing; run `ladd-pipeline run --force encode`")
+        if path.stat().st_size != entry.size:
+            require_intact(path, entry.size, entry.sha256, where, "encode")
+        return map_file(path, entry.size)
+
+    def _column(self, names: Sequence[str], column: str) -> pa.Array:
+        """One column of several Parquet files, each checked against the manifest."""
+
+        def read(name: str) -> pa.ChunkedArray:
+            with self._artifact.checked(self._entries[name]) as path:
+                return pq.read_table(path, columns=[column])[column]
+
+        with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:
+            parts = list(pool.map(read, names))
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks]).combine_chunks()

@@ -1,0 +1,1 @@
+"""How systems are judged: what they draw, what is measured on it, and what follows from that."""

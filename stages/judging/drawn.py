@@ -1,0 +1,122 @@
+"""What a system drew, in files and in memory: the one place that knows the files of a shard.
+
+Beside each other lie `<shard>.parquet` (samples and scores), `.tar` (the pictures), `.features.npy`
+and `.patches.npy`; a shard of alike pictures has features alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.base.shards import ShardWriter, read_tar, table_bytes, write_tar
+from pipeline.base.stage import StageContext
+from schemas.config import ScoreConfig
+from stages.judging.systems import PlannedShard, System, shards_of
+from stages.pictures.files import encode_image
+from stages.texts.identity import SAMPLE_SCHEMA
+
+_PARQUET, _TAR = ".parquet", ".tar"
+_FEATURES, _PATCHES = ".features.npy", ".patches.npy"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One system's pictures as numbers, in one order of samples."""
+
+    rows: list[dict[str, Any]]
+    """The samples, with bucket and category."""
+    scores: dict[str, np.ndarray]
+    """By score: (n,)."""
+    features: np.ndarray
+    """(n, D)"""
+    patches: np.ndarray
+    """(m, D): features of crops of the pictures."""
+    alike_PSD: np.ndarray
+    """Features of S pictures of each of P prompts."""
+
+
+def row_schema(scores: Sequence[ScoreConfig]) -> pa.Schema:
+    """Of the sidecars: the sample, and one column for each score."""
+    return pa.schema(
+        [
+            *SAMPLE_SCHEMA,
+            *((name, pa.string()) for name in ("bucket", "category")),
+            *((score.name, pa.float64()) for score in scores),
+        ]
+    )
+
+
+def put_features(writer: ShardWriter, features: np.ndarray) -> None:
+    _save(writer.file(_FEATURES), features)
+
+
+def put_pictures(
+    writer: ShardWriter,
+    samples: list[dict[str, Any]],
+    pictures_BHW3: np.ndarray,
+    patches: np.ndarray,
+    judged: Mapping[str, np.ndarray],
+    scores: Sequence[ScoreConfig],
+) -> None:
+    """Write everything but the features: pictures, patches, and the scores of each sample."""
+    rows = [
+        {**sample, **{name: float(values[i]) for name, values in judged.items()}}
+        for i, sample in enumerate(samples)
+    ]
+    writer.file(_PARQUET, table_bytes(rows, row_schema(scores)))
+    _save(writer.file(_PATCHES), patches)
+    members = [
+        (sample["key"], {"png": encode_image(picture, "png", 100)})
+        for sample, picture in zip(samples, pictures_BHW3, strict=True)
+    ]
+    write_tar(writer.file(_TAR), members)
+
+
+def read_drawn(context: StageContext, system: System, shards: dict[str, PlannedShard]) -> Drawn:
+    """Everything that a system's shards hold, but for the pictures."""
+
+    def load(shard: PlannedShard, ending: str) -> np.ndarray:
+        with context.store.local(f"{context.folder}/{shard.name}{ending}") as path:
+            array: np.ndarray = np.load(path, allow_pickle=False)
+            return array
+
+    wanted = context.config.eval
+    own = shards_of(shards, system.name, alike=False)
+    rows: list[dict[str, Any]] = []
+    for shard in own:
+        with context.store.local(f"{context.folder}/{shard.name}{_PARQUET}") as path:
+            rows += pq.read_table(path).to_pylist()
+    features = np.concatenate([load(shard, _FEATURES) for shard in own])
+    alike = [load(shard, _FEATURES) for shard in shards_of(shards, system.name, alike=True)]
+    return Drawn(
+        rows=rows,
+        scores={s.name: np.array([row[s.name] for row in rows]) for s in wanted.scores},
+        features=features,
+        patches=np.concatenate([load(shard, _PATCHES) for shard in own]),
+        alike_PSD=np.concatenate(alike).reshape(-1, wanted.alike_seeds, features.shape[1]),
+    )
+
+
+def read_pngs(
+    context: StageContext, system: System, shards: dict[str, PlannedShard], keys: set[str]
+) -> dict[str, bytes]:
+    """A system's pictures of some samples, by key."""
+    found = {}
+    for shard in shards_of(shards, system.name, alike=False):
+        if not any(sample["key"] in keys for sample in shard.samples):
+            continue
+        with context.store.local(f"{context.folder}/{shard.name}{_TAR}") as path:
+            found |= {k: m["png"] for k, m in read_tar(path, shard.name) if k in keys}
+    return found
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array.astype(np.float32), allow_pickle=False)

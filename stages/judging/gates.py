@@ -1,0 +1,73 @@
+"""Gates: demands of the configuration on what an evaluation measures, such as
+`student_4.attributes: ">= 0.85"`.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable
+
+from schemas.config import PipelineConfig
+from schemas.errors import ConfigError
+from schemas.report import GateResult, SystemResult
+from schemas.suggest import did_you_mean
+
+DISTANCES = ("fid", "patch_fid", "kid", "cmmd", "precision", "recall")
+"""The measures of a system against the teacher's own pictures."""
+_COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+_DEMAND = re.compile(r"\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:[eE]-?\d+)?)\s*")
+
+
+def check_gates(config: PipelineConfig, systems: list[str]) -> None:
+    """Raises ConfigError for a gate that names no system or measure, or whose demand is not a
+    comparison.
+    """
+    measures = [score.name for score in config.eval.scores]
+    measures += [*DISTANCES, "diversity", "seconds_per_picture"]
+    for name, demand in config.eval.gates.items():
+        system, _, measure = name.partition(".")
+        if system not in systems:
+            raise ConfigError(
+                f"eval.gates: {name!r} names no system{did_you_mean(system, systems)}; there are "
+                f"{', '.join(systems)}"
+            )
+        if measure not in measures:
+            raise ConfigError(
+                f"eval.gates: {name!r} names nothing that is measured"
+                f"{did_you_mean(measure, measures)}; there are {', '.join(measures)}"
+            )
+        if not _DEMAND.fullmatch(demand):
+            raise ConfigError(
+                f"eval.gates: {name}: {demand!r} is not a demand such as '>= 0.85' or '< 3'"
+            )
+
+
+def gate_result(name: str, demand: str, results: Iterable[SystemResult]) -> GateResult:
+    """What became of a gate that `check_gates` has accepted."""
+    system, _, measure = name.partition(".")
+    result = next(r for r in results if r.name == system)
+    values = {s: interval.mean for s, interval in result.scores.items()} | result.distances
+    values |= {
+        "diversity": result.diversity,
+        "seconds_per_picture": result.seconds_per_picture,
+    }
+    match = _DEMAND.fullmatch(demand)
+    assert match is not None
+    passed = _COMPARE[match[1]](values[measure], float(match[2]))
+    return GateResult(
+        name=name,
+        demand=demand,
+        value=values[measure],
+        passed=passed,
+        misses_by=0.0 if passed else abs(values[measure] - float(match[2])),
+    )
+
+
+def failed_gates(gates: Iterable[GateResult]) -> list[str]:
+    """A sentence for each gate that the result misses."""
+    return [
+        f"{gate.name} is {gate.value:.4g}, {gate.misses_by:.4g} away from {gate.demand}"
+        for gate in gates
+        if not gate.passed
+    ]

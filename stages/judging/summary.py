@@ -1,0 +1,254 @@
+"""From what the systems drew to the report: pure functions of arrays, after everything is loaded.
+
+Means with intervals, distances to the teacher's own pictures, win rates, gates, curves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from pipeline.base.store import Artifact
+from schemas.config import EvalConfig, PipelineConfig
+from schemas.report import (
+    Curve,
+    Interval,
+    LineageStep,
+    Report,
+    ScoreCard,
+    SystemResult,
+    WallPicture,
+    WinRate,
+)
+from stages.judging.drawn import Drawn
+from stages.judging.gates import DISTANCES, gate_result
+from stages.judging.systems import System
+from stages.ladd.grid import steps_title
+from stages.scores import card_of
+from stages.scores.diversity import intra_prompt_diversity
+from stages.scores.frechet import frechet_distance
+from stages.scores.kernel import cmmd, kid
+from stages.scores.manifold import precision_recall
+
+_CURVE_POINTS = 300
+
+
+def make_report(
+    config: PipelineConfig,
+    systems: list[System],
+    drawn: dict[str, Drawn],
+    seconds_per_picture: dict[str, float],
+    lineage: dict[str, Artifact],
+    traces: dict[str, list[dict[str, Any]]],
+) -> Report:
+    """The report. The first of `systems` is what the others are measured against; `traces` are the
+    metrics of each training by stage, from `read_trace`.
+    """
+    reference = drawn[systems[0].name]
+    results = [
+        _result(config, system, drawn[system.name], reference, seconds_per_picture[system.name])
+        for system in systems
+    ]
+    gates = [gate_result(name, demand, results) for name, demand in config.eval.gates.items()]
+    cards = {score.name: card_of(score) for score in config.eval.scores}
+    return Report(
+        name=config.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        headline=_headline(results, cards),
+        passed=all(gate.passed for gate in gates),
+        teacher=config.teacher.model or f"{config.teacher.family} (embedded)",
+        prompts=len(reference.rows),
+        cards=cards,
+        feature_space=card_of(config.eval.features),
+        systems=results,
+        win_rates=list(_win_rates(drawn, systems, config.eval)),
+        gates=gates,
+        curves=[curve for stage, rows in traces.items() for curve in _curves(stage, rows)],
+        data=_data(lineage),
+        tuning={"adapter scale": lineage["dpo"].manifest.details["scales"]},
+        wall=_wall(reference.rows, config.eval.wall_prompts),
+        lineage=[_step(artifact) for artifact in lineage.values()],
+        environment=lineage["distill"].manifest.environment,
+    )
+
+
+def read_trace(trained: Artifact) -> list[dict[str, Any]]:
+    """The metrics of every update of a `distill` or `dpo` artifact."""
+    with trained.checked(trained.entry("metrics.jsonl")) as path:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _result(
+    config: PipelineConfig, system: System, mine: Drawn, reference: Drawn, seconds: float
+) -> SystemResult:
+    is_teacher = system.kind == "teacher"
+    return SystemResult(
+        name=system.name,
+        title=system.title,
+        kind=system.kind,
+        steps=system.steps,
+        guidance_scale=config.synthesize.guidance_scale if is_teacher else None,
+        scores={name: interval_of(values, config.eval) for name, values in mine.scores.items()},
+        by_bucket={
+            bucket: _means(mine, "bucket", bucket) | _distance_in(bucket, mine, reference)
+            for bucket in _values_of(mine, "bucket")
+        },
+        by_category={c: _means(mine, "category", c) for c in _values_of(mine, "category")},
+        distances=_distances(mine, reference),
+        diversity=intra_prompt_diversity(mine.alike_PSD),
+        seconds_per_picture=seconds,
+    )
+
+
+def _values_of(drawn: Drawn, column: str) -> list[str]:
+    return sorted({row[column] for row in drawn.rows})
+
+
+def _mask(drawn: Drawn, column: str, value: str) -> np.ndarray:
+    return np.array([row[column] == value for row in drawn.rows])
+
+
+def _means(drawn: Drawn, column: str, value: str) -> dict[str, float]:
+    mask = _mask(drawn, column, value)
+    return {name: float(values[mask].mean()) for name, values in drawn.scores.items()}
+
+
+def _distance_in(bucket: str, drawn: Drawn, reference: Drawn) -> dict[str, float]:
+    """The Fréchet distance within a bucket; nothing where there are too few pictures."""
+    mask = _mask(drawn, "bucket", bucket)
+    if mask.sum() < 2:
+        return {}
+    return {"fid": frechet_distance(drawn.features[mask], reference.features[mask])}
+
+
+def _distances(drawn: Drawn, reference: Drawn) -> dict[str, float]:
+    precision, recall = precision_recall(reference.features, drawn.features)
+    values = (
+        frechet_distance(drawn.features, reference.features),
+        frechet_distance(drawn.patches, reference.patches),
+        kid(drawn.features, reference.features),
+        cmmd(drawn.features, reference.features),
+        precision,
+        recall,
+    )
+    return dict(zip(DISTANCES, map(float, values), strict=True))
+
+
+def interval_of(values: np.ndarray, config: EvalConfig) -> Interval:
+    """The mean of (n,) values, one a prompt, with its 95 % percentile bootstrap interval."""
+    mean = float(values.mean())
+    if np.ptp(values) == 0:
+        return Interval(mean=mean, low=mean, high=mean)
+    found = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=config.bootstrap,
+        method="percentile",
+        batch=256,
+        rng=np.random.default_rng(config.seed),
+    ).confidence_interval
+    return Interval(mean=mean, low=float(found.low), high=float(found.high))
+
+
+def _win_rates(
+    drawn: dict[str, Drawn], systems: list[System], config: EvalConfig
+) -> Iterator[WinRate]:
+    """Students against the teacher at equal steps and at its own, tuned against untuned."""
+    for system in systems:
+        if system.kind == "teacher":
+            continue
+        rivals = [systems[0].name, f"teacher_{system.steps}"]
+        if system.kind == "tuned":
+            rivals.append(f"student_{system.steps}")
+        for rival in dict.fromkeys(name for name in rivals if name in drawn):
+            for score, mine in drawn[system.name].scores.items():
+                theirs = drawn[rival].scores[score]
+                won = (mine > theirs) + 0.5 * (mine == theirs)
+                yield WinRate(
+                    system=system.name, against=rival, score=score, rate=interval_of(won, config)
+                )
+
+
+def _headline(results: list[SystemResult], cards: dict[str, ScoreCard]) -> str:
+    score, card = next(iter(cards.items()))
+    teacher, last = results[0], results[-1]
+    percent = card.low == 0 and card.high == 1
+
+    def show(result: SystemResult) -> str:
+        value = result.scores[score].mean
+        return f"{100 * value:.1f} %" if percent else f"{value:.3g}"
+
+    return (
+        f"In {steps_title(last.steps)} the {last.kind} student reaches {show(last)} "
+        f"in {card.title.lower()}, the teacher {show(teacher)} in {teacher.steps}; it is "
+        f"{teacher.seconds_per_picture / last.seconds_per_picture:.1f} times as fast."
+    )
+
+
+def _wall(rows: list[dict[str, Any]], count: int) -> list[WallPicture]:
+    """The first rows of each bucket in turn."""
+    buckets = defaultdict(list)
+    for row in rows:
+        buckets[row["bucket"]].append(row)
+    turns = [row for i in range(count) for b in sorted(buckets) for row in buckets[b][i : i + 1]]
+    fields = ("key", "prompt", "bucket", "category")
+    return [WallPicture(**{name: row[name] for name in fields}) for row in turns[:count]]
+
+
+def _curves(stage: str, rows: list[dict[str, Any]]) -> list[Curve]:
+    """A training's metrics, thinned to means of equal stretches."""
+    points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)):
+                points[name].append((row["step"], float(value)))
+    curves = []
+    for name, pairs in points.items():
+        parts = np.array_split(np.array(pairs), min(len(pairs), _CURVE_POINTS))
+        curves.append(
+            Curve(
+                stage=stage,
+                name=name,
+                steps=[int(part[-1, 0]) for part in parts],
+                values=[float(part[:, 1].mean()) for part in parts],
+            )
+        )
+    return curves
+
+
+def _data(lineage: dict[str, Artifact]) -> dict[str, dict[str, int]]:
+    prompts = lineage["prompts"].manifest.counts
+    prefix = "bucket_"
+    encoded = lineage["encode"].manifest.details["buckets"]
+    tables = {
+        "prompts": {name: n for name, n in prompts.items() if not name.startswith(prefix)},
+        "prompts by bucket": {
+            name.removeprefix(prefix): n for name, n in prompts.items() if name.startswith(prefix)
+        },
+        "training latents by bucket": {
+            bucket: sum(part["rows"] for part in parts) for bucket, parts in encoded.items()
+        },
+    }
+    for stage, heading in (("synthesize", "synthesized pictures"), ("pairs", "preference pairs")):
+        if stage in lineage:
+            tables[heading] = dict(lineage[stage].manifest.counts)
+    return tables
+
+
+def _step(artifact: Artifact) -> LineageStep:
+    manifest = artifact.manifest
+    return LineageStep(
+        stage=manifest.stage,
+        key=manifest.key,
+        inputs=[ref.key for ref in manifest.inputs],
+        started=manifest.started,
+        seconds=manifest.seconds,
+        device_hours=manifest.device_hours,
+        counts=manifest.counts,
+    )

@@ -1,0 +1,94 @@
+"""The systems that an evaluation compares, and the shards of pictures that it plans for them.
+
+A shard holds one system's pictures of some prompts of one bucket, so a stopped evaluation resumes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas.config import PipelineConfig
+from stages.ladd.grid import steps_title
+
+if TYPE_CHECKING:
+    from stages.pictures.samplers import PlannedSample
+
+TIMING = "shards/timing"
+"""The shard that measures seconds per picture; it holds no pictures."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One way of making pictures: a model at a number of steps."""
+
+    kind: Literal["teacher", "student", "tuned"]
+    steps: int
+    name: str
+
+    @property
+    def title(self) -> str:
+        model = "tuned student" if self.kind == "tuned" else self.kind
+        return f"{model}, {steps_title(self.steps)}"
+
+
+def systems_of(config: PipelineConfig) -> list[System]:
+    """The teacher at its own number of steps comes first: the others are measured against it."""
+    steps = sorted(config.eval.student_steps, reverse=True)
+    return [
+        System("teacher", config.synthesize.steps, "teacher"),
+        *(System("teacher", n, f"teacher_{n}") for n in steps),
+        *(System("student", n, f"student_{n}") for n in steps),
+        System("tuned", config.eval.tuned_steps, f"tuned_{config.eval.tuned_steps}"),
+    ]
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One system's pictures of some samples of one bucket."""
+
+    name: str
+    """Relative to the artifact, without ending."""
+    system: str
+    alike: bool
+    """Whether it draws few prompts several times, which measures diversity and nothing else."""
+    samples: list[PlannedSample]
+
+
+def plan_shards(
+    samples: list[PlannedSample], systems: list[System], config: PipelineConfig
+) -> dict[str, PlannedShard]:
+    """Shards by name. Every system draws all samples once, and the first `eval.alike_prompts` of
+    them `eval.alike_seeds` times.
+    """
+    wanted = config.eval
+    alike = [
+        {**sample, "key": f"{sample['key']}-{i:02d}", "seed": (sample["seed"] + i) % 2**63}
+        for sample in samples[: wanted.alike_prompts]
+        for i in range(wanted.alike_seeds)
+    ]
+    shards = {}
+    for is_alike, rows in ((False, samples), (True, alike)):
+        prefix = "alike-" if is_alike else ""
+        size = wanted.prompts_per_shard * (wanted.alike_seeds if is_alike else 1)
+        for bucket, members in sorted(_by_bucket(rows).items()):
+            for start in range(0, len(members), size):
+                for system in systems:
+                    name = f"shards/{system.name}/{prefix}{bucket}-{start // size:06d}"
+                    part = members[start : start + size]
+                    shards[name] = PlannedShard(name, system.name, is_alike, part)
+    return shards
+
+
+def shards_of(shards: dict[str, PlannedShard], system: str, *, alike: bool) -> list[PlannedShard]:
+    """A system's shards of one sort, by name."""
+    mine = [s for s in shards.values() if s.system == system and s.alike == alike]
+    return sorted(mine, key=lambda shard: shard.name)
+
+
+def _by_bucket(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    buckets = defaultdict(list)
+    for row in rows:
+        buckets[row["bucket"]].append(row)
+    return buckets

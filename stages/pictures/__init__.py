@@ -1,0 +1,1 @@
+"""Picture files, and how teacher and student draw."""

@@ -1,0 +1,46 @@
+"""Picture files: encoded bytes to RGB and back, and cutting a picture to a bucket."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from schemas.bucket import Bucket
+
+IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
+
+
+def encode_image(picture_HW3: np.ndarray, image_format: str, quality: int) -> bytes:
+    """A uint8 picture as the bytes of a png, webp or jpg file; `quality` (1 to 100) is for the
+    last two.
+    """
+    buffer = io.BytesIO()
+    options = {"png": {}, "webp": {"quality": quality}, "jpg": {"quality": quality}}[image_format]
+    Image.fromarray(picture_HW3).save(
+        buffer, "JPEG" if image_format == "jpg" else image_format.upper(), **options
+    )
+    return buffer.getvalue()
+
+
+def read_picture(content: bytes, name: str) -> Image.Image:
+    """Decode a picture to RGB. Raises ValueError, naming the picture, when that fails."""
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,  # what Pillow raises for a broken PNG
+        Image.DecompressionBombError,
+    ) as error:
+        raise ValueError(f"its {name} cannot be read: {error}") from error
+
+
+def fit_to_bucket(picture: Image.Image, bucket: Bucket) -> Image.Image:
+    """Crop the centre in the bucket's aspect ratio and scale it; a picture of the bucket's size is
+    returned unchanged.
+    """
+    if picture.size == bucket:
+        return picture
+    return ImageOps.fit(picture, bucket, Image.Resampling.LANCZOS)

@@ -1,0 +1,128 @@
+"""Sample grids while training: teacher and student side by side, same prompts, same seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from pipeline.base.stage import StageContext
+from stages.ladd.ema import ExponentialAverage
+from stages.ladd.grid import step_counts, steps_title, student_sigmas
+from stages.ladd.trainer import diversity_warnings
+from stages.pictures.contact_sheet import draw_grid
+from stages.pictures.samplers import PlannedSample, student_sampler, teacher_sampler
+from stages.teachers.protocol import Teacher
+
+_ALIKE = 4
+"""Seeds of one prompt whose latents are compared to measure diversity."""
+
+
+class SampleGrids:
+    """Draws held-out prompts with the frozen teacher and with the student's averaged weights."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        teacher: Teacher,
+        frozen: nn.Module,
+        student: nn.Module,
+        average: ExponentialAverage,
+    ) -> None:
+        self.context, self.config = context, context.config
+        self.teacher, self.frozen, self.student = teacher, frozen, student
+        self.average = average
+        self._teacher_pictures: dict[str, np.ndarray] = {}
+        self._teacher_distance: float | None = None
+        prompts = context.inputs["prompts"]
+        with prompts.checked(prompts.entry("held_out.parquet")) as path:
+            rows = pq.read_table(path).to_pylist()
+        self.samples = _one_of_each_bucket(rows, self.config.distill.sample_prompts)
+
+    def put(self, step: int, *, keep: bool) -> list[str]:
+        """Draw the grid of update `step`; returns warnings about the student's diversity.
+
+        Every rank calls this, because sharded weights need all of them; the one that `keep`s writes
+        `samples/step-NNNNNN.png` beside the artifact.
+        """
+        if not self.samples:
+            return []
+        self.average.swap_with(self.student)
+        self.student.eval()
+        try:
+            png, warnings = self._draw()
+        finally:
+            self.student.train()
+            self.average.swap_with(self.student)
+            if self.config.encode.embeddings == "stored":
+                self.teacher.release()  # training needs no text encoders and no autoencoder
+        if keep:
+            name = f"{self.context.folder}/samples/step-{step:06d}.png"
+            self.context.store.write(name, png)
+        return warnings
+
+    def _draw(self) -> tuple[bytes, list[str]]:
+        steps, rows = step_counts(self.config.distill.student_time.grid), []
+        for sample in self.samples:
+            key = sample["key"]
+            if key not in self._teacher_pictures:
+                self._teacher_pictures[key] = self._decoded(self._from_teacher([sample]))
+            pictures = [self._decoded(self._from_student([sample], n)) for n in steps]
+            rows.append((sample["prompt"], [self._teacher_pictures[key], *pictures]))
+        columns = [
+            f"teacher, {self.config.synthesize.steps} steps",
+            *(f"student, {steps_title(n)}" for n in steps),
+        ]
+        return draw_grid(columns, rows), self._diversity()
+
+    def _diversity(self) -> list[str]:
+        """Compare how much pictures of the first prompt differ, student against teacher."""
+        alike = [{**self.samples[0], "seed": self.samples[0]["seed"] + i} for i in range(_ALIKE)]
+        if self._teacher_distance is None:
+            self._teacher_distance = _distance(self._from_teacher(alike))
+        most_steps = len(self.config.distill.student_time.grid)
+        student = _distance(self._from_student(alike, most_steps))
+        return diversity_warnings(student, self._teacher_distance)
+
+    def _from_teacher(self, samples: list[PlannedSample]) -> torch.Tensor:
+        making = self.config.synthesize
+        draw = teacher_sampler(
+            self.teacher, self.frozen, self.teacher.device, making.steps, making.guidance_scale
+        )
+        return draw(samples)
+
+    def _from_student(self, samples: list[PlannedSample], steps: int) -> torch.Tensor:
+        distill = self.config.distill
+        draw = student_sampler(
+            self.teacher,
+            self.student,
+            self.teacher.device,
+            student_sigmas(distill.student_time.grid, steps),
+            bfloat16=distill.precision == "bfloat16",
+        )
+        return draw(samples)
+
+    def _decoded(self, latents_1CHW: torch.Tensor) -> np.ndarray:
+        picture: np.ndarray = self.teacher.decode_latents(latents_1CHW)[0]
+        return picture
+
+
+def _distance(latents_BCHW: torch.Tensor) -> float:
+    """Mean distance between the latents of a batch."""
+    return torch.pdist(latents_BCHW.flatten(1).float().cpu()).mean().item()
+
+
+def _one_of_each_bucket(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The first `count` samples, taking buckets in turn; the widest first."""
+    seen: Counter[tuple[int, int]] = Counter()
+    ranked = []
+    for row in rows:
+        size = (row["width"], row["height"])
+        ranked.append((seen[size], len(ranked), row))
+        seen[size] += 1
+    chosen = [row for _, _, row in sorted(ranked, key=lambda item: item[:2])[:count]]
+    return sorted(chosen, key=lambda row: (-row["width"] / row["height"], row["key"]))

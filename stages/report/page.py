@@ -1,0 +1,374 @@
+"""report.html: what an evaluation found, as one page that needs no network.
+
+Knows a Report and the bytes of its pictures; neither torch nor ray, nor where things are stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from schemas.report import LineageStep, Report, SystemResult, WallPicture
+from stages.report.charts import (
+    Chart,
+    curve_charts,
+    diversity_bars,
+    in_order,
+    quality_and_speed,
+    score_bars,
+    win_charts,
+)
+from stages.report.numbers import SPACE, TIMES, digits_for, duration, number, percent
+from stages.report.templates import template_environment
+
+MEASURES = {
+    "fid": ("Fréchet distance", "lower"),
+    "patch_fid": ("Fréchet distance of patches", "lower"),
+    "kid": ("KID", "lower"),
+    "cmmd": ("CMMD", "lower"),
+    "precision": ("precision", "higher"),
+    "recall": ("recall", "higher"),
+    "diversity": ("diversity", "higher"),
+    "seconds_per_picture": ("seconds per picture", "lower"),
+}
+"""Title and better direction of what is measured beside the scores."""
+
+_SMALL, _LARGEST_AS_IT_IS, _LARGEST_SHOWN = 128, 512, 640
+_WALL_AREA, _WALL_SIDE = 112, 160
+
+
+def render_report(report: Report, pictures: Mapping[tuple[str, str], bytes]) -> str:
+    """The page. `pictures` are PNG bytes by sample key and system name; one that is missing is said
+    to be missing. Same report and pictures, same page.
+    """
+    content = report.model_dump_json(indent=1)
+    charts = _Charts.of(report)
+    return (
+        template_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            report_json=base64.b64encode(content.encode()).decode(),
+            # Scripts run only with this nonce, so what a prompt smuggled in would not run. Nobody
+            # can write a prompt that holds the hash of the report that it is in.
+            nonce=hashlib.sha256(content.encode()).hexdigest(),
+            plotly=get_plotlyjs(),
+            charts=charts,
+            figures={chart.name: chart.figure for chart in charts.all()},
+            key_figures=_key_figures(report),
+            gates=[(measure_title(report, gate.name), gate) for gate in report.gates],
+            systems=in_order(report.systems),
+            equal_steps=_equal_steps(report.systems),
+            distances=_distances(report.systems),
+            breakdowns=_breakdowns(report),
+            wall=_Wall.of(report, pictures),
+            lineage=_newest_first(report.lineage),
+            number=number,
+            digits_for=digits_for,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Charts:
+    """Every chart of the page, by where it stands."""
+
+    quality: Chart | None
+    scores: list[Chart]
+    wins: list[Chart]
+    diversity: Chart | None
+    curves: dict[str, list[Chart]]
+
+    @classmethod
+    def of(cls, report: Report) -> _Charts:
+        drawn = bool(report.systems and report.cards)
+        return cls(
+            quality=quality_and_speed(report, next(iter(report.cards))) if drawn else None,
+            scores=[score_bars(report, score) for score in report.cards] if drawn else [],
+            wins=win_charts(report),
+            diversity=diversity_bars(report) if report.systems else None,
+            curves=curve_charts(report.curves),
+        )
+
+    def all(self) -> list[Chart]:
+        single = [chart for chart in (self.quality, self.diversity) if chart]
+        of_stages = [chart for charts in self.curves.values() for chart in charts]
+        return [*single, *self.scores, *self.wins, *of_stages]
+
+
+def measure_title(report: Report, name: str) -> str:
+    """`student_4.fid` as a person says it; as it is where the report does not know it."""
+    system, _, measure = name.partition(".")
+    who = next((s.title for s in report.systems if s.name == system), system)
+    what = report.cards[measure].title if measure in report.cards else measure
+    return f"{who}: {MEASURES.get(what, (what,))[0]}"
+
+
+def reference(systems: Sequence[SystemResult]) -> SystemResult | None:
+    """The teacher at its own steps: all others are held against it."""
+    return max((s for s in systems if s.kind == "teacher"), key=lambda s: s.steps, default=None)
+
+
+def best_student(systems: Sequence[SystemResult]) -> SystemResult | None:
+    """The student at most steps."""
+    return max((s for s in systems if s.kind == "student"), key=lambda s: s.steps, default=None)
+
+
+def nearest_at_equal_steps(
+    systems: Sequence[SystemResult], kind: str, steps: int
+) -> SystemResult | None:
+    """Of several (a teacher with and without guidance), the one with the smallest distance."""
+    same = (s for s in systems if s.kind == kind and s.steps == steps and "fid" in s.distances)
+    return min(same, key=lambda s: s.distances["fid"], default=None)
+
+
+@dataclass(frozen=True)
+class _KeyFigure:
+    """A number at the top of the page."""
+
+    value: str
+    title: str
+    detail: str
+
+
+def _key_figures(report: Report) -> list[_KeyFigure]:
+    """What a reader wants first: how good, how much faster, how near, and whether tuning helped."""
+    teacher, student = reference(report.systems), best_student(report.systems)
+    found = []
+    if student and report.cards:
+        name, card = next(iter(report.cards.items()))
+        score = student.scores[name]
+        against = f"; {teacher.title}: {number(teacher.scores[name].mean)}" if teacher else ""
+        found.append(
+            _KeyFigure(
+                number(score.mean),
+                f"{card.title}, {student.title}",
+                f"95{SPACE}% interval {number(score.low)} to {number(score.high)}{against}",
+            )
+        )
+    if student and teacher and student.seconds_per_picture > 0:
+        ratio = teacher.seconds_per_picture / student.seconds_per_picture
+        found.append(
+            _KeyFigure(
+                f"{number(ratio, 1)}{TIMES}",
+                f"as fast as {teacher.title}",
+                f"{duration(student.seconds_per_picture)} a picture instead of "
+                f"{duration(teacher.seconds_per_picture)}",
+            )
+        )
+    same = nearest_at_equal_steps(report.systems, "teacher", student.steps) if student else None
+    if student and same and same.distances["fid"] > 0 and "fid" in student.distances:
+        ratio = student.distances["fid"] / same.distances["fid"]
+        found.append(
+            _KeyFigure(
+                f"{number(ratio, 2)}{TIMES}",
+                f"the Fréchet distance of {same.title}",
+                f"{number(student.distances['fid'])} against {number(same.distances['fid'])}, to "
+                "the teacher's own pictures",
+            )
+        )
+    students = {s.name for s in report.systems if s.kind == "student"}
+    tuned = {s.name: s.title for s in report.systems if s.kind == "tuned"}
+    wins = [w for w in report.win_rates if w.system in tuned and w.against in students]
+    if wins:
+        # Tuning is for another score than the first, which it must only not lose on.
+        *others, win = wins
+        also = "".join(f"; {percent(w.rate.mean)} by {report.cards[w.score].title}" for w in others)
+        found.append(
+            _KeyFigure(
+                percent(win.rate.mean),
+                f"wins of {tuned[win.system]} over the student, by {report.cards[win.score].title}",
+                f"95{SPACE}% interval {percent(win.rate.low)} to {percent(win.rate.high)}{also}",
+            )
+        )
+    return found
+
+
+def _equal_steps(
+    systems: Sequence[SystemResult],
+) -> list[tuple[int, SystemResult, SystemResult, float]]:
+    """Steps, teacher, student, and the student's share of the teacher's Fréchet distance."""
+    rows = []
+    for steps in sorted({s.steps for s in systems if s.kind == "student"}, reverse=True):
+        teacher = nearest_at_equal_steps(systems, "teacher", steps)
+        student = nearest_at_equal_steps(systems, "student", steps)
+        if teacher and student and teacher.distances["fid"] > 0:
+            rows.append(
+                (steps, teacher, student, student.distances["fid"] / teacher.distances["fid"])
+            )
+    return rows
+
+
+def _distances(systems: Sequence[SystemResult]) -> list[tuple[str, str, str, int]]:
+    """Name, title, better direction and decimals of each measured distance, the known first."""
+    present = {name for s in systems for name in s.distances}
+    names = [n for n in MEASURES if n in present] + sorted(present - set(MEASURES))
+    return [
+        (
+            name,
+            *MEASURES.get(name, (name, "")),
+            digits_for(s.distances[name] for s in systems if name in s.distances),
+        )
+        for name in names
+    ]
+
+
+@dataclass(frozen=True)
+class _Breakdown:
+    """One measure of every system, by bucket or by category of prompt."""
+
+    by: str
+    title: str
+    direction: str
+    columns: list[str]
+    rows: list[tuple[SystemResult, list[tuple[str, float]]]]
+    """Values as text, and how good each is within the table, 0 to 1."""
+
+
+def _breakdowns(report: Report) -> dict[str, list[_Breakdown]]:
+    """Tables by heading; none where nothing was broken down."""
+    parts = {
+        "aspect bucket": {s.name: s.by_bucket for s in report.systems},
+        "category of prompt": {s.name: s.by_category for s in report.systems},
+    }
+    found: dict[str, list[_Breakdown]] = {}
+    for by, tables in parts.items():
+        columns = list(dict.fromkeys(column for t in tables.values() for column in t))
+        columns.sort(key=_by_shape if by == "aspect bucket" else str)
+        measured = {m for t in tables.values() for values in t.values() for m in values}
+        for measure in [*report.cards, *sorted(measured - set(report.cards))]:
+            if measure in measured:
+                found.setdefault(by, []).append(_breakdown(report, by, measure, columns, tables))
+    return found
+
+
+def _breakdown(
+    report: Report,
+    by: str,
+    measure: str,
+    columns: list[str],
+    tables: dict[str, dict[str, dict[str, float]]],
+) -> _Breakdown:
+    card = report.cards.get(measure)
+    title, direction = (
+        (card.title, "higher" if card.higher_is_better else "lower")
+        if card
+        else MEASURES.get(measure, (measure, ""))
+    )
+    rows = [
+        (s, [tables[s.name].get(column, {}).get(measure, math.nan) for column in columns])
+        for s in in_order(report.systems)
+    ]
+    finite = [v for _, values in rows for v in values if math.isfinite(v)]
+    low, high, digits = min(finite, default=0.0), max(finite, default=0.0), digits_for(finite)
+
+    def goodness(value: float) -> float:
+        if not direction or high == low or not math.isfinite(value):
+            return 0.0
+        share = (value - low) / (high - low)
+        return round(share if direction == "higher" else 1 - share, 3)
+
+    return _Breakdown(
+        by,
+        title,
+        direction,
+        columns,
+        [(s, [(number(v, digits), goodness(v)) for v in values]) for s, values in rows],
+    )
+
+
+def _by_shape(bucket: str) -> tuple[float, str]:
+    """The widest first; what is no bucket comes last."""
+    width, cross, height = bucket.partition("x")
+    known = cross and width.isdigit() and height.isdigit() and int(height)
+    return (-int(width) / int(height) if known else math.inf, bucket)
+
+
+def _newest_first(steps: Sequence[LineageStep]) -> list[LineageStep]:
+    """From the report back to the prompts: each artifact before those that it was made from."""
+    by_key = {step.key: step for step in steps}
+
+    def depth(key: str) -> int:
+        return 1 + max((depth(k) for k in by_key[key].inputs if k in by_key), default=0)
+
+    return sorted(steps, key=lambda step: (-depth(step.key), step.stage))
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture in the page: its data URI, its own size and the size at which the wall shows it."""
+
+    uri: str
+    width: int
+    height: int
+    shown_width: int
+    shown_height: int
+    small: bool
+    """Its pixels are to be seen, not smoothed."""
+    reduced: bool
+    """Not the picture itself, but a smaller copy."""
+
+
+@dataclass(frozen=True)
+class _Wall:
+    """Same prompt and seed in a row, a column a system."""
+
+    systems: list[SystemResult]
+    rows: list[tuple[WallPicture, list[_Picture | None]]]
+    extra: set[str]
+    """Systems that are shown on demand: the teacher at few steps."""
+    reduced: bool
+    """Whether some are shown smaller than they are."""
+
+    @classmethod
+    def of(cls, report: Report, pictures: Mapping[tuple[str, str], bytes]) -> _Wall:
+        shown = {name for key, name in pictures if key in {w.key for w in report.wall}}
+        goal = reference(report.systems)
+
+        def place(system: SystemResult) -> tuple[int, int, str]:
+            # The teacher's own steps, the student from 1 up, tuned, the teacher at few steps.
+            order = 0 if system is goal else {"student": 1, "tuned": 2, "teacher": 3}[system.kind]
+            return order, system.steps, system.name
+
+        systems = sorted((s for s in report.systems if s.name in shown), key=place)
+        rows = [
+            (row, [_embedded(pictures.get((row.key, system.name))) for system in systems])
+            for row in report.wall
+        ]
+        reduced = any(cell.reduced for _, cells in rows for cell in cells if cell)
+        extra = {s.name for s in systems if s.kind == "teacher" and s is not goal}
+        return cls(systems, rows, extra, reduced)
+
+
+def _embedded(png: bytes | None) -> _Picture | None:
+    """As it is where it is small; a large one smaller and as WebP, or a page of a hub model would
+    weigh hundreds of megabytes.
+    """
+    if png is None:
+        return None
+    with Image.open(io.BytesIO(png)) as picture:
+        width, height = picture.size
+        reduced = max(width, height) > _LARGEST_AS_IT_IS
+        if reduced:
+            smaller = picture.convert("RGB")
+            smaller.thumbnail((_LARGEST_SHOWN, _LARGEST_SHOWN), Image.Resampling.LANCZOS)
+            buffer = io.BytesIO()
+            smaller.save(buffer, "WEBP", quality=90)
+            png = buffer.getvalue()
+    zoom = min(_WALL_AREA / math.sqrt(width * height), _WALL_SIDE / max(width, height))
+    return _Picture(
+        f"data:image/{'webp' if reduced else 'png'};base64,{base64.b64encode(png).decode()}",
+        width,
+        height,
+        round(width * zoom),
+        round(height * zoom),
+        max(width, height) <= _SMALL,
+        reduced,
+    )

@@ -1,0 +1,36 @@
+"""The pages' templates, and the one environment that renders them: what users wrote is escaped."""
+
+from __future__ import annotations
+
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from stages.report.numbers import count, duration, moment, number, percent, share
+
+
+def template_environment() -> Environment:
+    """Every template escapes what is put in, but for Markdown, which has the filter `markdown`."""
+    environment = Environment(
+        loader=PackageLoader("stages.report", "templates"),
+        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": count,
+        "duration": duration,
+        "markdown": as_markdown,
+        "moment": moment,
+        "number": number,
+        "percent": percent,
+        "share": share,
+    }
+    return environment
+
+
+def as_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line, also within a table."""
+    one_line = " ".join(text.split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~$!&])", r"\\\1", one_line)

@@ -1,0 +1,78 @@
+"""A model's folder: a folder here, or a snapshot from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from schemas.config import TeacherConfig
+from schemas.errors import ConfigError, ServiceUnavailable
+
+
+def model_folder(
+    model: str,
+    revision: str | None,
+    *,
+    field: str,
+    patterns: Sequence[str],
+    ignored: Sequence[str] = (),
+) -> Path:
+    """`model` itself where it is a folder, else the files of the hub's `model` that match
+    `patterns` and none of `ignored`.
+
+    Raises ConfigError, naming the configuration's `field`, for a model that is neither or that is
+    gated, and ServiceUnavailable where the hub answers that it cannot serve for now.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
+            )
+        )
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{field}: {model!r} is gated: accept its licence on its hub page and set HF_TOKEN to "
+            "a token that may read it"
+        ) from error
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        answer = getattr(error.__cause__ or error, "response", None)
+        if answer is not None and (answer.status_code == 429 or answer.status_code >= 500):
+            raise ServiceUnavailable(
+                f"{field}: the hub does not serve {model!r} for now (HTTP {answer.status_code}); "
+                "wait a while, and go on"
+            ) from error
+        raise ConfigError(
+            f"{field}: {model!r} is neither a folder here nor a model that the hub gives us "
+            f"(revision {revision or 'main'}); check the name, the network and HF_TOKEN"
+        ) from error
+
+
+def local_folder(teacher: TeacherConfig) -> Path | None:
+    """The teacher's folder if it is on this machine: a folder, or a snapshot in the hub's cache.
+    Downloads nothing.
+    """
+    assert teacher.model is not None
+    if Path(teacher.model).is_dir():
+        return Path(teacher.model)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(teacher.model, "model_index.json", revision=teacher.revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None

@@ -1,0 +1,143 @@
+"""Which prompts an evaluation uses, and the proof that none of them was trained on."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+
+from pipeline.base.stage import StageContext, digest_of
+from pipeline.base.store import Artifact
+from schemas.bucket import Bucket
+from schemas.config import FileSource, PipelineConfig
+from schemas.errors import ArtifactError, ConfigError
+from stages.shapes_world.captions import CaptionError, parse
+from stages.texts.identity import bucket_of, clean, prompt_id, seed_of
+from stages.texts.sources import read_file, require_prompt_file
+
+
+def check_prompts(config: PipelineConfig) -> None:
+    """Raises ConfigError when the named prompt file is not there, or nothing is held out."""
+    if config.eval.url is not None:
+        require_prompt_file(FileSource(kind="file", url=config.eval.url))
+    elif config.prompts.held_out_fraction == 0:
+        raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")
+
+
+def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
+    """At most `eval.prompts` samples with key, prompt_id, prompt, seed, width, height, bucket and
+    category, in an order that depends on the prompts alone.
+
+    Raises ConfigError when there are fewer than eight.
+    """
+    config = context.config
+    if config.eval.url is None:
+        rows = _rows(context.inputs["prompts"], "held_out.parquet")
+        tags: dict[str, str] = {}
+    else:
+        once = {row["prompt_id"]: row for row in _from_file(config, config.eval.url)}
+        rows = iter(once.values())
+        tags = _tags(config.eval.url) if config.eval.url.endswith(".jsonl") else {}
+    chosen = heapq.nsmallest(config.eval.prompts, rows, key=lambda row: row["prompt_id"])
+    categories = _categories([row["prompt"] for row in chosen], tags)
+    samples = [
+        {**row, "bucket": str(Bucket(row["width"], row["height"])), "category": category}
+        for row, category in zip(chosen, categories, strict=True)
+    ]
+    if len(samples) < 8:
+        raise ConfigError(
+            f"eval: {len(samples)} prompts are too few to judge on; raise prompts.count or "
+            "prompts.held_out_fraction, or name a file in eval.url"
+        )
+    return samples
+
+
+def prove_held_out(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) -> dict[str, Any]:
+    """What the manifest says of it: a digest of the samples' prompt ids, and the artifacts whose
+    training prompts they were compared with, and how many those are. Raises ArtifactError naming a
+    prompt that was trained on.
+    """
+    chosen = {sample["prompt_id"]: sample["prompt"] for sample in samples}
+    compared: Counter[str] = Counter()
+    for artifact, name in _trained_lists(lineage):
+        for row in _rows(artifact, name):
+            if row.get("status") == "filtered":
+                continue
+            compared[artifact.folder] += 1
+            if row["prompt_id"] in chosen:
+                raise ArtifactError(
+                    f"eval: the prompt {chosen[row['prompt_id']]!r} was trained on "
+                    f"({artifact.url}/{name}); judge on held-out prompts alone"
+                )
+    return {"prompt_ids": digest_of(list(chosen)), "compared_with": dict(compared)}
+
+
+def _trained_lists(lineage: dict[str, Artifact]) -> Iterator[tuple[Artifact, str]]:
+    """Tables with the `prompt_id` of what distillation and tuning have seen."""
+    encoded = lineage["encode"]
+    for name in encoded.manifest.details["prompts"]:
+        yield encoded, name
+    if "pairs" in lineage:
+        for entry in lineage["pairs"].files("shards/", ".parquet"):
+            yield lineage["pairs"], entry.path
+
+
+def _rows(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
+    with artifact.checked(artifact.entry(name)) as path:
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+
+
+def _from_file(config: PipelineConfig, url: str) -> Iterator[dict[str, Any]]:
+    for text in read_file(FileSource(kind="file", url=url)):
+        prompt = clean(text)
+        bucket = Bucket.parse(bucket_of(prompt, config.prompts.buckets))
+        identity = prompt_id(prompt)
+        yield {
+            "key": f"{identity}-000",
+            "prompt_id": identity,
+            "prompt": prompt,
+            "seed": seed_of(config.prompts.seed, prompt, 0),
+            "width": bucket.width,
+            "height": bucket.height,
+        }
+
+
+def _tags(url: str) -> dict[str, str]:
+    """GenEval's `tag` of each prompt, where the file has it."""
+    tags = {}
+    with fsspec.open(url, "rt", encoding="utf-8-sig", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                if isinstance(row["tag"], str):
+                    tags[clean(row["prompt"])] = row["tag"]
+            except (ValueError, KeyError, TypeError):
+                continue  # `read_file` says what is wrong with it, if it is
+    return tags
+
+
+def _categories(prompts: list[str], tags: dict[str, str]) -> list[str]:
+    """What each prompt asks for: its tag, or how a caption of the shapes world is built. Where no
+    prompt has either, all are of one category.
+    """
+    found = [tags.get(prompt) or _caption_category(prompt) for prompt in prompts]
+    if not any(found):
+        return ["all"] * len(prompts)
+    return [category or "other" for category in found]
+
+
+def _caption_category(prompt: str) -> str | None:
+    try:
+        spec = parse(prompt)
+    except CaptionError:
+        return None
+    kind = "one object" if len(spec.objects) == 1 else "two objects"
+    if spec.place is not None:
+        return f"{kind}, place"
+    return f"{kind}, relation" if spec.relation is not None else kind

@@ -1,0 +1,110 @@
+"""What each worker of `distill` runs, top to bottom: build, resume, update, watch, save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.base.training import TrainingRun
+from schemas.config import DistillConfig, PipelineConfig
+from schemas.errors import StageFailed
+from stages.data.latent_batches import LatentData
+from stages.ladd.batch_plan import BatchPlan, slots_of
+from stages.ladd.parallelize import compile_blocks, spread
+from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
+from stages.pictures.sample_grids import SampleGrids
+from stages.teachers import open_teacher
+from stages.teachers.devices import worker_device
+from stages.teachers.protocol import Teacher
+from stages.training.trace import TrainingTrace, fill_checkpoint, resume
+
+
+def train(run: TrainingRun) -> None:
+    """The loop of one worker."""
+    context, config = run.context, run.context.config
+    distill = config.distill
+    teacher = open_teacher(config.teacher)
+    teacher.place(worker_device(run.cpus, run.gpus))
+    cache = int(distill.cache_gb * 1e9)
+    latents = context.inputs["encode"]
+    with closing(LatentData(latents, teacher.encode_prompts, cache_bytes=cache)) as data:
+        plan = BatchPlan(data.sizes, distill.global_batch, distill.seed)
+        student, frozen = _student(teacher, config), _frozen_teacher(teacher, config)
+        pooled_width = data.conditioning([0]).pooled_BP.shape[1]
+        trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, teacher.device)
+        trace = TrainingTrace(
+            run,
+            resume(run, trainer),
+            total=distill.total_steps,
+            log_every=distill.log_every,
+            watch=HealthWatch().observe,
+        )
+        grids = SampleGrids(context, teacher, frozen, student, trainer.average)
+        wanted = _wanted(plan, run, trainer.step, distill)
+        with closing(trace), closing(data.ahead(wanted)) as batches:
+            for bucket, latents_BCHW, conditioning in batches:
+                try:
+                    metrics = trainer.update(latents_BCHW, conditioning)
+                except TrainingDiverged as error:
+                    raise StageFailed(
+                        f"distill: {error}; the last good checkpoint is kept, but would diverge "
+                        "again. Lower distill.learning_rate or "
+                        "distill.discriminator.learning_rate: that starts a new training"
+                    ) from error
+                trace.add(trainer.step, {"bucket": bucket, **metrics})
+                done = trainer.step == distill.total_steps
+                if distill.sample_prompts and (done or trainer.step % distill.sample_every == 0):
+                    trace.warn(grids.put(trainer.step, keep=run.rank == 0))
+                if done or trainer.step % distill.checkpoint_every == 0:
+                    run.save(
+                        metrics, lambda folder: fill_checkpoint(folder, trainer, trace, run.rank)
+                    )
+
+
+def _wanted(
+    plan: BatchPlan, run: TrainingRun, start: int, distill: DistillConfig
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Bucket and rows of this worker's part of every update from `start` on."""
+    mine = slots_of(distill.global_batch, run.rank, run.world)
+    for step in range(start, distill.total_steps):
+        yield plan.part(step, mine, more=distill.objective.mismatched_share > 0)
+
+
+def _student(teacher: Teacher, config: PipelineConfig) -> nn.Module:
+    """In float32, spread over the workers, its weights gathered in the passes' precision."""
+    gathered = getattr(torch, config.distill.precision)
+    return _backbone(teacher, config, gathered, dtype=torch.float32, lora=config.distill.lora)
+
+
+def _frozen_teacher(teacher: Teacher, config: PipelineConfig) -> nn.Module:
+    """Whole on each worker, unless `shard_teacher` spreads it as the student is spread."""
+    dtype = getattr(torch, config.frozen_dtype)
+    gathered = dtype if config.distill.shard_teacher else None
+    return _backbone(teacher, config, gathered, dtype=dtype)
+
+
+def _backbone(
+    teacher: Teacher, config: PipelineConfig, gathered: torch.dtype | None, **options: Any
+) -> nn.Module:
+    """A backbone, its blocks compiled where the configuration says so. Unless `gathered` is None
+    it is spread over the workers and its weights are gathered in that dtype; where they are
+    sharded, each worker loads its own shards alone.
+    """
+    distill = config.distill
+
+    def prepare(net: nn.Module) -> None:
+        if distill.compile_blocks:
+            compile_blocks(net)
+        if gathered is not None:
+            spread(net, teacher.device, distill.shard_over, gathered)
+
+    sharded = prepare if gathered is not None and distill.shard_over > 1 else None
+    net = teacher.backbone(checkpoint_blocks=distill.checkpoint_blocks, shard=sharded, **options)
+    if sharded is None:
+        prepare(net)
+    return net

@@ -1,0 +1,115 @@
+"""What each worker of `dpo` runs, top to bottom: build, resume, update, look, save."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.base.stage import StageContext
+from pipeline.base.training import TrainingRun
+from schemas.config import DpoConfig
+from schemas.errors import StageFailed
+from stages.data.pair_batches import PairData
+from stages.ladd.batch_plan import BatchPlan, round_size, slots_of
+from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
+from stages.ladd.grid import student_sigmas
+from stages.ladd.trainer import TrainingDiverged
+from stages.pictures.student import student_of
+from stages.teachers import open_teacher
+from stages.teachers.devices import worker_device
+from stages.teachers.protocol import Teacher
+from stages.training.trace import LORA, TrainingTrace, fill_checkpoint, resume
+
+HELD_OUT_PAIRS = 256
+"""A look judges at most this many held-out pairs, each with `HELD_OUT_DRAWS` noises."""
+HELD_OUT_DRAWS = 4
+
+
+def train(run: TrainingRun) -> None:
+    """The loop of one worker."""
+    context, dpo = run.context, run.context.config.dpo
+    teacher = open_teacher(context.config.teacher)
+    teacher.place(worker_device(run.cpus, run.gpus))
+    with tempfile.TemporaryDirectory(prefix="ladd-pairs-") as scratch:
+        data = PairData(context.inputs["pairs"], Path(scratch), teacher.encode_prompts)
+        plan = BatchPlan(data.sizes["train"], dpo.global_batch, dpo.seed)
+        net, levels = _tuned_net(teacher, context)
+        adapters = teacher.add_adapters(net, dpo.lora, field="dpo.lora", seed=dpo.seed)
+        trainer = DpoTrainer(net.train(), adapters.off, dpo, teacher.device, levels)
+        trace = TrainingTrace(
+            run,
+            resume(run, trainer),
+            total=dpo.steps,
+            log_every=dpo.log_every,
+            watch=TuningWatch().observe,
+        )
+        mine = slots_of(dpo.global_batch, run.rank, run.world)
+
+        def fill(folder: Path) -> None:
+            fill_checkpoint(folder, trainer, trace, run.rank)
+            if trainer.done and run.rank == 0:
+                trainer.take_best()
+                adapters.save(folder / LORA)
+
+        while not trainer.done:
+            bucket, rows = plan.batch(trainer.step)
+            batch = data.batch("train", bucket, rows[mine.start : mine.stop])
+            try:
+                metrics = trainer.update(*batch)
+                trace.add(trainer.step, {"bucket": bucket, **metrics})
+                last = trainer.step == dpo.steps
+                if data.sizes["held_out"] and (last or trainer.step % dpo.watch_every == 0):
+                    looked = trainer.look(held_out_batches(data, dpo, run.rank, run.world))
+                    trace.add_look(trainer.step, looked)
+            except TrainingDiverged as error:
+                raise StageFailed(
+                    f"dpo: {error}; the last good checkpoint is kept, but would diverge again. "
+                    "Lower dpo.learning_rate: that starts a new training"
+                ) from error
+            if trainer.done or trainer.step % dpo.checkpoint_every == 0:
+                run.save(metrics, fill)
+        if trainer.stopped_early:
+            trace.warn(
+                [
+                    f"stopped after update {trainer.step}: the held-out loss has not fallen since "
+                    f"update {trainer.best_step}, whose adapters are kept"
+                ]
+            )
+        trace.close()
+
+
+def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[nn.Module, list[float] | None]:
+    """What is tuned, in the precision of the forward passes, and the noise levels to tune it on:
+    None for the teacher's own.
+    """
+    config = context.config
+    dpo, dtype = config.dpo, getattr(torch, config.dpo.precision)
+    if config.pairs.model == "teacher":
+        return teacher.backbone(dtype=dtype, checkpoint_blocks=dpo.checkpoint_blocks), None
+    net, grid = student_of(context.inputs["distill"], teacher.device)
+    net.checkpoint_blocks = dpo.checkpoint_blocks
+    return net.to(dtype), student_sigmas(grid, config.pairs.student_steps)
+
+
+def held_out_batches(
+    data: PairData, config: DpoConfig, rank: int, world: int
+) -> Iterator[tuple[range, Pairs]]:
+    """This rank's part of the held-out pairs that a look judges, in batches of one bucket. A pair
+    has one slot for each noise that it gets.
+    """
+    sizes = data.sizes["held_out"]
+    stride = math.ceil(sum(sizes.values()) / HELD_OUT_PAIRS)
+    size = round_size(config)
+    slot = number = 0
+    for bucket, count in sizes.items():
+        rows = [*range(0, count, stride)] * HELD_OUT_DRAWS
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            if number % world == rank:
+                yield range(slot, slot + len(part)), data.batch("held_out", bucket, part)
+            slot, number = slot + len(part), number + 1

@@ -1,0 +1,128 @@
+"""What a training leaves behind while it runs: checkpoints, and each update's metrics in the trace,
+on TensorBoard and in the progress.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.base.training import TrainingRun
+from schemas.errors import ArtifactError
+from stages.ladd.checkpoint import CheckpointError
+
+STATE, TRACE, LORA = "state", "trace.jsonl", "lora"
+"""What a checkpoint's folder holds: the trainer's state, the lines of its trace, and at the end of
+`dpo` the adapters.
+"""
+
+
+class Trainer(Protocol):
+    """What has a state that is saved."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+def resume(run: TrainingRun, trainer: Trainer) -> list[str]:
+    """Load the latest checkpoint that can be read, if there is one; returns the lines of its trace.
+
+    Warns of each damaged checkpoint. Raises ArtifactError when all of them are damaged.
+    """
+    stage = run.context.stage
+    damaged: CheckpointError | None = None
+    with closing(run.checkpoint_folders()) as folders:
+        for folder in folders:
+            try:
+                trainer.load(folder / STATE)
+            except CheckpointError as error:
+                damaged = error
+                if run.rank == 0:
+                    run.context.warn(f"{error}; trying the one before it")
+            else:
+                return (folder / TRACE).read_text().splitlines()
+    if damaged is not None:
+        raise ArtifactError(
+            f"{stage}: {damaged}, and none is before it; `ladd-pipeline run --force {stage}` "
+            "trains from the beginning"
+        ) from damaged
+    return []
+
+
+def fill_checkpoint(folder: Path, trainer: Trainer, trace: TrainingTrace, rank: int) -> None:
+    """Write this rank's part of a checkpoint."""
+    trainer.save(folder / STATE)
+    if rank == 0:
+        (folder / TRACE).write_text("".join(f"{line}\n" for line in trace.lines))
+
+
+Watch = Callable[[dict[str, Any]], list[str]]
+"""Takes an update's metrics, gives new warnings."""
+
+
+class TrainingTrace:
+    """Metrics of every update. All ranks keep the lines; rank 0 alone shows them.
+
+    `resumed` are the lines of the checkpoint from which the training resumes.
+    """
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        resumed: list[str],
+        *,
+        total: int,
+        log_every: int,
+        watch: Watch,
+    ) -> None:
+        self.lines = resumed
+        self._context, self._total, self._log_every = run.context, total, log_every
+        self._watch = watch
+        self._latest: dict[str, Any] = {}
+        self._step = json.loads(resumed[-1])["step"] if resumed else 0
+        self._board = None
+        if run.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            store, folder = run.context.store, f"{run.context.folder}/tensorboard"
+            where = store.path(folder) if store.is_local else f"{store.url.rstrip('/')}/{folder}"
+            self._board = SummaryWriter(where, purge_step=self._step + 1 if resumed else None)
+            self._context.report("updates", self._step, total)
+
+    def add(self, step: int, metrics: dict[str, Any]) -> None:
+        """Take in update `step`, counted from 1."""
+        self._keep(step, metrics)
+        self.warn(self._watch(metrics))
+        self._latest |= metrics  # not every update has all, when the heads also learn alone
+        if step % self._log_every == 0 or step == self._total:
+            self._show(step, self._latest)
+
+    def add_look(self, step: int, metrics: dict[str, float]) -> None:
+        """Take in what was seen between updates, behind `step`."""
+        self._keep(step, metrics)
+        self._show(step, metrics)
+
+    def warn(self, warnings: list[str]) -> None:
+        if self._board is not None:
+            for text in warnings:
+                self._context.warn(text)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def _keep(self, step: int, metrics: dict[str, Any]) -> None:
+        self._step = step
+        self.lines.append(json.dumps({"step": step, **metrics}))
+
+    def _show(self, step: int, metrics: dict[str, Any]) -> None:
+        if self._board is None:
+            return
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+        self._context.report("updates", step, self._total)
