@@ -1,10 +1,10 @@
-# One image for head, workers and the command line. CI has no Docker engine: this file is not built there.
+# One image for the head, the workers and the command line. CI has no Docker engine and does not build this file.
 #   docker build -t ladd-pipeline .
-# For GPUs give the wheel index of PyTorch for your CUDA version:
+# For GPUs, pass PyTorch's wheel index for your CUDA version:
 #   docker build -t ladd-pipeline --build-arg TORCH_OPTIONS="--index-url URL" .
 FROM python:3.11-slim
 
-# wget asks a node of KubeRay whether it is healthy.
+# KubeRay's health checks call wget on each node.
 RUN apt-get update && apt-get install --yes --no-install-recommends wget \
     && rm -rf /var/lib/apt/lists/*
 
@@ -12,7 +12,7 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 RUN useradd --create-home --uid 1000 ladd
 WORKDIR /opt/ladd
 
-# torch comes first and alone: it is large and changes seldom.
+# Install torch first, in a separate layer: it is large and rarely changes.
 ARG TORCH_OPTIONS=""
 COPY constraints.txt ./
 RUN pip install $TORCH_OPTIONS "$(grep ^torch== constraints.txt)"

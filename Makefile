@@ -1,4 +1,4 @@
-# Everything a person needs: `make run` and `make test` set themselves up.
+# The commands for daily work. `make run` and `make test` install what they need.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +29,7 @@ chromium:
 	  (apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver) >/dev/null || \
 	  echo "tests/browser need chromium and chromedriver: install them with your system's package manager"
 
-# torch comes first and alone: named with its version it is the build that this machine is meant to have.
+# Install torch first and separately: with its version pinned, pip picks the build meant for this machine.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip

@@ -1,11 +1,11 @@
-"""What LADD's choices are worth on the embedded teacher: each is taken away in turn.
+"""Measures what each of LADD's choices is worth on the embedded teacher by removing one at a time.
 
     python benchmarks/ablations.py --store S --out docs/ablations.json --plot docs/ablations.svg
 
-Trains one student per line below from the same prompts, with the preset's settings but for the one
-that is named, and judges all of them on the same held-out prompts. The first line is trained with
-several seeds: a difference smaller than their spread says nothing. Students that the store holds
-are not trained again. Each takes as long as the preset's `distill`.
+Trains one student per line of the table from the same prompts, with the preset's settings except
+the one that the line names, and judges all students on the same held-out prompts. The first line is
+trained with several seeds: a difference smaller than their spread means nothing. Students already
+in the store are not trained again. Each training takes as long as the preset's `distill`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from stages.judging.shapes_table import (
     score_table,
     student_lines,
 )
+from stages.ladd.grid import steps_title
 from stages.synthesize import encode_image
 
 SHIPPED = "as shipped"
@@ -55,7 +56,7 @@ REAL_SCENES = "real scenes as data"
 
 
 def trials(store: str, seeds: int, at_once: int) -> dict[str, Trial]:
-    """Each student's title, and how it is trained, on its part of the machine."""
+    """Return each student's title and how to train it on its share of the machine's CPUs."""
     cpus = f"distill.cpus_per_worker={max(1, (os.cpu_count() or 1) // at_once)}"
     bare = (cpus, "distill.sample_prompts=0")
     settings = {SHIPPED: ()} | {
@@ -71,7 +72,7 @@ def _config(store: str, settings: tuple[str, ...] = ()):
 
 
 def write_real_scenes(store: ArtifactStore, folder: Path, observer: Observer) -> None:
-    """A scene of our own drawing for every sample of the preset, as shards that `encode` reads."""
+    """Draw a scene for every sample of the preset and write them as shards that `encode` reads."""
     config = _config(store.url)
     artifact = make(Selection(until="prompts"), "prompts", config, store, observer)
     folder.mkdir(exist_ok=True)
@@ -93,7 +94,7 @@ def _shards(prompts: Artifact) -> Iterator[tuple[str, list[dict]]]:
 
 
 def spread(lines: list[StudentLine]) -> dict[str, str]:
-    """Mean and standard deviation of students that differ in their seeds."""
+    """Format the mean and standard deviation of students that differ only in their seeds."""
 
     def words(of: Callable[[StudentLine], dict[int, float]], digits: int) -> str:
         values = [[of(line)[n] for line in lines] for n in of(lines[0])]
@@ -109,8 +110,8 @@ def spread(lines: list[StudentLine]) -> dict[str, str]:
 
 
 def show_buckets(rows: list[Judged], shipped: list[str]) -> None:
-    """Print distances in all and by bucket: the teacher's, and the means of the students `shipped`,
-    which differ in their seeds.
+    """Print the overall and per-bucket distances of the teacher, and their means over the students
+    `shipped`, which differ only in their seeds.
     """
     samplers = {row.pictures: [row] for row in rows if row.pictures.startswith("teacher, ")}
     for row in rows:
@@ -140,8 +141,8 @@ def show(lines: list[StudentLine]) -> None:
 
 
 def draw(lines: list[StudentLine], shipped: list[str], path: Path) -> None:
-    """A row for each student, a mark for each number of steps; the spread of the students `shipped`
-    as bands.
+    """Plot one row per student and one mark per number of steps, with the spread of the students
+    `shipped` as bands.
     """
     import matplotlib
 
@@ -161,9 +162,9 @@ def draw(lines: list[StudentLine], shipped: list[str], path: Path) -> None:
             own = [value(line)[n] for line in lines if line.student in shipped]
             if own:
                 axis.axvspan(min(own), max(own), color=colour, alpha=0.15, linewidth=0)
-            found = [value(line)[n] for line in lines]
-            label = f"{n} step{'s'[: n > 1]}"
-            axis.plot(found, places, mark, color=colour, label=label, linestyle="none")
+            values = [value(line)[n] for line in lines]
+            label = steps_title(n)
+            axis.plot(values, places, mark, color=colour, label=label, linestyle="none")
         axis.set_title(title, fontsize=10)
         axis.grid(axis="y", color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -178,12 +179,12 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="a folder; kept between runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=1000)
-    parser.add_argument("--at-once", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--at-once", type=int, default=1, help="trainings to run in parallel")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     wanted = parser.parse_args()
     store = ArtifactStore(str(wanted.store.absolute()))
-    held_out(_config(store.url), wanted.prompts)  # refuses before anything is trained
+    held_out(_config(store.url), wanted.prompts)  # raises before any training starts
     with Observer("text") as observer:
         write_real_scenes(store, wanted.store / "real-scenes", observer)
         planned = trials(store.url, wanted.seeds, wanted.at_once)

@@ -1,14 +1,13 @@
-"""One LADD update of student and heads against the same two updates in FastGen's alternating way,
-and how near it comes to the machine's matrix rate.
+"""Compares one LADD update with FastGen's alternating schedule and with the machine's matrix rate.
 
     python benchmarks/distill_step.py
 
-Both sides run the same nets and batch and make one update of the student and one of the heads.
-With F one forward of the transformer for one sample, ours costs 6F (`stages/ladd/update.py`), the
-alternating schedule 8F: its discriminator iteration runs the student anew. The matrix rate is the
-best that one `torch.matmul` reaches in the same run and dtype; the FLOPs of a step are counted by
-torch from the operations that really ran. Peak memory is that of nets, optimizers and two steps, as
-the system sees it, each schedule in a process of its own.
+Both schedules run the same networks and batch and make one update of the student and one of the
+heads. With F one forward of the transformer for one sample, ours costs 6F (`stages/ladd/update.py`)
+and the alternating schedule 8F: its discriminator iteration runs the student again. The matrix rate
+is the best that one `torch.matmul` reaches in the same run and dtype. Torch counts the FLOPs of a
+step from the operations that actually ran. Peak memory covers networks, optimizers and two steps,
+as seen by the operating system, with each schedule in a separate process.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from stages.ladd.flow import add_noise, clean_estimate, draw
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.losses import fake_loss, real_loss, student_loss
 from stages.ladd.parallelize import compile_blocks
-from stages.ladd.update import accumulate_gradients
+from stages.ladd.update import MicroBatch, Nets, accumulate_gradients
 from stages.teachers.sd3_backbone import SD3Backbone
 
 
 class Step:
-    """Student, teacher, heads, optimizers and a batch; what both schedules share."""
+    """What both schedules share: student, teacher, heads, optimizers and a batch."""
 
     def __init__(self, batch: int, side: int, text: int, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -61,15 +60,8 @@ class Step:
         )
 
     def ours(self) -> None:
-        accumulate_gradients(
-            self.student,
-            self.teacher,
-            self.heads,
-            self.x0,
-            self.conditioning,
-            self.draws[0],
-            autocast=self.autocast,
-        )
+        nets = Nets(self.student, self.teacher, self.heads, self.autocast)
+        accumulate_gradients(nets, MicroBatch(self.x0, self.conditioning, self.draws[0]))
         self._learn(0)
         self._learn(1)
 
@@ -108,7 +100,7 @@ class Step:
 
 
 def build_transformer(side: int) -> SD3Transformer2DModel:
-    """40 M parameters: 8 blocks, 384 wide."""
+    """Build a transformer of 40 M parameters: 8 blocks, 384 wide."""
     return SD3Transformer2DModel(
         sample_size=side,
         patch_size=2,
@@ -126,7 +118,7 @@ def build_transformer(side: int) -> SD3Transformer2DModel:
 
 
 def matrix_rate(dtype: torch.dtype, side: int = 2048, rounds: int = 6) -> float:
-    """Best FLOP/s of a square matrix product."""
+    """Measure the best FLOP/s of a square matrix product."""
     a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
     return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
 
@@ -164,7 +156,8 @@ def main() -> None:
         step.ours()
     flops = counter.get_total_flops()
     step.alternating()
-    # In turns, so that a noisy neighbour slows both; and the matrix rate before and after.
+    # Alternate the two, so that a noisy neighbour slows both; measure the matrix rate before and
+    # after them.
     rate = matrix_rate(dtype)
     pairs = [(seconds(step.ours), seconds(step.alternating)) for _ in range(args.rounds)]
     rate = max(rate, matrix_rate(dtype))
@@ -190,7 +183,7 @@ def main() -> None:
 
 
 def two_steps(step: Step, schedule: str) -> None:
-    """The second finds the optimizers' moments in place."""
+    """Run two steps; the second starts with the optimizers' moments allocated."""
     for _ in range(2):
         getattr(step, schedule)()
 

@@ -1,12 +1,13 @@
-"""Both modes of preference tuning on the embedded teacher: adapters trained on the teacher and put
-on the student, and adapters trained on the student itself.
+"""Compares both modes of preference tuning on the embedded teacher, training on teacher or student.
 
     python benchmarks/dpo_modes.py --store FOLDER --prompts 500
 
-Prints one table: the scale that the sweep chose, and, on held-out prompts, the tuned student
-against the student at four steps: how often it wins by the reward that made the pairs (ties count
-half), and by how much it changes attribute accuracy, both with 95 % bootstrap intervals over
-prompts. What the store holds already is not made again.
+In the first mode adapters are trained on the teacher and applied to the student, in the second they
+are trained on the student itself. Prints one table: the scale that the sweep chose, and a
+comparison of the tuned with the untuned student at four steps on held-out prompts: how often it
+wins by the reward that made the pairs (ties count half), and by how much attribute accuracy
+changes, both with 95 % bootstrap intervals over prompts. Artifacts already in the store are not
+made again.
 """
 
 from __future__ import annotations
@@ -34,32 +35,32 @@ MODES = {"teacher": "trained on the teacher", "student": "trained on the student
 
 
 def scores_of(folder: Path, config: PipelineConfig, count: int) -> dict[str, np.ndarray]:
-    """Reward and accuracy of the student in a folder on each of the same held-out prompts."""
+    """Measure reward and accuracy of the student in a folder on each held-out prompt."""
     teacher = open_teacher(config.teacher)
     backbone, grid = open_student(folder)
-    paint = student_sampler(teacher, backbone, CPU, student_sigmas(grid, 4))
+    sample = student_sampler(teacher, backbone, CPU, student_sigmas(grid, 4))
     values: dict[str, list[float]] = {"layout": [], "attributes": []}
     judges = {name: open_score(ScoreConfig(name=name), CPU) for name in values}
     for rows in held_out(config, count).values():
-        for at in range(0, len(rows), BATCH):
-            part = rows[at : at + BATCH]
-            pictures = teacher.decode_latents(paint(part))
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            pictures = teacher.decode_latents(sample(part))
             for name, judge in judges.items():
                 values[name] += judge.judge(pictures, [row["prompt"] for row in part]).tolist()
     return {name: np.array(column) for name, column in values.items()}
 
 
 def percent(values: np.ndarray) -> str:
-    """Mean and 95 % interval, in percent."""
-    found = interval_of(values, EvalConfig())
-    return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    """Format the mean and its 95 % interval, in percent."""
+    interval = interval_of(values, EvalConfig())
+    return f"{100 * interval.mean:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path, required=True, help="a folder; kept between runs")
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--set", action="append", default=[], help="for both modes")
+    parser.add_argument("--set", action="append", default=[], help="a setting for both modes")
     wanted = parser.parse_args()
     store = ArtifactStore(str(wanted.store.absolute()))
     lines, base = [], None

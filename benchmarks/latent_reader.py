@@ -1,15 +1,15 @@
-"""Our latent reader against stock `webdataset` over the same latents, from a folder and from S3.
+"""Compares our latent reader with stock `webdataset` on the same latents, from a folder and S3.
 
     python benchmarks/latent_reader.py
 
-Both give shuffled batches of one bucket with latents and prompt embeddings. `webdataset` reads tars
-of .npy members through its own shuffle buffer, decoder and batching, from S3 through curl; ours
-memory-maps the files of an encode artifact, from S3 by ranges through its local cache, and reads
-ahead in a thread. Cold is the first pass over all samples with opening and fetching included (the
-page cache is warm for both: nobody here may drop it), warm the second. Also says how many times
-faster ours is than training consumes: `--consumed`, by default what `distill_step.py` prints for
-42 M parameters in bfloat16 on two cores. The server on loopback reads a whole object for each range
-that it is asked for, which ours pays for when its cache is cold.
+Both produce shuffled batches of one bucket with latents and prompt embeddings. `webdataset` reads
+tars of .npy members through its shuffle buffer, decoder and batching, and uses curl for S3. Ours
+memory-maps the files of an encode artifact, fetches ranges from S3 through its local cache, and
+reads ahead in a thread. The cold figure is the first pass over all samples, including opening and
+fetching (the page cache is warm for both, since the script may not drop it); the warm figure is the
+second pass. Also prints how many times faster ours is than training consumes samples: `--consumed`,
+by default what `distill_step.py` prints for 42 M parameters in bfloat16 on two cores. The S3 server
+on loopback reads a whole object for each requested range, which slows ours when its cache is cold.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BUCKET, PER_FILE, BATCH = "1024x1024", 256, 32
 
 
 def make_data(store: ArtifactStore, count: int, side: int, tokens: int, width: int) -> Artifact:
-    """An encode artifact and, beside it, the same samples as tars."""
+    """Write an encode artifact and the same samples as tars."""
     rng = np.random.default_rng(0)
     files: dict[str, tuple[int, str]] = {}
     parts, prompts, stored = [], [], []
@@ -100,7 +100,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 class Ours:
-    """Opened with the first pass, as a training opens it; the second finds its cache warm."""
+    """Our reader. The first pass opens it, as a training does; the second has a warm cache."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact, self.passes, self.data = artifact, 0, None
@@ -181,7 +181,7 @@ def _tars(store: ArtifactStore) -> list[str]:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """An S3 server on loopback, in a process of its own: neither reader shares its lock."""
+    """Run an S3 server on loopback, in a separate process so that no reader shares its GIL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

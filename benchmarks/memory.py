@@ -1,10 +1,10 @@
-"""The memory that `plan` foretells for an update, against what updates take.
+"""Compares the memory that `plan` predicts for an update with what updates actually use.
 
     python benchmarks/memory.py
 
 Each configuration is built and makes two updates (the second has the optimizer's moments), in
-processes of its own: one is watched by the system (resident set, or the GPU's own count), one by
-torch's profiler, which sees every tensor of the CPU. Prints the ratio of the estimate to both.
+separate processes: one measures what the system sees (resident set, or the GPU's peak), the other
+uses torch's profiler, which sees every CPU tensor. Prints the ratio of the estimate to each.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Case:
 
 
 def geometry(layers: int, heads: int, head_width: int = 64, **more: Any) -> dict[str, Any]:
-    """A transformer's configuration, as diffusers takes and saves it."""
+    """Return a transformer's configuration, as diffusers reads and saves it."""
     width = heads * head_width
     return {
         "sample_size": 32,
@@ -133,7 +133,7 @@ CASES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, help="only this one")
+    parser.add_argument("--case", choices=CASES, help="measure only this case")
     parser.add_argument("--measure", choices=["resident", "allocated"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -145,12 +145,12 @@ def main() -> None:
         expected = CASES[name].estimate()
         size = parameters(CASES[name].transformer) / 1e6
         print(
-            f"{name}, {size:.0f} M parameters: {expected.total / 1e6:.0f} MB foretold", flush=True
+            f"{name}, {size:.0f} M parameters: {expected.total / 1e6:.0f} MB predicted", flush=True
         )
         for way in ways:
-            found = in_own_process("--case", name, "--measure", way)
-            ratio = expected.total / found
-            print(f"    {way:9} {found / 1e6:6.0f} MB, ratio {ratio:.2f}", flush=True)
+            measured = in_own_process("--case", name, "--measure", way)
+            ratio = expected.total / measured
+            print(f"    {way:9} {measured / 1e6:6.0f} MB, ratio {ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":

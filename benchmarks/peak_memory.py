@@ -1,11 +1,11 @@
-"""The peak memory of a piece of work, in three ways.
+"""Measures the peak memory of a piece of work in three ways.
 
-`resident_peak` is what the system sees: the process's resident set at its highest, above what it
-was before the work. It wants a fresh process, and an allocator that gives freed memory back at
-once; `in_own_process` provides both. `allocated_peak` is exact: the tensors of the CPU allocator
-that are alive at one time, from torch's profiler. It leaves out what libraries take beside it
-(scratch of oneDNN and MKL, stacks of threads). `anonymous_peak` is the resident set without the
-pages of files, for work that maps files larger than what it needs at once.
+`resident_peak` is what the system sees: the growth of the process's resident set to its peak. It
+needs a fresh process and an allocator that returns freed memory at once; `in_own_process` provides
+both. `allocated_peak` is exact: the CPU allocator's live tensors, from torch's profiler. It
+excludes what libraries allocate in addition (scratch of oneDNN and MKL, thread stacks).
+`anonymous_peak` is the resident set without file pages, for work that maps files larger than what
+it needs at once.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _ALLOCATOR = {
 
 
 def allocated_peak(work: Callable[[], object]) -> int:
-    """Bytes of CPU tensors alive at one time within `work`, above those from before."""
+    """Return the peak bytes of live CPU tensors during `work`, above those alive before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
-    found = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]")
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     live = peak = 0
     for _, change in changes:
         live += change
@@ -43,21 +43,21 @@ def allocated_peak(work: Callable[[], object]) -> int:
 
 
 def resident_peak(work: Callable[[], object]) -> int:
-    """Bytes by which the process grows within `work`, at most; or a GPU's memory, where there is
-    one.
+    """Return the largest growth of the process in bytes during `work`; with a GPU, the GPU's peak
+    allocated memory instead.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         work()
         return torch.cuda.max_memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = _status("VmRSS")
     work()
     return _status("VmHWM") - before
 
 
 def anonymous_peak(work: Callable[[], object]) -> int:
-    """Bytes of its own by which the process grows within `work`, at most, looked at every 20 ms."""
+    """Return the largest growth of anonymous memory in bytes during `work`, sampled every 20 ms."""
     before = peak = _status("RssAnon")
     done = threading.Event()
 
@@ -77,7 +77,7 @@ def anonymous_peak(work: Callable[[], object]) -> int:
 
 
 def in_own_process(*arguments: str) -> Any:
-    """Run the calling script again with `arguments`, and return the JSON of its last line."""
+    """Run the calling script again with `arguments` and return the JSON of its last line."""
     command = [sys.executable, sys.argv[0], *arguments]
     done = subprocess.run(
         command, env={**os.environ, **_ALLOCATOR}, stdout=subprocess.PIPE, text=True, check=True

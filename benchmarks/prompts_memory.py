@@ -1,11 +1,11 @@
-"""The memory that the stage `prompts` takes, as the number of prompts grows.
+"""Measures the memory that the stage `prompts` uses as the number of prompts grows.
 
     python benchmarks/prompts_memory.py --counts 100000 1000000
 
-For each count a text file of that many different prompts goes through the whole stage, near
-duplicates included, in a process of its own. Prints the peak of its own memory (the pages of the
-spool's files, which the system may drop at any time, are not counted), what each prompt beyond the
-first count adds, and prompts per second.
+For each count, a separate process runs the whole stage, including the search for near duplicates,
+on a text file of that many different prompts. Prints the peak of the process's anonymous memory
+(pages of the spool's files are not counted, since the system may drop them at any time), what each
+prompt beyond the first count adds, and prompts per second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 def write_prompts(path: Path, count: int) -> None:
-    """`count` different lines of ten words and a number."""
+    """Write `count` different lines of ten words and a number."""
     rng = random.Random(0)
     with path.open("w") as file:
         for number in range(count):
@@ -37,7 +37,7 @@ def write_prompts(path: Path, count: int) -> None:
 
 
 def measure(count: int) -> dict[str, float]:
-    """Peak in bytes and seconds of the stage over `count` prompts."""
+    """Measure peak bytes, seconds and kept prompts of the stage over `count` prompts."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "prompts.txt"
         write_prompts(source, count)
@@ -66,13 +66,13 @@ def main() -> None:
         return
     first = None
     for count in wanted.counts:
-        found = in_own_process("--one", str(count))
-        first = first or (count, found["peak"])
-        grown = (found["peak"] - first[1]) / (count - first[0]) if count > first[0] else None
+        measured = in_own_process("--one", str(count))
+        first = first or (count, measured["peak"])
+        grown = (measured["peak"] - first[1]) / (count - first[0]) if count > first[0] else None
         print(
-            f"{count:,} prompts, {found['kept']:,} kept: peak {found['peak'] / MIB:,.0f} MiB"
-            + (f", {grown:.0f} bytes for each further prompt" if grown is not None else "")
-            + f", {count / found['seconds']:,.0f} prompts a second",
+            f"{count:,} prompts, {measured['kept']:,} kept: peak {measured['peak'] / MIB:,.0f} MiB"
+            + (f", {grown:.0f} bytes per additional prompt" if grown is not None else "")
+            + f", {count / measured['seconds']:,.0f} prompts per second",
             flush=True,
         )
 

@@ -1,10 +1,10 @@
-"""The student in stock diffusers against the student in ours: all attributes right, same prompts.
+"""Compares a student in stock diffusers with the same student in our sampler, on the same prompts.
 
     python benchmarks/stock_diffusers.py STUDENT_FOLDER --prompts 250
 
-The pictures of the first row are drawn by a process that imports nothing of this project, through
-`StableDiffusion3Pipeline` and the scheduler of the folder. Prints both shares and the distance
-between the two sets of pictures.
+For stock diffusers, a process that imports nothing from this project samples the pictures with
+`StableDiffusion3Pipeline` and the folder's scheduler. Prints the share of pictures with all
+attributes right for both, and the Fréchet distance between the two sets of pictures.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def main() -> None:
     wanted = parser.parse_args()
     config = load_config(preset="shapes")
     batches = [
-        rows[at : at + BATCH]
+        rows[start : start + BATCH]
         for rows in held_out(config, wanted.prompts).values()
-        for at in range(0, len(rows), BATCH)
+        for start in range(0, len(rows), BATCH)
     ]
     with tempfile.TemporaryDirectory() as work:
         named = {str(i): batch for i, batch in enumerate(batches)}
@@ -74,17 +74,17 @@ def main() -> None:
         stock = [np.load(Path(work) / f"{name}.npy") for name in named]
     teacher = open_teacher(config.teacher)
     backbone, grid = open_student(wanted.student)
-    paint = student_sampler(teacher, backbone, CPU, student_sigmas(grid, wanted.steps))
-    ours = [teacher.decode_latents(paint(batch)) for batch in batches]
+    sample = student_sampler(teacher, backbone, CPU, student_sigmas(grid, wanted.steps))
+    ours = [teacher.decode_latents(sample(batch)) for batch in batches]
     score = open_score(ScoreConfig(name="attributes"), CPU)
     space = open_features(ScoreConfig(name="judge_features"), CPU)
-    for title, drawn in (("stock diffusers", stock), ("ladd-pipeline", ours)):
+    for title, sampled in (("stock diffusers", stock), ("ladd-pipeline", ours)):
         right = [
             score.judge(pictures, [row["prompt"] for row in batch])
-            for pictures, batch in zip(drawn, batches, strict=True)
+            for pictures, batch in zip(sampled, batches, strict=True)
         ]
         print(f"{title}: all attributes right in {100 * np.concatenate(right).mean():.1f} %")
-    features = [np.concatenate([space.features(p) for p in drawn]) for drawn in (stock, ours)]
+    features = [np.concatenate([space.features(p) for p in sampled]) for sampled in (stock, ours)]
     print(f"Fréchet distance between the two: {frechet_distance(*features):.3f}")
 
 

@@ -1,3 +1,3 @@
-"""The engine: graph, keys, planning, execution, storage, command line. Knows Ray; knows nothing of
-diffusion.
+"""The engine: graph, keys, planning, execution, storage, command line. Uses Ray; knows nothing
+about diffusion.
 """

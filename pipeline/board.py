@@ -1,4 +1,4 @@
-"""Where stage tasks and training workers, on any node, post their progress and their warnings."""
+"""Collects progress and warnings from stage tasks and training workers on any node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ProgressBoard:
         self._warnings.append((stage, text))
 
     def drain(self) -> tuple[list[tuple[str, str]], list[tuple[str, str, int, int]]]:
-        """Warnings and latest progress since the last call."""
+        """Return the warnings and the latest progress since the last call."""
         progress = [(stage, unit, *counts) for (stage, unit), counts in self._latest.items()]
         warnings = list(self._warnings)
         self._latest.clear()
@@ -31,7 +31,7 @@ class ProgressBoard:
 
 @dataclass(frozen=True)
 class Reporter:
-    """`StageContext.report` on any node: sends and does not wait."""
+    """`StageContext.report` on any node: sends progress without waiting."""
 
     board: Any
     stage: str
@@ -42,7 +42,9 @@ class Reporter:
 
 @dataclass(frozen=True)
 class Warner:
-    """`StageContext.warn` on any node. Waits: a stage may end, or fail, right after its warning."""
+    """`StageContext.warn` on any node. Waits for delivery: a stage may end right after its
+    warning.
+    """
 
     board: Any
     stage: str
@@ -50,5 +52,5 @@ class Warner:
     def __call__(self, text: str) -> None:
         import ray
 
-        with contextlib.suppress(ray.exceptions.RayActorError):  # a warning is not worth a run
+        with contextlib.suppress(ray.exceptions.RayActorError):  # a warning must not fail a run
             ray.get(self.board.warn.remote(self.stage, text))

@@ -1,4 +1,4 @@
-"""The `ladd-pipeline` command: mounts the commands, and ends with the exit codes of README.md."""
+"""The `ladd-pipeline` command: mounts all commands and exits with the codes listed in README.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app.add_typer(students.teacher_app, name="teacher")
 
 
 def main() -> None:
-    """Run a command and end with its exit code; see README.md."""
+    """Run a command and exit with its code; see README.md."""
     try:
         code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for Ctrl-C
     except LaddError as error:

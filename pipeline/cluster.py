@@ -14,8 +14,8 @@ from schemas.errors import StageFailed
 
 @contextlib.contextmanager
 def ray_cluster(config: PipelineConfig) -> Iterator[None]:
-    """Join the configured cluster, or start Ray on this machine for the time being; within another
-    such block, that one's cluster serves.
+    """Join the configured cluster, or start Ray on this machine, until the block ends. A nested
+    block uses the cluster of the outer one.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -32,17 +32,17 @@ def ray_cluster(config: PipelineConfig) -> Iterator[None]:
     }
     if config.ray.address is None:
         options |= {
-            "address": "local",  # without it, Ray joins what somebody else has started here
+            "address": "local",  # otherwise Ray joins any cluster that runs on this machine
             "num_cpus": config.ray.num_cpus or os.cpu_count(),
             "include_dashboard": False,
             "object_store_memory": 512 << 20,
         }
     else:
         options["address"] = config.ray.address
-    ours = signal.getsignal(signal.SIGTERM)
+    our_handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-        signal.signal(signal.SIGTERM, ours)  # Ray puts its own there
+        signal.signal(signal.SIGTERM, our_handler)  # ray.init replaces it
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StageFailed(
             "ray.address: cannot join or start a Ray cluster "

@@ -1,5 +1,5 @@
-"""Reads a configuration: flags over environment over file over preset, then validates with clear
-messages.
+"""Reads a configuration (flags override environment, file and preset, in this order) and validates
+it with clear messages.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def load_config(
     settings: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> PipelineConfig:
-    """The resolved configuration. Without file and preset: ./pipeline.yaml if there is one, else
-    preset `shapes`.
+    """Return the resolved configuration. Without file and preset, use ./pipeline.yaml if it exists,
+    else preset `shapes`.
 
     Raises ConfigError naming the field, file or preset.
     """
@@ -54,7 +54,7 @@ def load_config(
 
 
 def _absolute(store: str) -> str:
-    """A local store by its full path: workers run in other folders."""
+    """Make a local store's path absolute: workers run in other folders."""
     return store if "://" in store else str(Path(store).expanduser().absolute())
 
 
@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"there is no configuration file {path}; `ladd-pipeline init` writes one"
+            f"configuration file {path} does not exist; `ladd-pipeline init` writes one"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(
@@ -91,13 +91,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(
-            f"configuration file {path} must hold fields, not {type(content).__name__}"
+            f"configuration file {path} must contain fields, not {type(content).__name__}"
         )
     return {str(name): value for name, value in content.items()}
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins; mappings are merged, except `buckets`, which is replaced whole."""
+    """Merge two configurations; `over` wins. Mappings merge, but `buckets` is replaced whole."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "buckets"
@@ -137,7 +137,7 @@ def _explain(error: Any) -> str:
 
 
 def _fields_at(kind: Any, path: list[Any]) -> list[str]:
-    """Names of the fields at a place of the model, as far as its types tell."""
+    """Return the names of the fields at `path` in a type, where its annotations tell them."""
     if get_origin(kind) in (Union, UnionType):
         return sorted({name for option in get_args(kind) for name in _fields_at(option, path)})
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -147,6 +147,6 @@ def _fields_at(kind: Any, path: list[Any]) -> list[str]:
         return _fields_at(field.annotation, path[1:]) if field else []
     arguments = get_args(kind)
     if arguments and path:
-        rest = path[1:] if isinstance(path[0], int) else path
-        return sorted({name for option in arguments for name in _fields_at(option, rest)})
+        remaining = path[1:] if isinstance(path[0], int) else path
+        return sorted({name for option in arguments for name in _fields_at(option, remaining)})
     return sorted({name for option in arguments for name in _fields_at(option, path)})

@@ -1,7 +1,7 @@
 """The whole graph on one screen. A new stage is one file in `stages/` and one entry here.
 
-The declaration is read twice: with plain nodes to plan, without Ray, and with Ray's remote
-functions to run.
+The declaration is used twice: for planning with plain nodes, without Ray, and for running with
+Ray's remote functions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _pictures_from(config: PipelineConfig) -> tuple[str, ...] | None:
-    """External data take the place of the synthesized pictures."""
+    """External data replace the synthesized pictures."""
     return None if config.encode.external is not None else ("prompts",)
 
 
@@ -25,9 +25,9 @@ def _latents_from(config: PipelineConfig) -> tuple[str, ...]:
 
 
 def _pairs_from(config: PipelineConfig) -> tuple[str, ...]:
-    """The student is needed only where it draws the pairs."""
-    student_draws = config.pairs.model == "student" and config.pairs.url is None
-    return ("prompts", "distill") if student_draws else ("prompts",)
+    """The student is an input only if it samples the pairs."""
+    student_samples = config.pairs.model == "student" and config.pairs.url is None
+    return ("prompts", "distill") if student_samples else ("prompts",)
 
 
 def _always(*stages: str) -> Callable[[PipelineConfig], tuple[str, ...]]:
@@ -55,13 +55,13 @@ _ENTRIES = (
         "evaluated student",
     ),
 )
-"""In the order in which they can run: each stage behind its inputs."""
+"""In execution order: each stage comes after its inputs."""
 
 STAGES = {stage.name: stage for stage in _ENTRIES}
 
 
 def declare(node_of: Callable[[str], Any], config: PipelineConfig) -> dict[str, Any]:
-    """Bind the stages to each other; `node_of(name)` gives something with Ray's `.bind()`."""
+    """Bind the stages to each other; `node_of(name)` returns an object with Ray's `.bind()`."""
     nodes: dict[str, Any] = {}
     for name, stage in STAGES.items():
         inputs = stage.inputs(config)

@@ -1,7 +1,7 @@
 """Runs a plan: walks the bound Ray DAG, submits each stage as a Ray task, and reports what happens.
 
-The only module that touches Ray's DAG nodes. Stage tasks are coordinators that take no CPU; they
-run on the node where the command runs: the head, in a Ray job.
+The only module that uses Ray's DAG nodes. Stage tasks are coordinators that reserve no CPU; they
+run on the node where the command runs, which in a Ray job is the head.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.board import ProgressBoard
 from pipeline.cluster import ray_cluster
 from pipeline.dag import STAGES, declare
 from pipeline.observe import Observer
-from pipeline.planning import PlannedStage, Selection, make_plan
+from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
 from pipeline.stage_task import Job, run_stage
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, StageFailed
@@ -29,26 +29,20 @@ from schemas.errors import LaddError, StageFailed
 def execute(
     config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage], observer: Observer
 ) -> list[dict[str, Any]]:
-    """Run what the plan says; returns a row a stage: name, action, key, counts, seconds. Raises the
-    first failure.
+    """Run a plan; return one row per stage: name, action, key, counts, seconds. Raises the first
+    failure.
 
-    Starts nothing when nothing is to run.
+    Starts nothing if there is nothing to run.
     """
     running = [stage for stage in plan if stage.action == "run"]
-    rows = {
-        s.name: {"stage": s.name, "action": s.action, "key": s.key, "counts": {}, "seconds": 0.0}
-        for s in plan
-    }
-    for stage in plan:
-        if stage.manifest is not None and stage.action == "done":
-            rows[stage.name]["counts"] = stage.manifest.counts
+    rows = rows_of(plan)
     if not running:
         return list(rows.values())
     for stage in running:
         check = getattr(STAGES[stage.name].module(), "check", None)
         if check is not None:
             check(config)
-    # The store must be writable before an hour of work, not after it.
+    # Write now, so that a store without write access fails before an hour of work, not after it.
     started = datetime.now(UTC)
     record = f"runs/{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     summary = {
@@ -94,9 +88,7 @@ def make(
     store: ArtifactStore,
     observer: Observer,
 ) -> Artifact:
-    """Plan, run what the selection leaves to run, and return the artifact of `stage`. Raises the
-    first failure.
-    """
+    """Plan and run the selection, and return the artifact of `stage`. Raises the first failure."""
     plan = make_plan(config, store, selection)
     execute(config, store, plan, observer)
     artifact = store.find(stage, next(s.key for s in plan if s.name == stage))
@@ -109,15 +101,17 @@ def to_line(event: dict[str, Any]) -> bytes:
 
 
 def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
-    """Submit the bound nodes in order, upstream results as top-level arguments; yields each stage's
-    outcome.
+    """Submit the bound nodes in order, with upstream results as top-level arguments; yield each
+    stage's outcome.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
-    stage_task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(run_stage)
+    this_node: Any = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=this_node)(ProgressBoard).remote()
+    stage_task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=this_node)(run_stage)
     nodes = declare(
         lambda name: _Bound(stage_task.options(name=name), name, job, board), job.config
     )
@@ -139,7 +133,7 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     }
     while pending:
         ready, _ = ray.wait(list(pending), timeout=0.5)
-        with contextlib.suppress(ray.exceptions.RayActorError):  # progress is not worth a run
+        with contextlib.suppress(ray.exceptions.RayActorError):  # progress must not fail a run
             warnings, progress = ray.get(board.drain.remote())
             for warning in warnings:
                 observer.warn(*warning)
@@ -177,7 +171,7 @@ def _submittable(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _original(error: LaddError) -> LaddError:
-    """Ray wraps what a task raises in a class made on the fly; give back the plain one."""
+    """Unwrap a task's error: Ray wraps it in a class that it makes on the fly."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, LaddError) else error
 

@@ -1,5 +1,5 @@
-"""What a person sees while stages run: bars on a terminal, else a line a stage every 30 s, or JSON
-lines.
+"""What the user sees while stages run: bars on a terminal, else one line per stage every 30 s, or
+JSON lines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Seen:
 
 @dataclass
 class Observer:
-    """Takes progress and events; `log_format` is text or json. Keeps every event for
+    """Shows progress and events; `log_format` is text or json. Keeps every event for
     `events.jsonl`.
     """
 
@@ -67,7 +67,7 @@ class Observer:
             self._bars.stop()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """A fact worth keeping: a stage started, done, failed; a warning."""
+        """Show and keep an event: a stage started, done or failed; a warning."""
         row = self.record(kind, **fields)
         if self.log_format == "json":
             print(json.dumps(row), file=sys.stderr, flush=True)
@@ -78,19 +78,17 @@ class Observer:
             )
 
     def record(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Keep an event for `events.jsonl` without showing it: tracebacks of what nobody
-        foresaw.
-        """
+        """Keep an event for `events.jsonl` without showing it: tracebacks of unexpected errors."""
         row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields}
         self.events.append(row)
         return row
 
     def warn(self, stage: str, text: str) -> None:
-        """A stage's warning: shown at once, and kept."""
+        """Show a stage's warning at once, and keep it."""
         self.event("warning", stage=stage, text=text)
 
     def progress(self, stage: str, unit: str, done: int, total: int) -> None:
-        """How far a stage is."""
+        """Show how far a stage is."""
         now, key = self.clock(), (stage, unit)
         seen = self._seen.setdefault(key, _Seen(now, done))
         if self._bars:

@@ -15,7 +15,7 @@ from schemas.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Selection:
-    """Which stages a command is about."""
+    """The stages that a command selects."""
 
     until: str | None = None
     start: str | None = None
@@ -24,7 +24,7 @@ class Selection:
     force: frozenset[str] = frozenset()
 
     def stages(self, plan: list[PlannedStage]) -> list[PlannedStage]:
-        """The stages of a plan that the selection is about, with those that they need."""
+        """Return the selected stages of a plan, with the stages that they need."""
         if self.only is not None:
             return [stage for stage in plan if stage.name == self.only]
         if self.until is None:
@@ -49,8 +49,24 @@ class PlannedStage:
     manifest: Manifest | None = field(default=None, repr=False)
 
 
+def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
+    """One row per stage, by name, for the table at the end of a run: stage, action, key, counts and
+    seconds, before anything runs.
+    """
+    return {
+        stage.name: {
+            "stage": stage.name,
+            "action": stage.action,
+            "key": stage.key,
+            "counts": stage.manifest.counts if stage.manifest and stage.action == "done" else {},
+            "seconds": 0.0,
+        }
+        for stage in plan
+    }
+
+
 class _PlanNode:
-    """Stands in for a Ray node while planning."""
+    """A stand-in for a Ray node, used for planning."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -64,8 +80,8 @@ class _PlanNode:
 def make_plan(
     config: PipelineConfig, store: ArtifactStore, selection: Selection
 ) -> list[PlannedStage]:
-    """Every stage of the graph in order. Raises ConfigError for an unknown stage, ArtifactError for
-    a missing input.
+    """Plan every stage of the graph, in order. Raises ConfigError for an unknown stage,
+    ArtifactError for a missing input.
     """
     nodes = declare(_PlanNode, config)
     for wanted in (selection.until, selection.start, selection.only, *selection.force):
@@ -87,7 +103,7 @@ def make_plan(
                 "forced" if name in selection.force else _why(store, config, name, rerun),
             )
         else:
-            action, why = ("done", "artifact is there") if found[name] else ("skip", "not needed")
+            action, why = ("done", "artifact exists") if found[name] else ("skip", "not needed")
         artifact = found[name]
         manifest = artifact.manifest if artifact else None
         planned.append(
@@ -99,8 +115,8 @@ def make_plan(
 
 
 def _running(nodes: dict[str, _PlanNode], found: dict[str, Any], selection: Selection) -> set[str]:
-    """What must run: the wanted stages that are missing or forced, and whatever those need and
-    miss.
+    """Return the stages that must run: the wanted stages that are missing or forced, and their
+    missing inputs.
     """
     fed = {above.name for node in nodes.values() for above in node.upstream}
     wanted = (
@@ -119,7 +135,7 @@ def _running(nodes: dict[str, _PlanNode], found: dict[str, Any], selection: Sele
 def _require_inputs(
     nodes: dict[str, _PlanNode], found: dict[str, Any], running: set[str], selection: Selection
 ) -> None:
-    """Raises ArtifactError when a missing stage lies before `--from` or beside `--only`."""
+    """Raise ArtifactError if a stage that must run is before `--from` or not that of `--only`."""
     first = selection.only or selection.start
     if first is None:
         return
@@ -141,8 +157,8 @@ def _upstream(node: _PlanNode) -> set[str]:
 
 
 def _why(store: ArtifactStore, config: PipelineConfig, name: str, rerun: list[str]) -> str:
-    """The identity fields that differ from the nearest artifact of this stage, or that there is
-    none.
+    """Say which identity fields differ from the nearest artifact of this stage, or that the stage
+    has none.
     """
     nearest: list[str] | None = None
     for manifest in committed(store, name):
@@ -161,7 +177,7 @@ def _why(store: ArtifactStore, config: PipelineConfig, name: str, rerun: list[st
 
 
 def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
-    """Manifests of all artifacts of a stage, newest first."""
+    """Return the manifests of all artifacts of a stage, newest first."""
     names = [
         n
         for n in store.list(f"artifacts/{stage}")
@@ -172,7 +188,7 @@ def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
 
 
 def changed_fields(old: Any, new: Any, where: str = "") -> list[str]:
-    """Sentences `a.b changed from x to y` for every leaf that differs."""
+    """Return a sentence `a.b changed from x to y` for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         changes = []
         for key in sorted({*old, *new}):
@@ -190,7 +206,7 @@ def _show(value: Any) -> str:
 
 
 def _estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> str:
-    """What a stage makes: measured when its artifact is there, else as the stage expects."""
+    """Say what a stage makes: as measured if its artifact exists, else as the stage estimates."""
     if manifest is None:
         expected: str = STAGES[name].module().estimate(config)
         return expected

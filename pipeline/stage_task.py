@@ -38,7 +38,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage task needs to know; crosses the wire."""
+    """What a stage task needs; it is serialised and sent to the task."""
 
     config: PipelineConfig
     store: ArtifactStore
@@ -47,7 +47,7 @@ class Job:
     running: frozenset[str]
     forced: frozenset[str]
     cwd: str
-    """Where relative paths of the configuration begin."""
+    """The folder that relative paths in the configuration start from."""
 
 
 def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> dict[str, Any]:
@@ -57,15 +57,15 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     found = store.find(name, key)
     if name in job.forced:
         _clear(store, name, key)
-    elif found is not None:  # another run was faster
+    elif found is not None:  # another run has committed it
         return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
     inputs: dict[str, Artifact] = {}
     for upstream in job.inputs[name]:
         artifact = store.find(upstream, job.keys[upstream])
         if artifact is None:
             raise StageFailed(
-                f"{name}: the artifact of {upstream} has gone from {store.url} since the "
-                "plan was made"
+                f"{name}: the artifact of {upstream} has disappeared from {store.url} "
+                "since the plan was made"
             )
         inputs[upstream] = artifact
     _begin(store, name, key, inputs)
@@ -87,8 +87,8 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
 
 
 def _begin(store: ArtifactStore, name: str, key: str, inputs: dict[str, Artifact]) -> None:
-    """Throw away what an unfinished run has made of inputs that are others by now: a file of
-    prompts may change, and `--force prompts` then makes others under the same key.
+    """Delete what an unfinished run made if its inputs have changed since: a prompt file may
+    change, and `--force prompts` then makes different prompts under the same key.
     """
     mark = f"{store.folder(name, key)}/inputs.json"
     files = {
@@ -102,7 +102,7 @@ def _begin(store: ArtifactStore, name: str, key: str, inputs: dict[str, Artifact
 
 
 def _clear(store: ArtifactStore, name: str, key: str) -> None:
-    """Remove an artifact and its training, unless another run is at it."""
+    """Remove an artifact and its training. Raises Locked if another run is using them."""
     with held(store, store.training_folder(name, key), name):
         store.remove(store.folder(name, key))
         store.remove(store.training_folder(name, key))
@@ -139,7 +139,7 @@ def _manifest(
 
 
 def environment() -> Environment:
-    """Versions of what matters, and the commit of this checkout where there is one."""
+    """Return the versions of the main packages, and this checkout's commit if it is one."""
     packages = {}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

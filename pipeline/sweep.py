@@ -1,4 +1,4 @@
-"""Several configurations of one stage, each an artifact of its own, in one Ray cluster."""
+"""Runs several configurations of one stage in one Ray cluster; each makes a separate artifact."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Trial:
     """One point of the sweep."""
 
     settings: tuple[str, ...]
-    """What it sets, beyond what all trials share."""
+    """The settings of this trial, without those that all trials share."""
     config: PipelineConfig
 
     @property
     def name(self) -> str:
-        """Its settings, for tables; those of `distill` without the section."""
+        """The trial's settings, as tables show them: those of `distill` without the section."""
         own = (setting.removeprefix("distill.") for setting in self.settings)
         return " ".join(own) or "as configured"
 
@@ -43,11 +43,12 @@ def make_trials(
     settings: Sequence[str],
     one_at_a_time: bool = False,
 ) -> list[Trial]:
-    """Every combination of the values that the settings list, separated by commas; with
-    `one_at_a_time`, the first values of all, then each other value in the place of its first.
+    """Make a trial for every combination of the settings' comma-separated values.
 
-    `load` makes a configuration of settings. A value that is itself a list is written in brackets:
-    `a.b=[1,0],[0,1]` are two. Raises ConfigError for a setting or configuration that is not valid.
+    With `one_at_a_time`, the first trial uses the first value of every setting, and each further
+    trial replaces one of them by another value. `load` makes a configuration from settings. A value
+    that is itself a list is written in brackets: `a.b=[1,0],[0,1]` has two values. Raises
+    ConfigError for an invalid setting or configuration.
     """
     choices = [[f"{path}={value}" for value in values] for path, values in map(_split, settings)]
     if one_at_a_time:
@@ -60,8 +61,8 @@ def make_trials(
 
 
 def _around_first(choices: list[list[str]]) -> tuple[list[_Texts], list[_Texts]]:
-    """Combinations that differ from the first values in one place at most, and what each differs
-    in.
+    """Return the combinations that differ from the first values in at most one place, and the
+    settings in which each differs.
     """
     first = tuple(values[0] for values in choices)
     chosen: list[_Texts] = [first]
@@ -87,19 +88,18 @@ def _split(setting: str) -> tuple[str, list[str]]:
 
 
 def _text(value: Any) -> str:
-    """A value as `--set` takes it."""
+    """Format a value for `--set`."""
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def run_trials(
     stage: str, trials: list[Trial], store: ArtifactStore, observer: Observer, at_once: int
 ) -> Iterator[tuple[Trial, Artifact | LaddError]]:
-    """Make the stage's artifact of each trial, `at_once` side by side; yields each when it is
-    there.
+    """Make the stage's artifact of each trial, `at_once` in parallel; yield each when it is done.
 
-    What the stage needs is made first, one after another, for trials share most of it. A trial
-    that fails does not stop the others. Ray gives each the resources that it asks for and lets the
-    rest wait. Raises ConfigError for two trials of one artifact.
+    The stage's inputs are made first, one trial after another, because trials share most of them.
+    A trial that fails does not stop the others. Each trial waits until Ray has the resources that
+    it requests. Raises ConfigError if two trials make the same artifact.
     """
     _require_distinct(stage, trials, store)
     ready = []
@@ -123,14 +123,14 @@ def _require_distinct(stage: str, trials: list[Trial], store: ArtifactStore) -> 
         key = next(planned.key for planned in needed if planned.name == stage)
         if key in seen:
             raise ConfigError(
-                f"two trials make one artifact, {seen[key].name!r} and {trial.name!r}: give values "
-                "that differ, of fields that change a result"
+                f"two trials make one artifact, {seen[key].name!r} and {trial.name!r}: give "
+                "different values, of fields that change the result"
             )
         seen[key] = trial
 
 
 def require_judged_alike(trials: list[Trial]) -> None:
-    """Raises ConfigError where trials differ in what the pictures are that they are judged by."""
+    """Raise ConfigError if trials differ in the pictures that they are judged against."""
     for section in ("teacher", "prompts", "synthesize"):
         if any(
             getattr(trial.config, section) != getattr(trials[0].config, section) for trial in trials
@@ -144,7 +144,7 @@ def require_judged_alike(trials: list[Trial]) -> None:
 def _side_by_side(
     trials: list[Trial], run: Callable[[Trial], Artifact], at_once: int
 ) -> Iterator[tuple[Trial, Artifact | LaddError]]:
-    """Daemon threads: a command that is stopped does not wait until its trainings have ended."""
+    """Run trials in daemon threads: a stopped command does not wait for its trainings to end."""
     waiting = deque(trials)
     finished: SimpleQueue[tuple[Trial, Artifact | BaseException]] = SimpleQueue()
 
@@ -181,7 +181,7 @@ def _run(stage: str, trial: Trial, store: ArtifactStore, observer: Observer) -> 
 
 
 class _TrialObserver(Observer):
-    """Passes on what one of several runs reports, under its name."""
+    """Forwards the events and progress of one trial, labelled with its name."""
 
     def __init__(self, shown: Observer, name: str) -> None:
         super().__init__(shown.log_format)

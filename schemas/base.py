@@ -11,21 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
-    """An immutable model that refuses unknown fields and documents each field by the string below
-    it.
-    """
+    """An immutable model that refuses unknown fields. The string below a field documents it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def runtime(default: Any = ..., **constraints: Any) -> Any:
-    """A field that does not change the result: workers, retries, logging, placement."""
+    """Declare a field that does not change the result: workers, retries, logging, placement."""
     return Field(default, json_schema_extra={"runtime": True}, **constraints)
 
 
 def identity_of(value: Any) -> Any:
-    """The identity fields of a config, nested, as JSON values: what enters an artifact's key. A
-    field's value is its own identity.
+    """Return the identity fields of a config, nested, as JSON values: they enter an artifact's key.
+    A plain value is returned unchanged.
     """
     if isinstance(value, BaseModel):
         return {

@@ -21,26 +21,26 @@ class Bucket(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> Bucket:
-        """Raises ValueError when `text` is not WIDTHxHEIGHT."""
+        """Parse WIDTHxHEIGHT. Raises ValueError for any other text."""
         if not _FORM.fullmatch(text):
             raise ValueError(f"bucket {text!r} is not WIDTHxHEIGHT in pixels, such as 1024x1024")
         width, height = text.split("x")
         return Bucket(int(width), int(height))
 
     def require_divisible(self, unit: int) -> None:
-        """Raises ValueError unless both sides are multiples of `unit` pixels (VAE factor times
+        """Raise ValueError unless both sides are multiples of `unit` pixels (VAE factor times
         patch size).
         """
         if self.width % unit or self.height % unit:
-            near = Bucket(*(max(unit, round(side / unit) * unit) for side in self))
+            nearest = Bucket(*(max(unit, round(side / unit) * unit) for side in self))
             raise ValueError(
                 f"bucket {self} does not fit the teacher: both sides must be divisible by {unit} "
-                f"(VAE factor x patch size); use {near}"
+                f"(VAE factor x patch size); use {nearest}"
             )
 
 
 def nearest_bucket(width: int, height: int, buckets: list[Bucket]) -> Bucket:
-    """The bucket whose aspect ratio is nearest to a picture's, by the ratio of ratios."""
+    """Return the bucket whose aspect ratio is closest to a picture's, by the ratio of ratios."""
     ratio = width / height
     return min(
         buckets, key=lambda b: (max(ratio * b.height / b.width, b.width / b.height / ratio), b)

@@ -1,5 +1,5 @@
-"""The configuration of a pipeline: one section a stage, each field either identity or runtime (see
-`base.py`).
+"""The configuration of a pipeline: one section per stage. Each field is either identity or runtime
+(see `base.py`).
 """
 
 from __future__ import annotations
@@ -16,42 +16,44 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class TeacherConfig(Frozen):
-    """Which model teaches."""
+    """The teacher model."""
 
     family: str = "sd3"
-    """A file in stages/teachers: sd3 (SD3, SD3.5) or shapes (the embedded default)."""
+    """A module in stages/teachers: sd3 (SD3, SD3.5) or shapes (the embedded default)."""
     model: str | None = None
     """A diffusers folder or a hub id; empty for the embedded teacher."""
     revision: str | None = None
-    """Hub revision (a commit hash is best), or any mark of yours for a local folder: change it when
-    the weights do.
+    """Hub revision (preferably a commit hash), or any label of yours for a local folder: change it
+    when the weights change.
     """
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of the frozen teacher. Training in float32 takes it in float32 too."""
+    """Precision of the frozen teacher. Distillation in float32 uses a float32 teacher."""
     use_t5: bool = True
-    """Whether the third text encoder (T5) is loaded. Without it zeros stand in, as in diffusers."""
+    """Whether to load the third text encoder (T5). Without it, zeros replace its output, as in
+    diffusers.
+    """
     max_sequence_length: int = Field(256, ge=1, le=512)
-    """Tokens of the T5 part of the text sequence."""
+    """Number of T5 tokens in the text sequence."""
 
 
 class GrammarSource(Frozen):
     """Prompts from the grammar of the shapes world."""
 
     kind: Literal["grammar"]
-    """Marks this source."""
+    """Selects this kind of source."""
     weight: float = Field(1.0, gt=0)
     """Share of this source in the mix."""
 
 
 class FileSource(Frozen):
-    """Prompts from a file: txt (one a line), jsonl, csv or parquet."""
+    """Prompts from a file: txt (one per line), jsonl, csv or parquet."""
 
     kind: Literal["file"]
-    """Marks this source."""
+    """Selects this kind of source."""
     url: str
     """Any path or fsspec URL."""
     column: str = "prompt"
-    """Which field of a jsonl, csv or parquet row is the prompt."""
+    """Field of a jsonl, csv or parquet row that holds the prompt."""
     weight: float = Field(1.0, gt=0)
     """Share of this source in the mix."""
 
@@ -60,29 +62,31 @@ Source = Annotated[GrammarSource | FileSource, Field(discriminator="kind")]
 
 
 class PromptsConfig(Frozen):
-    """Which prompts, in which buckets, and which of them are held out."""
+    """Prompt sources, buckets, cleaning and the held-out split."""
 
     sources: list[Source] = Field(min_length=1)
-    """Mixed by weight; a source that runs dry leaves the mix."""
+    """Mixed by weight; an exhausted source leaves the mix."""
     count: int | None = Field(None, gt=0)
-    """Prompts to draw before cleaning; empty takes all (a grammar never ends and needs a count)."""
+    """Prompts to draw before cleaning; empty draws all (a grammar never ends and needs a count)."""
     seed: Seed = 0
-    """Base of every sample's seed. A grammar's prompts and the mix of sources come from it too."""
+    """Base of every sample's seed. It also sets a grammar's prompts and the mix of sources."""
     buckets: dict[BucketName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Picture sizes and their weights."""
     images_per_prompt: int = Field(1, ge=1)
-    """Pictures made of each training prompt, each with its own seed."""
+    """Pictures per training prompt, each with its own seed."""
     held_out_fraction: Probability = 0.02
-    """Share of prompts kept for evaluation, chosen by hash: adding prompts moves none."""
+    """Share of prompts held out for evaluation, chosen by hash: adding prompts moves none."""
     min_tokens: int = Field(1, ge=0)
-    """Shorter prompts are dropped; counted in the teacher's own tokens, marks left out."""
+    """Shorter prompts are dropped; counted in the teacher's tokens, without start and end
+    tokens.
+    """
     max_tokens: int | None = Field(None, gt=0)
-    """Longer prompts are dropped; empty means what the teacher's first tokenizer takes."""
+    """Longer prompts are dropped; empty means the limit of the teacher's first tokenizer."""
     block: list[str] = Field(default_factory=list)
-    """Regular expressions (case-insensitive); a prompt in which one is found is dropped."""
+    """Regular expressions (case-insensitive); a prompt in which one matches is dropped."""
     near_duplicates: float | None = Field(0.9, gt=0, le=1)
-    """Jaccard similarity of five-letter shingles from which a later prompt is dropped; empty keeps
-    all but equals.
+    """Jaccard similarity of five-letter shingles at or above which the later prompt is dropped;
+    empty drops only exact duplicates.
     """
     samples_per_shard: int = Field(1024, ge=1)
     """Pictures in one shard, the unit of work and of resume."""
@@ -109,8 +113,8 @@ class PromptsConfig(Frozen):
         return [Bucket.parse(name) for name in self.buckets]
 
     def pictures_text(self) -> str:
-        """How many pictures the teacher makes, as far as it is known before the prompts are:
-        `all`, or `up to 1,430`.
+        """Return how many pictures the teacher will make, as known before the prompts exist: `all`,
+        or `up to 1,430`.
         """
         if self.count is None:
             return "all"
@@ -119,39 +123,41 @@ class PromptsConfig(Frozen):
 
 
 class WorkerPool(Frozen):
-    """Where the work of a stage runs. Nothing here changes the result."""
+    """Workers of a stage. No field changes the result."""
 
     workers: int = runtime(0, ge=0)
-    """Actors; 0 takes one per GPU, or per `cpus_per_worker` CPUs where there is no GPU, and more
-    when nodes join.
+    """Number of actors; 0 means one per GPU, or per `cpus_per_worker` CPUs if there is no GPU, and
+    more when nodes join.
     """
     cpus_per_worker: float = runtime(1, gt=0)
-    """CPUs (and threads) of each actor."""
+    """CPUs (and threads) per actor."""
     gpus_per_worker: float | None = runtime(None, ge=0)
-    """GPUs of each actor; empty takes 1 where the cluster has GPUs at that moment, else 0."""
+    """GPUs per actor; empty means 1 if the cluster has GPUs when the stage starts, else 0."""
     retries: int = runtime(2, ge=0)
-    """How often a shard is tried again whose worker was lost or whose store did not answer."""
+    """How often to retry a shard whose worker was lost or whose store did not answer."""
 
 
 class SynthesizeConfig(Frozen):
-    """How the teacher makes its pictures."""
+    """How the teacher samples its pictures."""
 
     steps: int = Field(28, ge=1)
     """Sampling steps."""
     guidance_scale: float = Field(5.0, ge=1)
-    """Classifier-free guidance. LADD learns the guided distribution: 1 would leave guidance out."""
+    """Classifier-free guidance. LADD learns the guided distribution; 1 turns guidance off."""
     micro_batch: int = Field(8, ge=1)
-    """Pictures sampled together. An identity field: low-precision sums may round differently by
-    batch size.
+    """Pictures sampled together. An identity field, because low-precision sums may round
+    differently at another batch size.
     """
     image_format: Literal["png", "webp", "jpg"] = "png"
-    """Of the pictures in the shards."""
+    """File format of the pictures in the shards."""
     quality: int = Field(95, ge=1, le=100)
-    """Of webp and jpg."""
+    """Quality of webp and jpg files."""
     latents: Literal["none", "beside", "only"] = "none"
-    """Whether the teacher's own final latents are kept beside, or instead of, the pictures."""
+    """Whether to store the teacher's final latents next to the pictures (beside) or instead of them
+    (only).
+    """
     flat_below: float = Field(2.0, ge=0)
-    """Pictures whose values (0 to 255) deviate less than this are filtered as flat."""
+    """Pictures whose standard deviation (values 0 to 255) is below this are filtered as flat."""
     pool: WorkerPool = runtime(WorkerPool())
 
 
@@ -163,13 +169,11 @@ class EncodeConfig(Frozen):
     synthesized ones.
     """
     use_teacher_latents: bool = True
-    """Take the teacher's own latents where a shard holds them; otherwise the VAE encodes the
-    picture.
-    """
+    """Use the teacher's latents if a shard holds them; otherwise the VAE encodes the picture."""
     dtype: Literal["float16", "float32"] = "float16"
-    """Of the stored latents and embeddings."""
+    """Precision of the stored latents and embeddings."""
     embeddings: Literal["stored", "online"] = "stored"
-    """Prompt embeddings once per prompt on storage, or computed while training."""
+    """Whether prompt embeddings are stored, once per prompt, or computed during training."""
     micro_batch: int = Field(32, ge=1)
     """Pictures encoded together."""
     pool: WorkerPool = runtime(WorkerPool())
@@ -179,27 +183,27 @@ class RenoiseConfig(Frozen):
     """The discriminator's noise level: t = sigmoid(N(mean, std)) (LADD, section 3.2)."""
 
     distribution: Literal["logit_normal", "uniform"] = "logit_normal"
-    """uniform takes all levels alike, and neither mean nor std."""
+    """uniform draws all levels with equal probability and ignores mean and std."""
     mean: float = 1.0
-    """Above 0 biases to high noise: structure. Low noise gives texture."""
+    """Above 0 it favours high noise, which gives structure. Low noise gives texture."""
     std: float = Field(1.0, gt=0)
     """Spread; large values reach all noise levels."""
 
 
 class StudentTimeConfig(Frozen):
-    """At which noise levels the student is trained (LADD, section 4)."""
+    """The noise levels at which the student is trained (LADD, section 4)."""
 
     grid: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)
-    """The sampling grid of the student, from pure noise down; saved with it."""
+    """The student's sampling grid, from pure noise down; saved with the student."""
     probabilities: tuple[Probability, ...] = (0.7, 0.1, 0.1, 0.1)
-    """Of the grid's levels."""
+    """Probability of each grid level."""
     warmup_probabilities: tuple[Probability, ...] = (0.0, 0.0, 0.5, 0.5)
     """The same during warm-up: low noise first."""
     warmup_steps: int = Field(500, ge=0)
     """Updates with the warm-up probabilities."""
     rollout: Probability = 0.0
-    """Share of the samples below the first level whose input is noised from the student's own
-    earlier steps, not from the teacher's latents. Costs one forward a level.
+    """Of the samples below the first level, the share whose input is noised from the output of the
+    student's earlier steps instead of a teacher latent. Costs one forward pass per level.
     """
 
     @model_validator(mode="after")
@@ -225,20 +229,22 @@ class StudentTimeConfig(Frozen):
 
 
 class ObjectiveConfig(Frozen):
-    """What student and heads minimise. The paper's choice is hinge alone."""
+    """The losses of student and heads. The paper uses only hinge."""
 
     adversarial: Literal["hinge", "softplus"] = "hinge"
-    """softplus is the non-saturating loss: its gradient never dies, also when the heads win."""
+    """softplus is the non-saturating loss: its gradient does not vanish even when the heads win."""
     regression_weight: float = Field(0.0, ge=0)
-    """Of the mean squared error between the student's clean estimate and the teacher's latents."""
+    """Weight of the mean squared error between the student's clean estimate and the teacher's
+    latents.
+    """
     r1_weight: float = Field(0.0, ge=0)
-    """Of the approximate R1 penalty on real samples (APT, Lin et al. 2025); 100 there."""
+    """Weight of the approximate R1 penalty on real samples (APT, Lin et al. 2025, who use 100)."""
     r1_sigma: float = Field(0.01, gt=0)
-    """Deviation of the noise that the penalty adds to the heads' input."""
+    """Standard deviation of the noise that the penalty adds to the heads' input."""
     mismatched_share: float = Field(0.0, ge=0, lt=1)
-    """How much of the heads' loss on fakes comes from data under another sample's prompt: a
-    matching-aware discriminator (Reed et al. 2016, section 4.2; one half there). They are that
-    share of the fakes, up to one for each sample of the data.
+    """Share of the heads' loss on fakes that comes from real samples with another sample's prompt:
+    a matching-aware discriminator (Reed et al. 2016, section 4.2, who use one half). These samples
+    are the same share of all fakes, but each real sample is used at most once.
     """
 
 
@@ -246,7 +252,7 @@ class LoraConfig(Frozen):
     """Low-rank adapters (Hu et al. 2021)."""
 
     rank: int = Field(64, ge=1)
-    """Of each adapter."""
+    """Rank of each adapter."""
     alpha: float | None = Field(None, gt=0)
     """The adapters are scaled by alpha / rank; empty means alpha = rank."""
     targets: list[str] = Field(
@@ -257,110 +263,112 @@ class LoraConfig(Frozen):
         ],
         min_length=1,
     )
-    """Endings of the names of the linear layers that get an adapter; by default all of attention
-    and MLP.
+    """Name endings of the linear layers that get an adapter; by default all linear layers of
+    attention and MLP.
     """
 
 
 class DiscriminatorConfig(Frozen):
-    """The heads behind the frozen teacher's attention blocks."""
+    """The discriminator heads on the frozen teacher's attention blocks."""
 
     channels: int = Field(64, ge=1)
     """Width of each head's convolutions."""
     taps: Literal["all", "last"] = "all"
-    """Heads behind every attention block, as LADD has them, or behind the last alone."""
+    """A head after every attention block, as in LADD, or only after the last."""
     convolutions: Literal["2d", "1d"] = "2d"
-    """Over the map of the tokens' true places, or along the row of tokens."""
+    """2d: over the tokens' true spatial map; 1d: along the token sequence."""
     conditioned: bool = True
-    """Whether the heads know noise level and prompt."""
+    """Whether the heads are conditioned on noise level and prompt."""
     standardized: bool = True
-    """Whether each channel of the teacher's features is brought to mean 0 and deviation 1, measured
-    on the first batch; otherwise each picture's features are normalised as a whole.
+    """Whether to scale each channel of the teacher's features to mean 0 and standard deviation 1,
+    measured on the first batch; otherwise each picture's features are normalised as a whole.
     """
     learning_rate: float = Field(1e-4, gt=0)
-    """Of the heads."""
+    """Learning rate of the heads."""
     head_start_steps: int = Field(0, ge=0)
-    """Updates in which the heads alone learn, before the student's first."""
+    """Updates of only the heads, before the student's first."""
     updates_per_student: int = Field(1, ge=1)
-    """Updates of the heads for each of the student, each on a new batch."""
+    """Head updates per student update, each on a new batch."""
 
 
 class DistillConfig(Frozen):
-    """LADD (Sauer et al. 2024)."""
+    """Distillation with LADD (Sauer et al. 2024)."""
 
     steps: int = Field(10_000, ge=1)
-    """Updates of the student; the heads' head start and further updates come on top."""
+    """Student updates; the heads' head start and extra updates are not included."""
     global_batch: int = Field(64, ge=1)
-    """Samples of an update over all workers and accumulation rounds."""
+    """Samples per update, over all workers and accumulation rounds."""
     micro_batch: int | None = Field(None, ge=1)
-    """Samples in one forward pass; empty takes the whole share of one of `workers`. An identity
-    field, as sums round differently: lowered, it begins another training.
+    """Samples per forward pass; empty means global_batch / workers. An identity field, because sums
+    round differently: lowering it starts a new training.
     """
     learning_rate: float = Field(1e-5, gt=0)
-    """Of the student."""
+    """Learning rate of the student."""
     warmup_updates: int = Field(0, ge=0)
     """Linear warm-up of the student's learning rate."""
     decay_share: float = Field(0.0, ge=0, le=1)
-    """Share of the updates, at the end, over which the student's learning rate falls linearly to
-    2 %. The heads keep theirs, so that they lead while the student settles.
+    """Final share of the updates, over which the student's learning rate falls linearly to 2 %. The
+    heads keep theirs, so that they stay ahead while the student settles.
     """
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.0,
         0.99,
     )
-    """Of AdamW, for student and heads."""
+    """Betas of AdamW, for student and heads."""
     weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW, for student and heads."""
+    """Weight decay of AdamW, for student and heads."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
-    """Of the weights that are saved as the student."""
+    """Decay of the averaged weights (EMA), which are saved as the student."""
     clip_norm: float = Field(1.0, gt=0)
-    """Gradient norm above which gradients of student and heads are scaled down, each on its own."""
+    """Gradient norm above which gradients are scaled down, separately for student and heads."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the forward passes; master weights stay float32."""
+    """Precision of the forward passes; master weights stay float32."""
     seed: Seed = 0
-    """Of batches, noise and the heads' first weights."""
+    """Seed of batches, noise and the heads' initial weights."""
     student_time: StudentTimeConfig = StudentTimeConfig()
     renoise: RenoiseConfig = RenoiseConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     lora: LoraConfig | None = None
-    """Train adapters in place of the student's full weights."""
+    """Train adapters instead of the student's full weights."""
     shard_over: int = runtime(1, ge=1)
-    """Workers that share one copy of the student's weights (FSDP2); 1 keeps one on each."""
+    """Workers that share one copy of the student's weights (FSDP2); 1 keeps a full copy on each."""
     shard_teacher: bool = runtime(False)
-    """Whether the frozen teacher is shared out in the same way."""
+    """Whether to shard the frozen teacher in the same way."""
     ema_device: Literal["same", "cpu"] = runtime("same")
-    """Where the averaged weights live; cpu frees a GPU of them and costs their way over the bus."""
+    """Device of the averaged weights; cpu saves GPU memory but transfers them over the bus."""
     compile_blocks: bool = runtime(False)
-    """torch.compile, block by block: slower to start, faster from then on."""
+    """torch.compile, block by block: slower to start, faster afterwards."""
     checkpoint_blocks: bool = runtime(False)
     """Activation checkpointing: less memory, about a third more time."""
     workers: int = runtime(1, ge=1)
-    """Ray Train workers."""
+    """Number of Ray Train workers."""
     min_workers: int | None = runtime(None, ge=1)
-    """Elastic training: as few workers do while the cluster has no room for all; empty waits."""
+    """Elastic training: minimum number of workers while the cluster has no room for all; empty
+    waits for all.
+    """
     cpus_per_worker: float | None = runtime(None, gt=0)
-    """CPUs of each; empty takes the most with which all workers fit on the nodes there are."""
+    """CPUs per worker; empty means the most with which all workers fit on the current nodes."""
     use_gpu: bool | None = runtime(None)
-    """A GPU for each worker; empty takes GPUs as soon as any node has one."""
+    """Whether each worker gets a GPU; empty means yes if any node has one."""
     checkpoint_every: int = runtime(500, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
-    """Older ones are deleted."""
+    """Number of latest checkpoints to keep; older ones are deleted."""
     sample_every: int = runtime(500, ge=1)
     """Updates between sample grids."""
     sample_prompts: int = runtime(8, ge=0)
-    """Held-out prompts in a sample grid; 0 draws none."""
+    """Held-out prompts in a sample grid; 0 makes no grids."""
     log_every: int = runtime(10, ge=1)
-    """Updates between lines on TensorBoard and in the progress."""
+    """Updates between TensorBoard points and progress reports."""
     cache_gb: float = runtime(50.0, ge=0)
-    """Local disk of each worker for rows of latents and embeddings that lie on a remote store."""
+    """Local disk per worker, in GB, that caches latents and embeddings of a remote store."""
     retries: int = runtime(3, ge=0)
-    """How often Ray Train starts again after a worker's death."""
+    """How often Ray Train restarts after a worker dies."""
 
     @property
     def total_steps(self) -> int:
-        """Updates of the heads: the head start, and all that belong to the student's."""
+        """All updates of the heads: the head start, and those for each student update."""
         heads = self.discriminator
         return heads.head_start_steps + self.steps * heads.updates_per_student
 
@@ -371,13 +379,13 @@ class DistillConfig(Frozen):
                 f"global_batch {self.global_batch} does not divide by workers {self.workers}"
             )
         if self.objective.mismatched_share > 0 and self.global_batch == 1:
-            raise ValueError("objective.mismatched_share needs a global_batch of 2 at least")
+            raise ValueError("objective.mismatched_share needs a global_batch of at least 2")
         if self.shard_teacher and self.shard_over == 1:
-            raise ValueError("shard_teacher needs a shard_over above 1: with 1 nothing is shared")
+            raise ValueError("shard_teacher needs a shard_over above 1: with 1 nothing is sharded")
         if self.student_time.rollout > 0 and self.objective.regression_weight > 0:
             raise ValueError(
-                "student_time.rollout does not go with objective.regression_weight: what the "
-                "student has rolled out is another picture than the one it would be drawn to"
+                "student_time.rollout does not go with objective.regression_weight: a rolled-out "
+                "sample is a different picture from the teacher latent that it would be compared to"
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
@@ -387,8 +395,8 @@ class DistillConfig(Frozen):
             )
         if self.min_workers is not None and self.shard_over > 1:
             raise ValueError(
-                f"min_workers {self.min_workers} goes with shard_over 1 alone: a copy shared out "
-                f"over {self.shard_over} workers needs all of them"
+                f"min_workers {self.min_workers} needs shard_over 1: a copy sharded over "
+                f"{self.shard_over} workers needs all of them"
             )
         share = self.global_batch // self.workers
         if self.micro_batch is not None and share % self.micro_batch:
@@ -400,10 +408,10 @@ class DistillConfig(Frozen):
 
 
 class ScoreConfig(Frozen):
-    """One judge of pictures, or one space of features."""
+    """A score of pictures, or a feature space."""
 
     name: str
-    """A file in stages/scores."""
+    """A module in stages/scores."""
     model: str | None = None
     """Folder or hub id of its weights; the embedded scores need none."""
     revision: str | None = None
@@ -411,38 +419,39 @@ class ScoreConfig(Frozen):
 
 
 class PairsConfig(Frozen):
-    """Preference pairs: two pictures of one prompt, and which of them is better."""
+    """Preference pairs: two pictures of one prompt, and which one is better."""
 
     model: Literal["teacher", "student"] = "teacher"
-    """Which model draws the pairs and is then tuned. The paper tunes the teacher and puts the
-    adapters on the student; the student is tuned on pairs from its own sampling grid.
+    """Which model samples the pairs and is then tuned. teacher, as in the paper, tunes the teacher
+    and applies the adapters to the student; student tunes the student on pairs from its own
+    sampling grid.
     """
     url: str | None = None
     """Read pairs from this file instead: Pick-a-Pic's parquet columns, or a jsonl with prompt,
     winner and loser (paths or URLs of pictures).
     """
     drop_held_out: bool = True
-    """Leave out pairs of that file whose prompts are held out for evaluation. The votes of
-    `compare` are all such: keep them, and judge on other prompts (`eval.url`).
+    """Drop pairs of that file whose prompts are held out for evaluation. All votes of `compare`
+    have held-out prompts: keep them (false) and evaluate on other prompts (`eval.url`).
     """
     prompts: int = Field(1000, ge=1)
-    """Training prompts of which pairs are made."""
+    """Number of training prompts to make pairs from."""
     pictures_per_prompt: int = Field(4, ge=2)
-    """Pictures drawn of each; the best and the worst make the pair."""
+    """Pictures per prompt; the best and the worst form the pair."""
     student_steps: int = Field(4, ge=1)
-    """Sampling steps where the student draws: also where `dpo` chooses the scale."""
+    """Sampling steps of the student, for its pairs and when `dpo` chooses the scale."""
     teacher_steps: int | None = Field(None, ge=1)
-    """Sampling steps where the teacher draws; empty takes those of `synthesize`."""
+    """Sampling steps of the teacher; empty means those of `synthesize`."""
     guidance_scale: float | None = Field(None, ge=1)
-    """Of the teacher's pictures; empty takes that of `synthesize`. At 1 its pictures differ more,
-    so that fewer pairs are near-ties.
+    """Guidance scale of the teacher; empty means that of `synthesize`. At 1 its pictures differ
+    more, so fewer pairs are near-ties.
     """
     reward: ScoreConfig = ScoreConfig(name="pick_score")
     """The score that ranks the pictures."""
     margin: float = Field(0.0, ge=0)
-    """A pair whose rewards differ by no more than this is a near-tie: dropped, and counted."""
+    """A pair whose rewards differ by no more than this is a near-tie: it is dropped and counted."""
     held_out_fraction: Probability = 0.1
-    """Share of pairs, by hash of the prompt, kept to watch the tuning."""
+    """Share of pairs, chosen by hash of the prompt, held out to monitor the tuning."""
     micro_batch: int = Field(8, ge=1)
     """Pictures sampled together."""
     prompts_per_shard: int = Field(64, ge=1)
@@ -456,55 +465,59 @@ class DpoConfig(Frozen):
     """Diffusion-DPO (Wallace et al. 2023) for rectified flow, with adapters."""
 
     steps: int = Field(2000, ge=1)
-    """Updates at most; the early stop may end it sooner."""
+    """Maximum number of updates; early stopping may end the tuning sooner."""
     global_batch: int = Field(32, ge=1)
-    """Pairs of an update over all workers and accumulation rounds."""
+    """Pairs per update, over all workers and accumulation rounds."""
     micro_batch: int | None = Field(None, ge=1)
-    """Pairs in one forward pass; empty takes the whole share of one of `workers`."""
+    """Pairs per forward pass; empty means global_batch / workers."""
     beta: float = Field(2000.0, gt=0)
-    """How strongly the reference holds; errors are means over elements, hence its size."""
+    """Strength of the pull to the reference; it is large because errors are means over elements."""
     learning_rate: float = Field(1e-5, gt=0)
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     warmup_updates: int = Field(0, ge=0)
     """Linear warm-up of the learning rate."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
     lora: LoraConfig = LoraConfig(rank=128)
-    """The adapters that are trained."""
+    """The adapters to train."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the forward passes; adapters stay float32."""
+    """Precision of the forward passes; adapters stay float32."""
     watch_every: int = Field(100, ge=1)
-    """Updates between looks at the held-out pairs."""
+    """Updates between evaluations on the held-out pairs."""
     patience: int = Field(3, ge=1)
-    """Stop when the held-out loss has not fallen for so many looks; the best look's adapters are
-    kept.
+    """Stop after this many evaluations without a lower held-out loss; the adapters of the best
+    evaluation are kept.
     """
     scales: list[Annotated[float, Field(ge=0)]] = Field([0.25, 0.5, 0.75, 1.0], min_length=1)
-    """Of the adapters on the student; the best is chosen by `chooser`."""
+    """Adapter scales to try on the student; `chooser` picks the best."""
     chooser: ScoreConfig = ScoreConfig(name="clip_score")
-    """The score that chooses the scale: another than the one that made the pairs."""
+    """The score that chooses the scale; it must differ from the one that made the pairs."""
     chooser_prompts: int = Field(200, ge=1)
-    """Training prompts on which it is chosen, none of which made a pair where there are enough."""
+    """Training prompts for choosing the scale; those that made a pair are used only if the others
+    are too few.
+    """
     seed: Seed = 0
-    """Of batches and noise."""
+    """Seed of batches and noise."""
     workers: int = runtime(1, ge=1)
-    """Ray Train workers."""
+    """Number of Ray Train workers."""
     min_workers: int | None = runtime(None, ge=1)
-    """Elastic training: as few workers do while the cluster has no room for all; empty waits."""
+    """Elastic training: minimum number of workers while the cluster has no room for all; empty
+    waits for all.
+    """
     cpus_per_worker: float | None = runtime(None, gt=0)
-    """CPUs of each; empty takes the most with which all workers fit on the nodes there are."""
+    """CPUs per worker; empty means the most with which all workers fit on the current nodes."""
     use_gpu: bool | None = runtime(None)
-    """A GPU for each worker; empty takes GPUs as soon as any node has one."""
+    """Whether each worker gets a GPU; empty means yes if any node has one."""
     checkpoint_every: int = runtime(200, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
-    """Older ones are deleted."""
+    """Number of latest checkpoints to keep; older ones are deleted."""
     checkpoint_blocks: bool = runtime(False)
     """Activation checkpointing: less memory, about a third more time."""
     log_every: int = runtime(10, ge=1)
-    """Updates between lines on TensorBoard and in the progress."""
+    """Updates between TensorBoard points and progress reports."""
     retries: int = runtime(3, ge=0)
-    """How often Ray Train starts again after a worker's death."""
+    """How often Ray Train restarts after a worker dies."""
 
     @model_validator(mode="after")
     def _batches_divide(self) -> DpoConfig:
@@ -524,32 +537,32 @@ class DpoConfig(Frozen):
 
 
 class EvalConfig(Frozen):
-    """How teacher, student and tuned student are judged, on held-out prompts."""
+    """How teacher, student and tuned student are evaluated on held-out prompts."""
 
     prompts: int = Field(1000, ge=8)
-    """Held-out prompts at most."""
+    """Maximum number of held-out prompts."""
     url: str | None = None
-    """Judge on the prompts of this file instead (GenEval's evaluation_metadata.jsonl, or any that
-    `prompts` reads); a prompt of it that was trained on is refused.
+    """Evaluate on the prompts of this file instead (GenEval's evaluation_metadata.jsonl, or any
+    file that `prompts` reads); prompts that were trained on are refused.
     """
     scores: list[ScoreConfig] = Field(
         [ScoreConfig(name="clip_score"), ScoreConfig(name="pick_score")], min_length=1
     )
-    """Each judges every picture."""
+    """Scores to compute for every picture."""
     features: ScoreConfig = ScoreConfig(name="clip_features")
-    """The space of FID, KID, CMMD, precision, recall and diversity."""
+    """The feature space of FID, KID, CMMD, precision, recall and diversity."""
     student_steps: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4], min_length=1)
-    """The student's, and the teacher's for comparison."""
+    """Step counts of the student, and of the teacher for comparison."""
     tuned_steps: int = Field(4, ge=1)
-    """Of the tuned student."""
+    """Step count of the tuned student."""
     alike_prompts: int = Field(50, ge=1)
-    """Prompts that are drawn several times, to measure diversity within a prompt."""
+    """Prompts to sample several times, to measure diversity within a prompt."""
     alike_seeds: int = Field(4, ge=2)
-    """How often each of them."""
+    """Pictures of each of these prompts."""
     bootstrap: int = Field(2000, ge=100)
-    """Resamples of the prompts behind each interval."""
+    """Bootstrap resamples of the prompts for each interval."""
     gates: dict[str, str] = Field(default_factory=dict)
-    """Demands such as `student_4.attributes: ">= 0.85"`; one that fails gives exit code 6."""
+    """Requirements such as `student_4.attributes: ">= 0.85"`; if one fails, the exit code is 6."""
     wall_prompts: int = Field(12, ge=1)
     """Rows of the sample wall in the report."""
     micro_batch: int = Field(8, ge=1)
@@ -557,27 +570,27 @@ class EvalConfig(Frozen):
     prompts_per_shard: int = Field(128, ge=1)
     """The unit of work and of resume."""
     seed: Seed = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     pool: WorkerPool = runtime(WorkerPool())
 
 
 class RayConfig(Frozen):
-    """The cluster. Nothing here changes a result."""
+    """The Ray cluster. No field changes a result."""
 
     address: str | None = runtime(None)
     """Empty starts Ray on this machine; auto or ray://host:10001 joins a cluster."""
     num_cpus: int | None = runtime(None, ge=1)
-    """CPUs of a local Ray; empty takes all."""
+    """CPUs of a local Ray; empty means all."""
 
 
 class PipelineConfig(Frozen):
-    """Everything that `ladd-pipeline` reads."""
+    """The whole configuration of `ladd-pipeline`."""
 
     name: str = runtime("ladd")
     """Appears in the name of each run."""
     store: str = runtime("./ladd-store")
-    """A folder or fsspec URL (s3://bucket/prefix, gs://..., memory://) that keeps every
-    artifact.
+    """A folder or fsspec URL (s3://bucket/prefix, gs://..., memory://) that holds all
+    artifacts.
     """
     ray: RayConfig = runtime(RayConfig())
     teacher: TeacherConfig
@@ -591,7 +604,7 @@ class PipelineConfig(Frozen):
 
     @property
     def frozen_dtype(self) -> str:
-        """Of the teacher that judges while a student trains: without autocast the two must be of
-        one precision.
+        """Precision of the teacher during distillation: without autocast, teacher and student must
+        have the same one.
         """
         return "float32" if self.distill.precision == "float32" else self.teacher.dtype

@@ -1,10 +1,10 @@
-"""The errors that a user meets: one sentence each, and the exit code that goes with it."""
+"""The errors that a user sees: one sentence each, and an exit code."""
 
 import json
 
 
 class LaddError(Exception):
-    """A failure with one clear sentence for the user. `exit_code` is what the command ends with."""
+    """A failure with one clear sentence for the user. `exit_code` is the command's exit code."""
 
     exit_code = 1
 
@@ -26,23 +26,23 @@ class ArtifactError(LaddError):
 
 
 class ServiceUnavailable(ArtifactError):
-    """A store or a hub does not answer for now: the one failure that is worth another try."""
+    """A store or a hub does not answer at the moment: the only failure that is worth a retry."""
 
 
 class Locked(LaddError):
-    """Another run is at work on what this one would change."""
+    """Another run is using what this one would change."""
 
     exit_code = 5
 
 
 class GateFailed(LaddError):
-    """The work is done, and its result misses a demand of the configuration."""
+    """The work is done, but its result misses a gate of the configuration."""
 
     exit_code = 6
 
 
 def dump_error(error: LaddError) -> str:
-    """JSON that `load_error` makes the same error of, on another machine."""
+    """Serialise an error as JSON; `load_error` restores it on another machine."""
     return json.dumps({"kind": type(error).__name__, "text": str(error)})
 
 

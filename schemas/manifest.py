@@ -1,5 +1,5 @@
-"""The manifest of an artifact: its existence is the commit, its content is the whole story of how
-it was made.
+"""The manifest of an artifact: its existence is the commit, its content records how the artifact
+was made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FileEntry(Frozen):
 
 
 class InputRef(Frozen):
-    """The artifact that a stage read."""
+    """An artifact that a stage read."""
 
     stage: str
     key: str
@@ -33,7 +33,7 @@ class InputRef(Frozen):
 
 
 class Environment(Frozen):
-    """What made the artifact. Recorded, never part of the key."""
+    """The software that made the artifact. Recorded, but never part of the key."""
 
     python: str
     packages: dict[str, str]
@@ -42,8 +42,8 @@ class Environment(Frozen):
 
 
 class Manifest(Frozen):
-    """Written last. `details` holds what the stage's readers need (a bucket's rows, a grid), by
-    stage.
+    """The record of an artifact, written last. `details` differs by stage: it holds what readers of
+    the artifact need (a bucket's rows, a grid).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -67,7 +67,7 @@ class Manifest(Frozen):
     """UTC, ISO 8601."""
     seconds: float
     device_hours: float = 0.0
-    """Hours times devices (GPUs where there are any, else CPU cores) that the stage held."""
+    """Hours times devices (GPUs if there are any, else CPU cores) that the stage held."""
 
 
 class ManifestError(ValueError):
@@ -75,8 +75,8 @@ class ManifestError(ValueError):
 
 
 def read_manifest(text: str | bytes, where: str) -> Manifest:
-    """Parse a manifest. Raises ManifestError naming the file and the field, or a newer schema
-    version.
+    """Parse a manifest. Raises ManifestError naming the file and the field, or the schema version
+    if it is newer.
     """
     import json
 

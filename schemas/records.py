@@ -1,4 +1,4 @@
-"""The statistics beside each shard."""
+"""The statistics of a shard."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from schemas.base import Frozen
 
 
 class ShardStats(Frozen):
-    """The `.json` beside a shard: written last, it marks the shard as done."""
+    """The `.json` file next to a shard. It is written last and marks the shard as done."""
 
     shard: str
-    """Name within the artifact, without ending: shards/64x64/000003."""
+    """Name within the artifact, without extension: shards/64x64/000003."""
     counts: dict[str, int]
     """ok, filtered, failed."""
     files: dict[str, str]

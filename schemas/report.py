@@ -1,5 +1,5 @@
-"""What an evaluation found: the content of report.json, from which the page and the model card are
-made.
+"""The result of an evaluation: the content of report.json. The page and the model card are made
+from it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ class Interval(Frozen):
 
 
 class ScoreCard(Frozen):
-    """What a score says about itself."""
+    """The description of a score."""
 
     title: str
-    """As a column heading: "all attributes right"."""
+    """The column heading: "all attributes right"."""
     explanation: str
     """One sentence."""
     low: float | None
-    """Lowest possible value; None where there is none."""
+    """Lowest possible value; None if there is none."""
     high: float | None
-    """Highest possible value; None where there is none."""
+    """Highest possible value; None if there is none."""
     higher_is_better: bool = True
     licence: str
-    """Of its weights."""
+    """Licence of its weights."""
     weights: str
-    """Which weights it needs, or that it needs none."""
+    """The weights it needs, or a note that it needs none."""
 
 
 class SystemResult(Frozen):
@@ -46,18 +46,18 @@ class SystemResult(Frozen):
     kind: Literal["teacher", "student", "tuned"]
     steps: int
     guidance_scale: float | None
-    """None where there is no guidance."""
+    """None without guidance."""
     scores: dict[str, Interval]
     by_bucket: dict[str, dict[str, float]]
-    """Bucket, score, mean; besides the scores also `fid`."""
+    """Bucket -> score -> mean; also contains `fid`."""
     by_category: dict[str, dict[str, float]]
-    """Category of prompt, score, mean."""
+    """Prompt category -> score -> mean."""
     distances: dict[str, float]
-    """fid, patch_fid, kid, cmmd, precision, recall: to the teacher's own pictures."""
+    """fid, patch_fid, kid, cmmd, precision, recall, against the teacher's pictures."""
     diversity: float
     """Mean feature distance between pictures of one prompt."""
     seconds_per_picture: float
-    """Sampling and decoding, measured one after another in the same run on one worker."""
+    """Seconds of sampling and decoding; systems are measured in turn, in one run on one worker."""
 
 
 class WinRate(Frozen):
@@ -70,7 +70,7 @@ class WinRate(Frozen):
 
 
 class GateResult(Frozen):
-    """A demand of the configuration, and what became of it."""
+    """A gate of the configuration and its outcome."""
 
     name: str
     """`system.measure`."""
@@ -79,11 +79,11 @@ class GateResult(Frozen):
     value: float
     passed: bool
     misses_by: float
-    """0 where it passed."""
+    """0 if it passed."""
 
 
 class Curve(Frozen):
-    """One measure over the updates of a training."""
+    """One metric over the updates of a training."""
 
     stage: str
     name: str
@@ -92,12 +92,12 @@ class Curve(Frozen):
 
 
 class LineageStep(Frozen):
-    """One artifact behind the report."""
+    """One artifact that the report depends on."""
 
     stage: str
     key: str
     inputs: list[str]
-    """Keys."""
+    """Keys of its inputs."""
     started: str
     seconds: float
     device_hours: float
@@ -105,17 +105,17 @@ class LineageStep(Frozen):
 
 
 class WallPicture(Frozen):
-    """Where the picture of a prompt by a system lies in the artifact."""
+    """Where to find each system's picture of a prompt in the artifact."""
 
     key: str
-    """Of the sample; its pictures are members `<key>.png` of the systems' shards."""
+    """Key of the sample; its pictures are members `<key>.png` of the systems' shards."""
     prompt: str
     bucket: str
     category: str
 
 
 class Report(Frozen):
-    """report.json."""
+    """The content of report.json."""
 
     schema_version: int = 1
     name: str
@@ -126,13 +126,13 @@ class Report(Frozen):
     passed: bool
     """Whether every gate holds."""
     teacher: str
-    """Its name."""
+    """The teacher's name."""
     prompts: int
-    """Held-out prompts that every system drew."""
+    """Number of held-out prompts that every system sampled."""
     cards: dict[str, ScoreCard]
-    """By score."""
+    """Descriptions by score name."""
     feature_space: ScoreCard
-    """Of the distances and the diversity."""
+    """The feature space of the distances and the diversity."""
     systems: list[SystemResult]
     win_rates: list[WinRate]
     gates: list[GateResult]

@@ -1,6 +1,6 @@
 """Stage `distill`: LADD on Ray Train. Plans the batches, trains, and saves a diffusers folder.
 
-The workers' loop is `training/distill_loop.py`, the method `ladd/`.
+The workers' loop is in `stages/training/distill_loop.py`, the method in `stages/ladd/`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.teachers import open_teacher, training_memory
 
 if TYPE_CHECKING:
-    from torch import nn
+    from stages.ladd.backbone import Backbone
 
 
 def estimate(config: PipelineConfig) -> str:
     distill = config.distill
     memory = training_memory(config)
-    words = "" if memory is None else f", about {memory / 1e9:.1f} GB a worker"
-    return f"{distill.steps:,} updates of {distill.global_batch}, 6 passes a sample or more{words}"
+    memory_text = "" if memory is None else f", about {memory / 1e9:.1f} GB a worker"
+    return (
+        f"{distill.steps:,} updates of {distill.global_batch}, at least 6 passes a sample"
+        f"{memory_text}"
+    )
 
 
 def run(context: StageContext) -> StageResult:
@@ -45,11 +48,11 @@ def run(context: StageContext) -> StageResult:
     time = config.student_time
     if time.warmup_steps >= config.steps and 0 in time.warmup_probabilities:
         context.warn(
-            f"all of the {config.steps} steps are warm-up (distill.student_time.warmup_steps is "
+            f"all {config.steps} steps are warm-up (distill.student_time.warmup_steps is "
             f"{time.warmup_steps}): levels whose warm-up probability is 0 are never trained"
         )
     for name in plan.short_buckets:
-        context.warn(f"bucket {name} holds fewer samples than a batch: left out")
+        context.warn(f"bucket {name} is left out: it holds fewer samples than a batch")
     with train_on_ray(context, train, TrainingPlan.of(config)) as (checkpoint, hours):
         return _finish(context, checkpoint, plan, hours)
 
@@ -57,7 +60,7 @@ def run(context: StageContext) -> StageResult:
 def _finish(
     context: StageContext, checkpoint: Path, plan: BatchPlan, device_hours: float
 ) -> StageResult:
-    """Turn the last checkpoint into the artifact: a diffusers folder, the trace, the sample
+    """Turn the last checkpoint into the artifact: a diffusers folder, the trace and the sample
     grids.
     """
     from stages.ladd.checkpoint import load_tensors
@@ -67,7 +70,7 @@ def _finish(
     config = context.config
     teacher = open_teacher(config.teacher)
 
-    def load_average(backbone: nn.Module) -> None:
+    def load_average(backbone: Backbone) -> None:
         averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
         load_tensors(checkpoint / STATE, averages)
 

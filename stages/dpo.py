@@ -1,8 +1,9 @@
 """Stage `dpo`: preference tuning. Trains adapters on the teacher or the student, then merges them
-into the student at the scale that another score likes best.
+into the student at the scale that a second score rates best.
 
-The workers' loop is `training/dpo_loop.py`, the method `ladd/dpo_trainer.py`. The adapters are kept
-before any scale is tried, and each scale when it is tried, so a stopped stage resumes from there.
+The workers' loop is in `stages/training/dpo_loop.py`, the method in `stages/ladd/dpo_trainer.py`.
+The adapters are saved before any scale is tried, and each scale's result as soon as it is known, so
+a stopped stage resumes from there.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from stages.scores import check_score
 from stages.teachers import open_teacher
 
 if TYPE_CHECKING:
-    from torch import nn
+    from stages.ladd.backbone import Backbone
 
 TUNED = "shards/tuned"
-"""Marks that the adapters are trained and lie in the artifact's folder."""
+"""The shard that marks the adapters as trained and stored in the artifact's folder."""
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises ConfigError when the scale would be chosen by the score that made the pairs, by one
-    that nobody knows, or in steps that the student does not take.
+    """Raise ConfigError if the score that chooses the scale is unknown or also made the pairs, or
+    if the student does not take `pairs.student_steps` steps.
     """
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
@@ -42,7 +43,7 @@ def check(config: PipelineConfig) -> None:
     if pairs.url is None and config.dpo.chooser.name == pairs.reward.name:
         raise ConfigError(
             f"dpo.chooser is {config.dpo.chooser.name}, which also ranks the pairs "
-            "(pairs.reward): what was trained for cannot judge; name another score"
+            "(pairs.reward): a score that was trained for cannot judge; name another score"
         )
 
 
@@ -63,7 +64,7 @@ def run(context: StageContext) -> StageResult:
     sweep = try_scales(context)
     if sweep.gain < 0:
         context.warn(
-            f"by {sweep.chooser} the student is better without the adapters than with them at the "
+            f"{sweep.chooser} rates the student higher without the adapters than with them at the "
             f"best scale, {sweep.scale:g}: see `scales` in the manifest"
         )
     files = files_of([tuned, *sweep.stats])
@@ -87,7 +88,7 @@ def run(context: StageContext) -> StageResult:
 
 
 def _tune(context: StageContext) -> ShardStats:
-    """Train on Ray Train; adapters and trace then lie in the artifact's folder, and are marked."""
+    """Train on Ray Train, store adapters and trace in the artifact's folder, and mark them done."""
     from stages.training.dpo_loop import train
     from stages.training.trace import LORA, TRACE
 
@@ -96,7 +97,7 @@ def _tune(context: StageContext) -> ShardStats:
     sizes = {name: splits.get("train", 0) for name, splits in buckets.items()}
     plan = _plan(sizes, context.config)
     for name in plan.short_buckets:
-        context.warn(f"bucket {name} holds fewer pairs than a batch: left out")
+        context.warn(f"bucket {name} is left out: it holds fewer pairs than a batch")
     with train_on_ray(context, train, TrainingPlan.of(config)) as (checkpoint, hours):
         writer = ShardWriter(context.store, context.folder, TUNED)
         for path in sorted((checkpoint / LORA).iterdir()):
@@ -109,8 +110,8 @@ def _tune(context: StageContext) -> ShardStats:
 
 
 def _summary(rows: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, float]]:
-    """Counts, and metrics of the look whose adapters are kept; without looks of the last
-    updates.
+    """Return counts, and the metrics of the held-out look whose adapters are kept; without looks,
+    mean metrics of the last 50 updates.
     """
     looks = [row for row in rows if "held_out_loss" in row]
     updates = [row for row in rows if "loss" in row]
@@ -138,7 +139,7 @@ def _plan(sizes: dict[str, int], config: PipelineConfig) -> BatchPlan:
 
 
 def _save_model(context: StageContext, scale: float) -> dict[str, tuple[int, str]]:
-    """The student's folder with the adapters merged, put on the store; returns its files."""
+    """Merge the adapters into the student and upload its folder; returns the folder's files."""
     from stages.judging.adapter_scale import local_lora
 
     student = context.inputs["distill"]
@@ -150,7 +151,7 @@ def _save_model(context: StageContext, scale: float) -> dict[str, tuple[int, str
         base = context.config.teacher.model_copy(update={"model": str(folder), "revision": None})
         teacher = open_teacher(base)
 
-        def merge(backbone: nn.Module) -> None:
+        def merge(backbone: Backbone) -> None:
             adapters = teacher.load_adapters(backbone, lora)
             adapters.scale(scale)
             adapters.merge()

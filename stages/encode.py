@@ -1,8 +1,8 @@
-"""Stage `encode`: pictures to latents by bucket, in files made for training, and prompts to
-embeddings, once each.
+"""Stage `encode`: encodes pictures to latents, by bucket in files made for training, and each
+prompt to embeddings once.
 
 Reads our shards or any WebDataset with image and text members (img2dataset's layout). Latent files
-are plain `.npy`, one bucket a file, to be memory-mapped; the manifest's `details` is their index.
+are plain `.npy` for memory-mapping, one bucket per file; the manifest's `details` is their index.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from stages.texts.identity import HELD_OUT, clean, prompt_id, split_of
 
 PROMPTS_PER_SHARD = 4096
 _DIGITS = 2
-"""Hexadecimal digits of an id that say which part of the prompts it is in: 256 parts."""
+"""Leading hexadecimal digits of an id that select its part of the prompts: 256 parts."""
 ROW_SCHEMA = pa.schema({"key": pa.string(), "prompt_id": pa.string()})
 PROMPT_SCHEMA = pa.schema({"prompt_id": pa.string(), "prompt": pa.string()})
 SIDECAR_SCHEMA = pa.schema(
@@ -47,7 +47,7 @@ SIDECAR_SCHEMA = pa.schema(
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises ConfigError when external shards are named but none is there."""
+    """Raise ConfigError if a pattern in `encode.external` matches nothing."""
     if config.encode.external is not None:
         expand(config.encode.external)
 
@@ -74,8 +74,8 @@ def run(context: StageContext) -> StageResult:
     lists = _write_prompt_lists(context, done)
     shards = [name.removesuffix(".prompts.parquet") for name in lists]
     if config.embeddings == "stored":
-        build = partial(PromptEncoder, context.config, context.store, context.folder)
-        done |= map_shards(context, shards, build, config.pool, unit="prompt shards")
+        embed = partial(PromptEncoder, context.config, context.store, context.folder)
+        done |= map_shards(context, shards, embed, config.pool, unit="prompt shards")
     counts["prompts"] = sum(stats.details.get("prompts", 0) for stats in done.values())
     return StageResult.of_shards(
         done.values(),
@@ -87,10 +87,10 @@ def run(context: StageContext) -> StageResult:
 
 
 def expand(patterns: list[str]) -> list[str]:
-    """Files behind paths, URLs and globs, sorted. Raises ConfigError for a pattern that matches
-    nothing.
+    """Resolve paths, URLs and globs to a sorted list of files. Raises ConfigError for a pattern
+    that matches nothing.
     """
-    found: set[str] = set()
+    files: set[str] = set()
     for pattern in patterns:
         try:
             filesystem, path = fsspec.core.url_to_fs(pattern)
@@ -105,30 +105,31 @@ def expand(patterns: list[str]) -> list[str]:
         )
         if not matches:
             raise ConfigError(f"encode.external: nothing matches {pattern}")
-        found |= {filesystem.unstrip_protocol(match) for match in matches}
-    return sorted(found)
+        files |= {filesystem.unstrip_protocol(match) for match in matches}
+    return sorted(files)
 
 
 def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
-    """Our shard name to where its tar lies; for synthesized shards also what its bytes must be."""
+    """Map our shard names to their tars: a URL, or an artifact and the entry it must match."""
     external = context.config.encode.external
     if external is not None:
         return {f"shards/external/{i:06d}": {"url": url} for i, url in enumerate(expand(external))}
-    made = context.inputs["synthesize"]
-    tars = {entry.path.removesuffix(".tar"): entry for entry in made.files("shards/", ".tar")}
-    return {shard: {"artifact": made, "entry": entry} for shard, entry in tars.items()}
+    synthesized = context.inputs["synthesize"]
+    entries = synthesized.files("shards/", ".tar")
+    tars = {entry.path.removesuffix(".tar"): entry for entry in entries}
+    return {shard: {"artifact": synthesized, "entry": entry} for shard, entry in tars.items()}
 
 
 def _write_prompt_lists(
     context: StageContext, done: dict[str, ShardStats]
 ) -> dict[str, tuple[int, str]]:
-    """Each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second
-    pass. Returns each list's file with its bytes and sha256.
+    """Write each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second
+    pass. Returns each list's file with its size in bytes and its sha256.
 
-    An id is a hash, so its first digits cut the prompts into parts of much the same size; one part
+    An id is a hash, so its first digits split the prompts into parts of similar size; only one part
     at a time is in memory.
     """
-    written = {}
+    written: dict[str, tuple[int, str]] = {}
 
     def write(rows: list[tuple[str, str]]) -> None:
         name = f"shards/prompts/{len(written):06d}.prompts.parquet"
@@ -154,7 +155,7 @@ def _write_prompt_lists(
 def _by_first_digits(
     context: StageContext, done: dict[str, ShardStats], scratch: Path
 ) -> list[Path]:
-    """The shards' prompts, spread over files by the first digits of their ids, in order."""
+    """Spread the shards' prompts over files, one per first digits of an id; returns them sorted."""
     with contextlib.ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
         for stats in done.values():
@@ -170,8 +171,8 @@ def _by_first_digits(
 
 
 def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, Any]:
-    """The index that `latent_data.LatentData` reads: files and rows of each bucket, and the prompt
-    files in order.
+    """Build the index that `stages.data.latent_batches.LatentData` reads: the files and rows of
+    each bucket, and the prompt files in order.
     """
     buckets: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for _, stats in sorted(done.items()):
@@ -191,7 +192,7 @@ def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, 
 
 
 class Encoder:
-    """Encodes whole shards; lives in a worker with the VAE loaded."""
+    """Encodes whole shards, in a worker that has the VAE loaded."""
 
     def __init__(
         self,
@@ -220,15 +221,21 @@ class Encoder:
                     {"key": key, "bucket": None, "status": "failed", "reason": str(error)}
                 )
                 continue
-            row = {"key": key, "bucket": str(bucket), "status": "ok", "reason": None}
-            if split_of(prompt, self.held_out_fraction) == "held_out":  # external data have such
+            row: dict[str, Any] = {
+                "key": key,
+                "bucket": str(bucket),
+                "status": "ok",
+                "reason": None,
+            }
+            if split_of(prompt, self.held_out_fraction) == "held_out":  # possible in external data
                 row |= {"status": "filtered", "reason": HELD_OUT}
             else:
                 ready[bucket].append((key, prompt, content))
             counts[row["status"]] += 1
             sidecar.append(row)
         writer = ShardWriter(self.store, self.folder, shard)
-        prompts, parts = {}, []
+        prompts: dict[str, str] = {}
+        parts: list[dict[str, Any]] = []
         name = shard.removeprefix("shards/").replace("/", "-")
         for bucket, rows in sorted(ready.items()):
             base = f"latents/{bucket}/{name}"
@@ -269,8 +276,8 @@ class Encoder:
             yield from read_tar(path, f"{artifact.url}/{source['entry'].path}")
 
     def _read(self, members: dict[str, bytes]) -> tuple[Bucket, Any, str]:
-        """Bucket, latents or picture, and prompt of a sample. Raises ValueError saying what is
-        wrong with it.
+        """Return a sample's bucket, its latents or picture, and its prompt. Raises ValueError
+        saying what is wrong with the sample.
         """
         prompt = clean(_text(members))
         if "latent.npy" in members and self.config.use_teacher_latents:
@@ -285,12 +292,12 @@ class Encoder:
         return bucket, np.asarray(fit_to_bucket(picture, bucket)), prompt
 
     def _latents(self, rows: list[tuple[str, str, Any]]) -> np.ndarray:
-        """(n, C, H, W) of one bucket, in the order of `rows`."""
+        """Return the latents (n, C, H, W) of one bucket, in the order of `rows`."""
         dtype = np.dtype(self.config.dtype)
         out: list[np.ndarray] = [content for _, _, content in rows]
         pictures = [i for i, content in enumerate(out) if content.dtype == np.uint8]
-        for at in range(0, len(pictures), self.config.micro_batch):
-            part = pictures[at : at + self.config.micro_batch]
+        for start in range(0, len(pictures), self.config.micro_batch):
+            part = pictures[start : start + self.config.micro_batch]
             for i, latents in zip(
                 part, self.teacher.encode_pictures(np.stack([out[i] for i in part])), strict=True
             ):
@@ -299,7 +306,7 @@ class Encoder:
 
 
 class PromptEncoder:
-    """Embeds lists of prompts; lives in a worker with the text encoders loaded."""
+    """Embeds lists of prompts, in a worker that has the text encoders loaded."""
 
     def __init__(self, config: PipelineConfig, store: ArtifactStore, folder: str) -> None:
         self.config, self.store, self.folder = config.encode, store, folder
@@ -314,10 +321,10 @@ class PromptEncoder:
 
         dtype = getattr(torch, self.config.dtype)
         arrays: dict[str, np.memmap] = {}
-        for at in range(0, len(prompts), size):
-            made = self.teacher.encode_prompts(prompts[at : at + size])
-            # To the file at once: T5's tokens of a whole shard are more than a GPU holds.
-            for name, tensor in (("tokens", made.tokens_BLD), ("pooled", made.pooled_BP)):
+        for start in range(0, len(prompts), size):
+            encoded = self.teacher.encode_prompts(prompts[start : start + size])
+            # Write each batch to the file now: a GPU cannot hold the T5 tokens of a whole shard.
+            for name, tensor in (("tokens", encoded.tokens_BLD), ("pooled", encoded.pooled_BP)):
                 rows = tensor.to(dtype).cpu().numpy()
                 if name not in arrays:
                     arrays[name] = np.lib.format.open_memmap(
@@ -326,10 +333,10 @@ class PromptEncoder:
                         dtype=rows.dtype,
                         shape=(len(prompts), *rows.shape[1:]),
                     )
-                arrays[name][at : at + len(rows)] = rows
+                arrays[name][start : start + len(rows)] = rows
         for array in arrays.values():
             array.flush()
-        return writer.commit({}, {"null_tokens": made.null_tokens, "prompts": len(prompts)})
+        return writer.commit({}, {"null_tokens": encoded.null_tokens, "prompts": len(prompts)})
 
 
 def _text(members: dict[str, bytes]) -> str:

@@ -1,5 +1,5 @@
-"""Stage `eval`: teacher, student and tuned student draw the same held-out prompts from the same
-seeds; every score judges every picture. Makes a report, a page, and the students' folders with
+"""Stage `eval`: samples teacher, student and tuned student on the same held-out prompts and seeds,
+and judges every picture with every score. Makes a report, a page, and the students' folders with
 their model cards.
 """
 
@@ -17,6 +17,7 @@ from stages.judging.gates import check_gates, failed_gates
 from stages.judging.systems import TIMING, plan_shards, shards_of, systems_of
 from stages.pictures.student import check_steps
 from stages.scores import FEATURES, check_score
+from stages.teachers import open_teacher
 from stages.texts.held_out import check_prompts, chosen_samples, prove_held_out
 
 if TYPE_CHECKING:
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 _STAGES = {"student": "distill", "tuned": "dpo"}
 _FOLDERS: dict[str, Literal["student", "tuned"]] = {"student": "student", "model": "tuned"}
-"""The artifact's folders with students, and which of them each holds."""
+"""The artifact's folders with students, and the student that each holds."""
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises ConfigError for missing prompts, for steps that the student does not take, and for
-    gates on what is not measured.
+    """Raise ConfigError for missing prompts, a number of steps that the student does not take, an
+    unknown score, or a gate on a value that is not measured.
     """
     check_prompts(config)
     for steps in config.eval.student_steps:
@@ -44,7 +45,7 @@ def check(config: PipelineConfig) -> None:
 def estimate(config: PipelineConfig) -> str:
     return (
         f"up to {config.eval.prompts:,} held-out prompts, "
-        f"{len(systems_of(config))} ways of drawing them"
+        f"each sampled by {len(systems_of(config))} systems"
     )
 
 
@@ -62,8 +63,8 @@ def run(context: StageContext) -> StageResult:
     students = {kind: context.inputs[stage] for kind, stage in _STAGES.items()}
     build = partial(Judge, config, context.store, context.folder, students, shards)
     done = map_shards(context, sorted(shards), build, config.eval.pool)
-    alone = config.eval.pool.model_copy(update={"workers": 1})
-    done |= map_shards(context, [TIMING], build, alone, unit="timings")
+    one_worker = config.eval.pool.model_copy(update={"workers": 1})
+    done |= map_shards(context, [TIMING], build, one_worker, unit="timings")
     report = make_report(
         config,
         systems,
@@ -107,7 +108,7 @@ def run(context: StageContext) -> StageResult:
 def _write_pages(
     context: StageContext, report: Report, pictures: dict[tuple[str, str], bytes]
 ) -> Files:
-    """report.json, report.html, and the model card in each student's folder."""
+    """Write report.json, report.html, and the model card in each student's folder."""
     from stages.report.model_card import licence_of, render_card
     from stages.report.page import render_report
 
@@ -118,12 +119,13 @@ def _write_pages(
         "report.html": render_report(report, pictures),
     }
     for folder, kind in _FOLDERS.items():
+        steps = [system.steps for system in report.systems if system.kind == kind]
         pages[f"{folder}/README.md"] = render_card(
             report,
             licence_of(teacher),
+            open_teacher(teacher).usage(steps),
             kind=kind,
             base_model=teacher.model if is_hub_id else None,
-            use_t5=teacher.use_t5,
         )
     return {
         name: context.store.write(f"{context.folder}/{name}", text.encode())
@@ -132,12 +134,12 @@ def _write_pages(
 
 
 def _copy_students(context: StageContext) -> Files:
-    """Copies of the students' folders, where their cards can lie: an artifact never changes."""
+    """Copy the students' folders, to add model cards: a finished artifact never changes."""
     store, files = context.store, {}
     for folder, kind in _FOLDERS.items():
-        made = context.inputs[_STAGES[kind]]
-        for entry in made.files("model/"):
+        student = context.inputs[_STAGES[kind]]
+        for entry in student.files("model/"):
             name = f"{folder}/{entry.path.removeprefix('model/')}"
-            store.copy(made.name(entry.path), f"{context.folder}/{name}")
+            store.copy(student.name(entry.path), f"{context.folder}/{name}")
             files[name] = (entry.size, entry.sha256)
     return files

@@ -1,7 +1,7 @@
-"""Stage `pairs`: preference pairs, two pictures of one prompt and which of them is better.
+"""Stage `pairs`: makes preference pairs: two pictures of one prompt, and which of them is better.
 
-Drawn by teacher or student and ranked by a reward, or read from a file. Near-ties and what cannot
-be used are recorded in the sidecars, and counted, never dropped in silence.
+Samples pairs from the teacher or the student and ranks them by a reward, or reads them from a file.
+The sidecars record near-ties and unusable pairs, which are counted and never dropped silently.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ SIDECAR_SCHEMA = pa.schema(
 
 Row = dict[str, Any]
 Made = tuple[Row, dict[str, bytes]]
-"""A sidecar's row, and the pair's tar members: none unless it is ok."""
+"""A sidecar row, and the pair's tar members: empty unless the status is ok."""
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises ConfigError for a file of pairs that is not there, a reward that nobody knows, or
-    steps that the student does not take.
+    """Raise ConfigError for a missing file of pairs, an unknown reward, or a number of steps that
+    the student does not take.
     """
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
@@ -79,7 +79,7 @@ def check(config: PipelineConfig) -> None:
 def estimate(config: PipelineConfig) -> str:
     pairs = config.pairs
     if pairs.url is not None:
-        return f"pairs of {pairs.url}"
+        return f"pairs from {pairs.url}"
     return (
         f"{pairs.prompts:,} prompts, {pairs.pictures_per_prompt} pictures each by the "
         f"{pairs.model}, ranked by {pairs.reward.name}"
@@ -127,24 +127,25 @@ def _shard(number: int) -> str:
 
 
 def _plan(rows: list[Row], size: int) -> dict[str, list[Row]]:
-    """Shards of so many prompts; most hold one bucket, so that micro-batches are full."""
+    """Plan shards of `size` prompts; most hold one bucket, so that micro-batches are full."""
     ordered = sorted(rows, key=lambda row: (row["width"], row["height"], row["prompt_id"]))
-    return {_shard(i): ordered[at : at + size] for i, at in enumerate(range(0, len(ordered), size))}
+    starts = range(0, len(ordered), size)
+    return {_shard(i): ordered[start : start + size] for i, start in enumerate(starts)}
 
 
 class Verdict(NamedTuple):
-    """What a ranking says of the pictures of one prompt."""
+    """The result of ranking the pictures of one prompt."""
 
     status: str
-    """ok, near_tie or failed; pairs from a file may be filtered too."""
+    """ok, near_tie or failed; for pairs from a file also filtered."""
     reason: str | None
     best: int | None = None
     worst: int | None = None
 
 
 def best_and_worst(scores: np.ndarray, margin: float, *, higher_is_better: bool) -> Verdict:
-    """Best and worst of some pictures by their scores (n,), NaN for one that cannot be used; the
-    first of equals.
+    """Find the best and the worst picture by their scores (n,), NaN for an unusable picture. Among
+    equal scores the first picture counts.
     """
     usable = np.flatnonzero(np.isfinite(scores))
     if len(usable) < 2:
@@ -159,7 +160,7 @@ def best_and_worst(scores: np.ndarray, margin: float, *, higher_is_better: bool)
 
 
 class _PairWorker:
-    """Makes whole shards; lives in a worker with what it needs loaded."""
+    """Makes whole shards, in a worker that has the models loaded."""
 
     def __init__(
         self,
@@ -191,11 +192,11 @@ class _PairWorker:
         return writer.commit(dict(counts), details)
 
     def make(self, plan: Any) -> Iterator[Made]:
-        """The pairs of one shard."""
+        """Yield the pairs of one shard."""
         raise NotImplementedError
 
     def row(self, key: str, prompt: str | None, judge: str, **fields: Any) -> Row:
-        """A sidecar's row; what is not given stays empty."""
+        """Build a sidecar row; fields that are not given stay empty."""
         row: Row = dict.fromkeys(SIDECAR_SCHEMA.names)
         if prompt is not None:
             held_out = hash_fraction(prompt, "pairs split") < self.pairs.held_out_fraction
@@ -205,7 +206,7 @@ class _PairWorker:
 
 
 class _Picture(NamedTuple):
-    """One of the pictures that were drawn of a prompt."""
+    """One sampled picture of a prompt."""
 
     pixels_HW3: np.ndarray
     latents_CHW: torch.Tensor
@@ -213,7 +214,7 @@ class _Picture(NamedTuple):
 
 
 class PairSampler(_PairWorker):
-    """Draws several pictures of each prompt and pairs the best with the worst."""
+    """Samples several pictures of each prompt and pairs the best with the worst."""
 
     def make(self, plan: list[Row]) -> Iterator[Made]:
         pictures = self._draw(plan)
@@ -221,7 +222,7 @@ class PairSampler(_PairWorker):
             yield self._pair(planned, list(islice(pictures, self.pairs.pictures_per_prompt)))
 
     def _draw(self, plan: list[Row]) -> Iterator[_Picture]:
-        """Prompt after prompt, in micro-batches that go across prompts."""
+        """Sample pictures prompt by prompt, in micro-batches that can span prompts."""
         from stages.pictures.samplers import sample_batches
 
         samples = [
@@ -255,10 +256,10 @@ class PairSampler(_PairWorker):
             bucket=str(bucket),
         )
         members: dict[str, bytes] = {}
-        for side, place in (("winner", verdict.best), ("loser", verdict.worst)):
-            if place is not None:
-                picture = pictures[place]
-                row[f"{side}_seed"] = self._seed(prompt, place)
+        for side, index in (("winner", verdict.best), ("loser", verdict.worst)):
+            if index is not None:
+                picture = pictures[index]
+                row[f"{side}_seed"] = self._seed(prompt, index)
                 row[f"{side}_score"] = picture.score
                 members |= _members(side, picture.pixels_HW3, picture.latents_CHW)
         return row, _with_text(row, members) if verdict.status == "ok" else {}
@@ -276,9 +277,9 @@ class PairSampler(_PairWorker):
 
         teacher, device = self.teacher, self.teacher.device
         if self.student is None:
-            pairs, making = self.pairs, self.config.synthesize
-            steps = pairs.teacher_steps or making.steps
-            guidance_scale = pairs.guidance_scale or making.guidance_scale
+            pairs, synthesize = self.pairs, self.config.synthesize
+            steps = pairs.teacher_steps or synthesize.steps
+            guidance_scale = pairs.guidance_scale or synthesize.guidance_scale
             return teacher_sampler(teacher, teacher.backbone(), device, steps, guidance_scale)
         backbone, grid = student_of(self.student, device)
         return pairs_sampler(teacher, backbone, grid, self.config, device)
@@ -288,7 +289,7 @@ class PairReader(_PairWorker):
     """Reads pairs of pictures from a file, fits them to a bucket and encodes them."""
 
     def make(self, plan: Part) -> Iterator[Made]:
-        made: list[Made] = []
+        results: list[Made] = []
         ready: dict[Bucket, list[tuple[int, list[Image.Image]]]] = defaultdict(list)
         for source in read_part(plan):
             row = self.row(
@@ -298,7 +299,7 @@ class PairReader(_PairWorker):
                 winner_score=source.winner_score,
                 loser_score=source.loser_score,
             )
-            made.append((row, {}))
+            results.append((row, {}))
             try:
                 bucket, pictures = self._open(source)
             except ValueError as error:
@@ -311,18 +312,18 @@ class PairReader(_PairWorker):
                 row |= {"status": "near_tie", "reason": "its source says that neither is better"}
             else:
                 row["status"] = "ok"
-                ready[bucket].append((len(made) - 1, pictures))
+                ready[bucket].append((len(results) - 1, pictures))
         for bucket, pairs in sorted(ready.items()):
             fitted = [
                 np.asarray(fit_to_bucket(p, bucket)) for _, pictures in pairs for p in pictures
             ]
             latents = self._encode(fitted)
-            for i, (place, _) in enumerate(pairs):
-                row, members = made[place]
-                for side, at in (("winner", 2 * i), ("loser", 2 * i + 1)):
-                    members |= _members(side, fitted[at], latents[at])
-                made[place] = (row, _with_text(row, members))
-        yield from made
+            for i, (index, _) in enumerate(pairs):
+                row, members = results[index]
+                for side, position in (("winner", 2 * i), ("loser", 2 * i + 1)):
+                    members |= _members(side, fitted[position], latents[position])
+                results[index] = (row, _with_text(row, members))
+        yield from results
 
     def _is_dropped(self, prompt: str | None) -> bool:
         fraction = self.config.prompts.held_out_fraction
@@ -333,7 +334,9 @@ class PairReader(_PairWorker):
         )
 
     def _open(self, source: SourcePair) -> tuple[Bucket, list[Image.Image]]:
-        """Raises ValueError saying what is wrong with the pair."""
+        """Return the pair's bucket and its pictures, winner first. Raises ValueError saying what is
+        wrong with the pair.
+        """
         if source.problem is not None:
             raise ValueError(source.problem)
         if not source.prompt:
@@ -343,7 +346,7 @@ class PairReader(_PairWorker):
             picture = read_picture(content, side)
             pictures.append(picture)
             buckets.append(nearest_bucket(*picture.size, self.config.prompts.bucket_list()))
-        if buckets[0] != buckets[1]:  # the cut, not the picture, might be what is preferred
+        if buckets[0] != buckets[1]:  # the crop might have decided the preference
             raise ValueError(f"its pictures are of two buckets, {buckets[0]} and {buckets[1]}")
         return buckets[0], pictures
 
@@ -353,8 +356,8 @@ class PairReader(_PairWorker):
         size = self.pairs.micro_batch
         return torch.cat(
             [
-                self.teacher.encode_pictures(np.stack(pictures[at : at + size])).half().cpu()
-                for at in range(0, len(pictures), size)
+                self.teacher.encode_pictures(np.stack(pictures[start : start + size])).half().cpu()
+                for start in range(0, len(pictures), size)
             ]
         )
 

@@ -1,10 +1,10 @@
-"""Stage `prompts`: sources to cleaned, de-duplicated, split prompts, and the plan of every image
+"""Stage `prompts`: turns sources into cleaned, de-duplicated, split prompts, and plans every image
 shard.
 
 Works in two passes over a spool on the local disk: the first cleans and measures, the second writes
-what survived. Memory hardly grows with the number of prompts: 421 MiB for a million, 28 bytes for
-each further one (`benchmarks/prompts_memory.py`). What becomes of a prompt (split, bucket, seeds)
-depends on its text alone: adding prompts moves none.
+the prompts that survive. Memory hardly grows with the number of prompts: 421 MiB for a million, and
+28 bytes for each further one (`benchmarks/prompts_memory.py`). A prompt's split, bucket and seeds
+depend on its text, not on the other prompts: adding prompts moves none.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PROMPT_SCHEMA = pa.schema(
 
 
 def check(config: PipelineConfig) -> None:
-    """Raises ConfigError for a prompt file that is not there."""
+    """Raise ConfigError if a prompt file is missing."""
     for source in config.prompts.sources:
         if isinstance(source, FileSource):
             require_prompt_file(source)
@@ -93,8 +93,8 @@ def run(context: StageContext) -> StageResult:
 def _clean_into(
     spool: Path, config: PromptsConfig, teacher: Any, counts: Counter, context: StageContext
 ) -> int:
-    """First pass: draw, clean, filter; survivors to a spool with their hashes and MinHash
-    signatures.
+    """First pass: draw, clean and filter prompts; spool the survivors with their hashes and MinHash
+    signatures. Returns the number of survivors.
     """
     block = [re.compile(pattern, re.IGNORECASE) for pattern in config.block]
     longest = config.max_tokens or teacher.max_tokens
@@ -146,7 +146,7 @@ def _reason(
 
 
 def _survivors(spool: Path, total: int, config: PromptsConfig, counts: Counter) -> np.ndarray:
-    """A mask over the spool's rows."""
+    """Return a mask (total,) bool over the spool's rows: False for duplicates."""
     keep = first_of_equals(spool / "equal.bin", total)
     counts["dropped_duplicate"] = int(total - keep.sum())
     if config.near_duplicates is not None and total:
@@ -157,10 +157,10 @@ def _survivors(spool: Path, total: int, config: PromptsConfig, counts: Counter) 
 
 
 def _spooled(spool: Path, keep: np.ndarray) -> Iterator[list[dict[str, Any]]]:
-    at = 0
+    start = 0
     for batch in pq.ParquetFile(spool / "prompts.parquet").iter_batches(CHUNK):
-        mask = pa.array(keep[at : at + len(batch)])
-        at += len(batch)
+        mask = pa.array(keep[start : start + len(batch)])
+        start += len(batch)
         yield batch.filter(mask).to_pylist()
 
 
@@ -169,7 +169,7 @@ def _spell(counts: Counter) -> str:
 
 
 class _Writer:
-    """Second pass: prompt files of 100,000 rows and one sample list for each shard-to-be."""
+    """Second pass: writes prompt files of 100,000 rows, and one sample list per planned shard."""
 
     def __init__(self, context: StageContext, config: PromptsConfig, scratch: Path) -> None:
         self._context, self._config, self._scratch = context, config, scratch

@@ -1,8 +1,7 @@
-"""Stage `synthesize`: the teacher, with guidance, makes the pictures that the student will learn
-from.
+"""Stage `synthesize`: the teacher, with guidance, makes the pictures that the student learns from.
 
-One planned sample list becomes one WebDataset shard with its Parquet sidecar; a picture that is not
-finite or flat is recorded there, never dropped in silence.
+One planned sample list becomes one WebDataset shard with a Parquet sidecar. The sidecar records
+pictures that are flat or not finite; none is dropped silently.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ SIDECAR_SCHEMA = pa.schema(
 
 
 def estimate(config: PipelineConfig) -> str:
-    making = config.synthesize
-    passes = making.steps * (2 if making.guidance_scale > 1 else 1)
+    synthesize = config.synthesize
+    passes = synthesize.steps * (2 if synthesize.guidance_scale > 1 else 1)
     return f"{config.prompts.pictures_text()} pictures, {passes} teacher passes each"
 
 
@@ -82,7 +81,7 @@ def _ok_by_bucket(done: dict[str, ShardStats]) -> dict[str, int]:
 
 
 class Synthesizer:
-    """Makes whole shards; lives in a worker with the teacher loaded."""
+    """Makes whole shards, in a worker that has the teacher loaded."""
 
     def __init__(self, config: PipelineConfig, planned: Artifact, folder: str) -> None:
         from stages.pictures.samplers import teacher_sampler
@@ -105,9 +104,9 @@ class Synthesizer:
         members: list[TarSample] = []
         rows, counts = [], Counter(ok=0, filtered=0, failed=0)
         size = self.config.micro_batch
-        for part in (samples[at : at + size] for at in range(0, len(samples), size)):
-            for sample, made in zip(part, self._make(part), strict=True):
-                status, reason, contents = made
+        for start in range(0, len(samples), size):
+            part = samples[start : start + size]
+            for sample, (status, reason, contents) in zip(part, self._make(part), strict=True):
                 counts[status] += 1
                 digest = None
                 if status == "ok":
@@ -132,12 +131,12 @@ class Synthesizer:
     def _make(
         self, samples: list[dict[str, Any]]
     ) -> list[tuple[str, str | None, dict[str, bytes]]]:
-        """Status, reason and tar members of each sample; all are of one bucket."""
+        """Return status, reason and tar members of each sample; all samples are of one bucket."""
         config = self.config
         latents = self.draw(samples)
         pictures = self.teacher.decode_latents(latents)
         finite = latents.isfinite().flatten(1).all(1).tolist()
-        results = []
+        results: list[tuple[str, str | None, dict[str, bytes]]] = []
         for i, sample in enumerate(samples):
             if not finite[i]:
                 results.append(("failed", "not finite", {}))

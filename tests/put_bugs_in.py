@@ -48,7 +48,7 @@ BUGS = [
     ),
     (
         "09",
-        "stages/distill.py",
+        "stages/pictures/sample_grids.py",
         "        self.average.swap_with(self.student)\n        self",
         "        self",
     ),
@@ -72,7 +72,7 @@ def main() -> int:
                 "-m",
                 "pytest",
                 "-q",
-                "tests/unit/test_silent_bugs.py",
+                "tests/unit/stages/test_silent_bugs.py",
                 "-k",
                 f"test_{number}",
             ]

@@ -1,1 +1,1 @@
-"""The floor that stages stand on: artifacts, shards, leases, and Ray's two ways of working."""
+"""What stages build on: artifacts, shards, leases, and the wiring of Ray Data and Ray Train."""

@@ -1,4 +1,4 @@
-"""One run at a time in a folder of the store: a training keeps its checkpoints in one."""
+"""A lease on a folder of the store: only one run at a time may use a training's checkpoints."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pipeline.base.store import ArtifactStore
 from schemas.errors import LaddError, Locked
 
 BEAT_SECONDS = 10.0
-"""A holder that is alive writes a new beat so often; one that has missed three is dead."""
+"""A live holder writes a new beat at this interval; a holder that missed three beats is dead."""
 _FILE = "lease.json"
 _LOOKS = 10
-"""In the time of a beat."""
+"""How often a holder is checked per beat interval."""
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who holds a lease, as its file says."""
+    """The holder of a lease, as the lease file records it."""
 
     token: str
     host: str
     space: str
-    """Of process numbers: a container's are its own."""
+    """The process-id namespace: each container has a separate one."""
     process: int
     born: float
-    """When the process began: its number alone may be that of another by now."""
+    """Start time of the process. Its id is not enough: another process may have it by now."""
     beat: int = 0
 
     @classmethod
@@ -44,7 +44,7 @@ class _Holder:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is known to: only the holder's own machine can tell at once."""
+        """Whether the process is known to have ended: only its own machine can tell at once."""
         if (self.host, self.space) != _where():
             return False
         try:
@@ -55,21 +55,21 @@ class _Holder:
 
 @contextlib.contextmanager
 def held(store: ArtifactStore, folder: str, what: str) -> Iterator[None]:
-    """Hold the lease of a folder. One that a killed process left is taken over: at once on that
-    process's machine, elsewhere after three beats.
+    """Hold the lease of a folder until the block ends.
 
-    Raises Locked, naming `what` the folder is for, when another holder is alive.
+    The lease of a killed process is taken over: at once on the machine of that process, elsewhere
+    after three beats. Raises Locked, naming `what` the folder is for, if another holder is alive.
     """
     name = f"{folder}/{_FILE}"
     mine = _Holder.me()
     while not store.create(name, _content(mine)):
-        found = _read(store, name)
-        if found is None:
+        holder = _read(store, name)
+        if holder is None:
             continue
-        if _is_alive(store, name, found):
+        if _is_alive(store, name, holder):
             raise Locked(
-                f"{what}: another run is at work on it (process {found.process} on {found.host}); "
-                "wait until it has ended, or end it"
+                f"{what}: another run is using it (process {holder.process} on {holder.host}); "
+                "wait until that run ends, or stop it"
             )
         store.remove(name)
     ended = threading.Event()
@@ -84,14 +84,14 @@ def held(store: ArtifactStore, folder: str, what: str) -> Iterator[None]:
 
 
 def is_held(store: ArtifactStore, folder: str) -> bool:
-    """Whether somebody who is alive holds a folder's lease; takes up to three beats to tell."""
+    """Whether a live holder has a folder's lease. Takes up to three beats to tell."""
     name = f"{folder}/{_FILE}"
-    found = _read(store, name)
-    return found is not None and _is_alive(store, name, found)
+    holder = _read(store, name)
+    return holder is not None and _is_alive(store, name, holder)
 
 
 def _is_alive(store: ArtifactStore, name: str, found: _Holder) -> bool:
-    """Watches for a new beat, so that no two clocks are compared."""
+    """Watch for a new beat. This avoids comparing the clocks of two machines."""
     for _ in range(3 * _LOOKS):
         if found.has_ended:
             return False
@@ -108,7 +108,7 @@ def _beat(store: ArtifactStore, name: str, mine: _Holder, ended: threading.Event
     beat = 0
     while not ended.wait(BEAT_SECONDS):
         beat += 1
-        with contextlib.suppress(LaddError):  # a store that is away: the next beat is tried
+        with contextlib.suppress(LaddError):  # store unreachable: retry at the next beat
             store.write(name, _content(replace(mine, beat=beat)))
 
 

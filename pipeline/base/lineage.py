@@ -1,4 +1,4 @@
-"""From an artifact back to everything that it was made of."""
+"""Finds every artifact that an artifact was made from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from schemas.errors import ArtifactError
 
 
 def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
-    """These artifacts and all behind them, by stage, those first on which others rest.
+    """Return these artifacts and all their inputs by stage; inputs come before what was made from
+    them.
 
-    Raises ArtifactError when one has gone from the store.
+    Raises ArtifactError if one is no longer in the store.
     """
     found: dict[str, Artifact] = {}
     for artifact in artifacts:
@@ -20,8 +21,8 @@ def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
             upstream = artifact.store.find(ref.stage, ref.key)
             if upstream is None:
                 raise ArtifactError(
-                    f"{artifact.url} was made from {ref.stage}/{ref.key}, which has gone from the "
-                    f"store; `ladd-pipeline run --until {ref.stage}` makes it again"
+                    f"{artifact.url} was made from {ref.stage}/{ref.key}, which is no longer in "
+                    f"the store; `ladd-pipeline run --until {ref.stage}` makes it again"
                 )
             above.append(upstream)
         found |= ancestors(above) | {artifact.manifest.stage: artifact}

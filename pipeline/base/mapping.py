@@ -1,5 +1,5 @@
-"""One pool of workers, Ray Data actors where there are several, over the shards that are missing:
-the only way in which stages map over shards.
+"""Maps a worker over the shards that are missing, in this process or in a pool of Ray Data actors.
+All stages that map over shards use it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from schemas.records import ShardStats
 
 T = TypeVar("T")
 _PAUSE_SECONDS = 10.0
-"""Before the first new try; twice as long before each further one."""
+"""Pause before the first retry; it doubles before each further one."""
 _NODES_LOST = 20
-"""How often an actor may be started anew: nodes come and go, but one whose every start ends it (for
-want of memory, say) must not go on for ever.
+"""How often an actor may be restarted: nodes come and go, but an actor that dies at every start
+(out of memory, say) must not restart forever.
 """
 
 
@@ -33,7 +33,7 @@ class ShardWorker(Protocol):
 
 @dataclass(frozen=True)
 class _Persistent:
-    """A worker that tries again, after a while, what a store or a hub did not answer."""
+    """Builds a worker that pauses and retries when a store or a hub does not answer."""
 
     build: Callable[[], ShardWorker]
     retries: int
@@ -43,17 +43,17 @@ class _Persistent:
         return lambda shard: self._tried(lambda: worker(shard))
 
     def _tried(self, work: Callable[[], T]) -> T:
-        for tried in range(self.retries):
+        for attempt in range(self.retries):
             try:
                 return work()
             except ServiceUnavailable:
-                time.sleep(_PAUSE_SECONDS * 2**tried)
+                time.sleep(_PAUSE_SECONDS * 2**attempt)
         return work()
 
 
 @dataclass(frozen=True)
 class _Adapter:
-    """What Ray Data calls with a batch of one row."""
+    """Makes the actor class that Ray Data calls with batches of one row."""
 
     build: Callable[[], ShardWorker]
     cwd: str
@@ -89,12 +89,12 @@ def map_shards(
     pool: WorkerPool,
     unit: str = "shards",
 ) -> dict[str, ShardStats]:
-    """Make the shards that have no marker yet; returns the statistics of all, by shard name.
+    """Make the shards that have no marker yet; return the statistics of all shards by name.
 
-    `build` runs in each worker. A shard is tried again `pool.retries` times when a store does not
-    answer, or when its worker or that one's node is lost. Another LaddError (damaged input, say) is
-    raised here, after the shards under way are safe. One worker without a GPU, on this machine
-    alone, is this process: an actor would take longer to start than most of its work.
+    `build` runs in each worker. A shard is retried `pool.retries` times if a store does not answer,
+    or if its worker or the worker's node is lost. Any other LaddError (damaged input, say) is
+    raised here, after the shards in progress are saved. A single worker without a GPU and without a
+    joined cluster runs in this process: an actor would take longer to start than most of its work.
     """
     done = {
         name: stats
@@ -114,9 +114,13 @@ def map_shards(
         )
     most = min(pool.workers or len(missing), len(missing)) if joined else room
     build = _Persistent(build, pool.retries)
-    alone = most == 1 and not gpus and not joined
-    made = map(build(), missing) if alone else _by_actors(missing, build, pool, (room, most), gpus)
-    for stats in made:
+    in_this_process = most == 1 and not gpus and not joined
+    results = (
+        map(build(), missing)
+        if in_this_process
+        else _by_actors(missing, build, pool, (room, most), gpus)
+    )
+    for stats in results:
         done[stats.shard] = stats
         context.report(unit, len(done), len(shards))
     return done
@@ -129,7 +133,7 @@ def _by_actors(
     sizes: tuple[int, int],
     gpus: float,
 ) -> Iterator[ShardStats]:
-    """With the first number of actors, and up to the second where nodes join."""
+    """Make shards in Ray Data actors. `sizes`: how many at first, and at most when nodes join."""
     import ray
 
     data = ray.data.from_items(
@@ -151,7 +155,7 @@ def _by_actors(
 
 
 def worker_devices(pool: WorkerPool) -> float:
-    """GPUs, or CPU cores where there are none, that one worker holds: for device-hours."""
+    """Return the GPUs, or else the CPU cores, that one worker holds: for device-hours."""
     cpus, gpus = _demand(pool)
     return gpus or cpus
 

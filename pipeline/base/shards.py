@@ -1,9 +1,9 @@
-"""Deterministic WebDataset shards: the same samples give the same bytes, every reader groups them
-rightly.
+"""Deterministic WebDataset shards: the same samples give the same bytes, and every reader groups
+them correctly.
 
-A shard is a tar of members `<key>.<extension>`, sorted, with mtime, uid and gid 0. Beside it lie a
-Parquet sidecar with one row per planned sample and, written last, `.json` statistics that mark it
-as done.
+A shard is a tar of members `<key>.<extension>`, sorted, with mtime, uid and gid 0. Next to it are
+a Parquet sidecar with one row per planned sample and `.json` statistics, which are written last and
+mark the shard as done.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def write_tar(path: Path, samples: list[TarSample]) -> None:
 
 
 def read_tar(path: Path, where: str) -> Iterator[TarSample]:
-    """Samples of any WebDataset shard, one at a time. Raises ArtifactError naming `where` when it
-    is cut short.
+    """Yield the samples of any WebDataset shard, one at a time. Raises ArtifactError naming `where`
+    if it is damaged or cut short.
     """
     try:
         with tarfile.open(path, "r:*") as tar:
@@ -71,14 +71,14 @@ def read_tar(path: Path, where: str) -> Iterator[TarSample]:
 
 
 def table_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    """A small Parquet file; the same rows give the same bytes."""
+    """Return a small Parquet file; the same rows give the same bytes."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
     return sink.getvalue()
 
 
 class ShardWriter:
-    """Gathers one shard's files in a local folder, then puts them on the store, the statistics
+    """Collects one shard's files in a local folder, then uploads them to the store, the statistics
     last.
     """
 
@@ -91,8 +91,8 @@ class ShardWriter:
         self._started = time.monotonic()
 
     def file(self, ending: str, content: bytes | None = None, *, name: str | None = None) -> Path:
-        """A local path for `<shard><ending>` (or `name`); filled here when `content` is given, else
-        by the caller.
+        """Return a local path for `<shard><ending>` (or `name`). The file is written here if
+        `content` is given, else by the caller.
         """
         path = Path(self._scratch.name) / str(len(self._files))
         self._files.append((name or f"{self._shard}{ending}", path))
@@ -101,7 +101,7 @@ class ShardWriter:
         return path
 
     def commit(self, counts: dict[str, int], details: dict[str, Any] | None = None) -> ShardStats:
-        """Upload everything; only now does the shard count as done."""
+        """Upload everything; only then does the shard count as done."""
         files, sizes = {}, {}
         for name, path in self._files:
             sizes[name], files[name] = self._store.put(path, f"{self._artifact_folder}/{name}")
@@ -121,8 +121,8 @@ class ShardWriter:
 
 
 def finished_shards(store: ArtifactStore, artifact_folder: str) -> dict[str, ShardStats]:
-    """The shards whose marker is there and whose files have the marked size: one listing, then the
-    markers at once.
+    """Return the shards that have a marker and whose files have the recorded sizes. Makes one
+    listing, then reads all markers at once.
     """
     listing = store.list(artifact_folder)
     markers = [n for n in listing if n.startswith("shards/") and n.endswith(".json")]

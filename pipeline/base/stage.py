@@ -1,7 +1,7 @@
-"""What a stage is: its name, version, configuration, inputs, and the work that it does.
+"""The definition of a stage: its name, version, configuration, inputs and work.
 
-Knows no stage by name and nothing of Ray. Artifacts, keys and the difference between identity and
-runtime fields are described in docs/architecture.md.
+Knows no stage by name and nothing about Ray. docs/architecture.md describes artifacts, keys, and
+identity and runtime fields.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Files = dict[str, tuple[int, str]]
 
 @dataclass(frozen=True)
 class Stage:
-    """A declared stage. Its module `stages.<name>` is imported only where it is needed, and imports
-    neither torch nor Ray at its top. It has
+    """A declared stage. Its module `stages.<name>` is imported only when it is needed, and imports
+    neither torch nor Ray at the top level. It has
 
     - `run(context: StageContext) -> StageResult`, which does the work;
     - `estimate(config) -> str`, one line for `plan`: what the stage would make;
@@ -38,7 +38,7 @@ class Stage:
 
     name: str
     version: int
-    """Raised by the author when the bytes that the stage makes change."""
+    """The author increases it when the bytes that the stage makes change."""
     sections: tuple[str, ...]
     """Sections of the configuration whose identity fields enter the key, or single fields of other
     sections, such as `prompts.buckets`.
@@ -46,10 +46,10 @@ class Stage:
     inputs: Callable[[PipelineConfig], tuple[str, ...] | None]
     """The stages whose artifacts it reads; None leaves the stage out of the graph."""
     makes: str
-    """What its artifact is to a user."""
+    """What the user calls its artifact."""
 
     def identity(self, config: PipelineConfig) -> dict[str, Any]:
-        """The identity fields of its sections, as JSON values."""
+        """Return the identity fields of its sections, as JSON values."""
         from schemas.base import identity_of
 
         return {
@@ -58,7 +58,7 @@ class Stage:
         }
 
     def key(self, config: PipelineConfig, input_keys: list[str]) -> str:
-        """The artifact's key, known before anything runs: 16 hex digits of a sha256."""
+        """Return the artifact's key, known before anything runs: 16 hex digits of a sha256."""
         content = {
             "stage": self.name,
             "version": self.version,
@@ -72,7 +72,7 @@ class Stage:
 
 
 def digest_of(content: Any) -> str:
-    """sha256 of canonical JSON."""
+    """Return the sha256 of the content as canonical JSON."""
     text = json.dumps(
         content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -89,7 +89,7 @@ def enter(folder: str) -> None:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What the engine gives to a stage's `run`, on the head node; it can be sent to workers."""
+    """What the engine passes to a stage's `run` on the head node. It can be sent to workers."""
 
     stage: str
     key: str
@@ -97,9 +97,9 @@ class StageContext:
     store: ArtifactStore
     inputs: dict[str, Artifact]
     report: Callable[[str, int, int], None]
-    """Progress: what is counted, how many are done, how many there are (0 for unknown)."""
+    """Report progress: what is counted, how many are done, how many in total (0 if unknown)."""
     warn: Callable[[str], None]
-    """Something that the user should know: goes to the terminal, the log and the run's record."""
+    """Warn the user: the text goes to the terminal, the log and the run's record."""
 
     @property
     def folder(self) -> str:
@@ -115,7 +115,7 @@ class StageContext:
         return files
 
     def written(self, *prefixes: str) -> Files:
-        """The files that workers wrote into these folders of the artifact."""
+        """Return the files that workers wrote into these folders of the artifact."""
         names = [name for name in self.store.list(self.folder) if name.startswith(prefixes)]
         contents = self.store.read_all([f"{self.folder}/{name}" for name in names])
         return {
@@ -126,11 +126,12 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage has made; the engine turns it into the manifest.
+    """The result of a stage; the engine turns it into the manifest.
 
     Three names in `details` mean the same in every stage, and the engine shows them at the end of a
     run: `model` (a folder with a model), `samples` (sample grids, the latest last) and
-    `failed_gates` (demands that the result misses; exit code 6). So does a file `report.html`.
+    `failed_gates` (gates that the result misses; exit code 6). The same holds for a file
+    `report.html`.
     """
 
     files: Files
@@ -148,8 +149,8 @@ class StageResult:
         files: Mapping[str, tuple[int, str]] | None = None,
         **fields: Any,
     ) -> StageResult:
-        """A result made of shards, each by a worker that held `devices`; `files` are further ones,
-        and `fields` the remaining fields.
+        """Make a result from shards whose workers each held `devices`; `files` are additional
+        files, `fields` the remaining fields.
         """
         shards = list(shards)
         return cls(
@@ -160,7 +161,7 @@ class StageResult:
 
 
 def files_of(shards: Iterable[ShardStats]) -> Files:
-    """Every file of some shards."""
+    """Return every file of these shards."""
     return {
         file: (stats.sizes[file], digest)
         for stats in shards
@@ -169,5 +170,5 @@ def files_of(shards: Iterable[ShardStats]) -> Files:
 
 
 def device_hours(shards: Iterable[ShardStats], devices: float) -> float:
-    """Hours times devices that workers of `devices` each took for some shards."""
+    """Return the hours times devices that these shards took on workers with `devices` each."""
     return sum(stats.seconds for stats in shards) / 3600 * devices

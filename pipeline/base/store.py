@@ -14,21 +14,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from typing import TYPE_CHECKING, Any
 
 from schemas.errors import ArtifactError, ConfigError, ServiceUnavailable
 from schemas.manifest import FileEntry, Manifest, ManifestError, read_manifest
 
+if TYPE_CHECKING:
+    import fsspec
+
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 _PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ENETUNREACH}
-_PASSING |= {getattr(errno, "EREMOTEIO", errno.EIO)}  # Linux alone has it
-"""What s3fs makes of answers like SlowDown, and sockets of a network that is away."""
+_PASSING |= {getattr(errno, "EREMOTEIO", errno.EIO)}  # only Linux has it
+"""errno of failures that may pass: what s3fs makes of answers like SlowDown, or no network."""
 _PASSING_KINDS = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"}
-"""Of Python, botocore and aiohttp."""
+"""Exception classes of Python, botocore and aiohttp for failures that may pass."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ArtifactStore:
 
     @cached_property
     def _opened(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        import fsspec  # not at the top: for a folder, `plan` does without it
+
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
@@ -52,30 +54,33 @@ class ArtifactStore:
     def filesystem(self) -> fsspec.AbstractFileSystem:
         return self._opened[0]
 
-    @property
+    @cached_property
     def root(self) -> str:
+        if "://" not in self.url:
+            return os.path.abspath(os.path.expanduser(self.url))
         return self._opened[1]
 
-    @property
+    @cached_property
     def is_local(self) -> bool:
-        return isinstance(self.filesystem, LocalFileSystem)
+        """Whether the store is a folder of this machine."""
+        return "://" not in self.url or self.url.startswith(("file://", "local://"))
 
     def path(self, *parts: str) -> str:
-        """A path of the filesystem."""
+        """Return a path in the store's filesystem."""
         return posixpath.join(self.root, *parts)
 
     def folder(self, stage: str, key: str) -> str:
-        """Where an artifact lies, relative to the store."""
+        """Return an artifact's folder, relative to the store."""
         return posixpath.join("artifacts", stage, key)
 
     def training_folder(self, stage: str, key: str = "") -> str:
-        """Where a training keeps its checkpoints and its lease, relative to the store; without a
+        """Return the folder of a training's checkpoints and lease, relative to the store; without a
         key, the folder of all trainings of a stage.
         """
         return posixpath.join("training", stage, key).rstrip("/")
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """The committed artifact, or None. Raises ArtifactError when its manifest cannot be
+        """Return the committed artifact, or None. Raises ArtifactError if its manifest cannot be
         used.
         """
         folder = self.folder(stage, key)
@@ -90,9 +95,7 @@ class ArtifactStore:
         return Artifact(self, manifest, hashlib.sha256(text).hexdigest())
 
     def commit(self, manifest: Manifest) -> Artifact:
-        """Write the manifest unless there is one; return whichever artifact is committed
-        afterwards.
-        """
+        """Write the manifest unless one exists; return the artifact that is then committed."""
         text = (manifest.model_dump_json(indent=2) + "\n").encode()
         name = posixpath.join(self.folder(manifest.stage, manifest.key), MANIFEST)
         self.create(name, text)
@@ -104,20 +107,20 @@ class ArtifactStore:
         return found
 
     def create(self, name: str, content: bytes) -> bool:
-        """Create-exclusive: False, and nothing changed, when the file is there already."""
+        """Create a file exclusively: returns False and changes nothing if it already exists."""
         path = self.path(name)
         with self.explained("write", name):
             if self.is_local:
                 os.makedirs(posixpath.dirname(path), exist_ok=True)
                 return _create_local(path, content)
-            try:  # a folder is no thing of its own here, and to make one may ask for more rights
+            try:  # no makedirs: object stores have no folders, and it may need more permissions
                 self.filesystem.pipe_file(path, content, mode="create")
             except FileExistsError:
                 return False
         return True
 
     def put(self, local: Path, name: str) -> tuple[int, str]:
-        """Upload a finished file in one atomic step; returns its bytes and sha256."""
+        """Upload a finished file in one atomic step; return its size in bytes and its sha256."""
         path = self.path(name)
         size, digest = local.stat().st_size, file_digest(local)
         with self.explained("write", name):
@@ -131,7 +134,7 @@ class ArtifactStore:
         return size, digest
 
     def write(self, name: str, content: bytes) -> tuple[int, str]:
-        """`put` for bytes."""
+        """Write bytes as `put` writes a file."""
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / "content"
             local.write_bytes(content)
@@ -146,7 +149,7 @@ class ArtifactStore:
             self.filesystem.cp_file(self.path(name), self.path(target))
 
     def remove(self, name: str) -> None:
-        """Delete a folder; its manifest first, so that no half of an artifact looks whole."""
+        """Delete a folder, its manifest first: a half-deleted artifact must not look complete."""
         with self.explained("remove", name):
             if self.filesystem.exists(self.path(name, MANIFEST)):
                 self.filesystem.rm_file(self.path(name, MANIFEST))
@@ -154,23 +157,25 @@ class ArtifactStore:
                 self.filesystem.rm(self.path(name), recursive=True)
 
     def read_all(self, names: list[str]) -> list[bytes]:
-        """The bytes of many small files, fetched side by side where the store allows it."""
+        """Return the bytes of many small files, fetched in parallel if the store supports it."""
         paths = [self.path(name) for name in names]
         with self.explained("read", f"{len(names)} files"):
             found = self.filesystem.cat(paths) if paths else {}
         return [found[self.filesystem._strip_protocol(path)] for path in paths]
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes, or None when it is missing."""
+        """Return a file's bytes, or None if it is missing."""
         with self.explained("read", name):
             try:
+                if self.is_local:
+                    return Path(self.path(name)).read_bytes()
                 return bytes(self.filesystem.cat_file(self.path(name)))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def list(self, name: str) -> dict[str, int]:
-        """All files below a folder in one listing: name relative to the folder, and bytes. What a
-        killed process left half written is none.
+        """List all files below a folder in one call: path relative to it, and size in bytes. Leaves
+        out partial files of killed processes.
         """
         base = self.path(name)
         with self.explained("list", name):
@@ -185,9 +190,7 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A local path of a file: the file itself where the store is a folder, else a copy for the
-        time being.
-        """
+        """Give a local path of a file: the file itself in a local store, else a temporary copy."""
         if self.is_local:
             yield Path(self.path(name))
             return
@@ -199,8 +202,8 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def explained(self, verb: str, name: str) -> Iterator[None]:
-        """Turn what storage raises into one sentence that names the store and the mend:
-        ServiceUnavailable for what may pass, else ArtifactError.
+        """Turn a storage error into one sentence that names the store and the remedy:
+        ServiceUnavailable for failures that may pass, else ArtifactError.
         """
         try:
             yield
@@ -209,7 +212,7 @@ class ArtifactStore:
         except PermissionError as error:
             raise ArtifactError(
                 f"store {self.url}: no permission to {verb} {name}; check the folder's "
-                "rights or the credentials"
+                "permissions or the credentials"
             ) from error
         except OSError as error:
             if verb in ("read", "list") and isinstance(
@@ -253,7 +256,7 @@ class Artifact:
         return f"{self.store.url.rstrip('/')}/{self.folder}"
 
     def name(self, path: str) -> str:
-        """A file of this artifact, relative to the store."""
+        """Return the path of a file of this artifact, relative to the store."""
         return posixpath.join(self.folder, path)
 
     def files(self, prefix: str = "", suffix: str = "") -> list[FileEntry]:
@@ -266,7 +269,7 @@ class Artifact:
         return any(entry.path == path for entry in self.manifest.files)
 
     def entry(self, path: str) -> FileEntry:
-        """The file of this name. Raises ArtifactError when the manifest lists none."""
+        """Return the entry of a file. Raises ArtifactError if the manifest does not list it."""
         for entry in self.manifest.files:
             if entry.path == path:
                 return entry
@@ -276,25 +279,25 @@ class Artifact:
         )
 
     def verify(self, *, contents: bool) -> list[str]:
-        """What is wrong with the files: missing, of another size or, with `contents`, of another
-        sha256.
+        """Return a sentence per damaged file: missing, of another size or, with `contents`, of
+        another sha256.
         """
-        there = self.store.list(self.folder)
+        sizes = self.store.list(self.folder)
         wrong = []
         for entry in self.manifest.files:
             where = f"{self.url}/{entry.path}"
-            if entry.path not in there:
+            if entry.path not in sizes:
                 wrong.append(f"{where} is missing")
-            elif there[entry.path] != entry.size:
-                wrong.append(f"{where} has {there[entry.path]} bytes instead of {entry.size}")
+            elif sizes[entry.path] != entry.size:
+                wrong.append(f"{where} has {sizes[entry.path]} bytes instead of {entry.size}")
             elif contents and self._digest(entry) != entry.sha256:
                 wrong.append(f"{where} has changed: its sha256 is not the manifest's")
         return wrong
 
     @contextlib.contextmanager
     def checked(self, entry: FileEntry) -> Iterator[Path]:
-        """A local path of a file whose bytes equal the manifest's. Raises ArtifactError naming the
-        file.
+        """Give a local path of a file after checking it against the manifest. Raises ArtifactError
+        naming the file.
         """
         try:
             with self.store.local(self.name(entry.path)) as path:
@@ -310,8 +313,8 @@ class Artifact:
 
     @contextlib.contextmanager
     def local_folder(self, prefix: str) -> Iterator[Path]:
-        """A local path of a folder of the artifact: the folder itself where the store is one, else
-        a checked copy for the time being.
+        """Give a local path of a folder of the artifact: the folder itself in a local store, else a
+        checked temporary copy.
         """
         if self.store.is_local:
             yield Path(self.store.path(self.name(prefix)))
@@ -330,13 +333,13 @@ class Artifact:
 
 
 def require_intact(path: Path, size: int, sha256: str, where: str, stage: str) -> None:
-    """Raises ArtifactError unless the file has these bytes."""
+    """Raise ArtifactError unless the file has this size and sha256."""
     actual = path.stat().st_size
-    mend = f"remove it and run `ladd-pipeline run --force {stage}`"
+    remedy = f"remove it and run `ladd-pipeline run --force {stage}`"
     if actual != size:
-        raise ArtifactError(f"{where} is damaged: {actual} bytes instead of {size}; {mend}")
+        raise ArtifactError(f"{where} is damaged: {actual} bytes instead of {size}; {remedy}")
     if file_digest(path) != sha256:
-        raise ArtifactError(f"{where} is damaged: its sha256 is not the one recorded; {mend}")
+        raise ArtifactError(f"{where} is damaged: its sha256 is not the one recorded; {remedy}")
 
 
 def file_digest(path: Path) -> str:
@@ -345,7 +348,7 @@ def file_digest(path: Path) -> str:
 
 
 def _create_local(path: str, content: bytes) -> bool:
-    """Write beside, then link: the name appears with its whole content, and only once."""
+    """Write a temporary file, then link it: the name appears once, with its whole content."""
     partial = _partial(path)
     with open(partial, "wb") as file:
         file.write(content)
@@ -365,7 +368,7 @@ def _partial(path: str) -> str:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether the service failed, not what was asked of it."""
+    """Whether the service failed, not the request: a retry may work."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & _PASSING_KINDS) or getattr(error, "errno", None) in _PASSING
 

@@ -1,8 +1,6 @@
-"""Ray Train wiring: a run is named after its artifact's key, so it resumes itself and never
-another's.
+"""Trains on Ray Train. A run is named after its artifact's key, so it resumes only itself.
 
-The one place that knows Ray Train. A stage's worker function gets a `TrainingRun` and stays free of
-Ray.
+Only this module uses Ray Train: a stage's worker function gets a `TrainingRun` and needs no Ray.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -34,14 +32,14 @@ from schemas.errors import (
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What Ray Train needs to know."""
+    """The settings that Ray Train needs."""
 
     workers: int
     min_workers: int | None
     cpus_per_worker: float | None
-    """Empty takes the most with which all workers fit."""
+    """None means the most with which all workers fit."""
     use_gpu: bool | None
-    """Empty takes GPUs where there are any."""
+    """None means GPUs if there are any."""
     retries: int
     checkpoints_kept: int
 
@@ -52,13 +50,13 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker asks Ray for."""
+    """The resources that each worker requests from Ray."""
 
     cpus: float
     gpu: bool
 
     def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """How many workers fit on nodes of these resources, all else being idle."""
+        """Return how many workers fit on idle nodes with these resources."""
 
         def on(node: Mapping[str, float]) -> float:
             by_cpu = int(node.get("CPU", 0) / self.cpus + 1e-6)  # 1 // 0.1 is 9
@@ -68,17 +66,17 @@ class Share:
 
 
 def worker_share(plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> Share:
-    """A worker's share of nodes of these resources.
+    """Return a worker's share of nodes with these resources.
 
-    Unless the plan says otherwise: a GPU where any node has one, and the most CPUs with which there
-    is room for all workers at once, or else for the most of them, or one where none fits yet.
+    Unless the plan sets them: a GPU if any node has one, and the most CPUs with which all workers
+    fit at once, or else as many workers as possible; 1 CPU if no worker fits yet.
     """
     gpu = plan.use_gpu if plan.use_gpu is not None else any(n.get("GPU", 0) >= 1 for n in nodes)
     if plan.cpus_per_worker is not None:
         return Share(plan.cpus_per_worker, gpu)
     fit = [node for node in nodes if not gpu or node.get("GPU", 0) >= 1]
     parts = {
-        # Beside its GPU a worker leaves CPUs to the node's other GPUs.
+        # A worker with a GPU leaves CPUs for the node's other GPUs.
         min(node.get("CPU", 0) // workers, node.get("CPU", 0) // (node["GPU"] if gpu else 1))
         for node in fit
         for workers in range(1, plan.workers + 1)
@@ -89,9 +87,11 @@ def worker_share(plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> Sh
 
 
 def _own_share(context: StageContext, plan: TrainingPlan) -> Share:
-    """Raises ConfigError where the workers will never fit: on this machine, to which none is
-    added. Another cluster may grow: it is said what is waited for, and that CPUs train where there
-    is no GPU.
+    """Return the share of this training's workers.
+
+    Raises ConfigError if the workers do not fit on a local Ray, which no node can join. A joined
+    cluster may grow: then a warning says what the training waits for. Another says that CPUs train
+    if the cluster has no GPU.
     """
     import ray
 
@@ -120,24 +120,24 @@ def _own_share(context: StageContext, plan: TrainingPlan) -> Share:
 
 
 class TrainingRun:
-    """What a training worker sees: the stage's context, its own rank and devices, the checkpoints
-    to resume from, and where to save the next.
+    """What a training worker gets: the stage's context, its rank and devices, the checkpoints to
+    resume from, and a way to save the next one.
     """
 
     def __init__(self, context: StageContext, share: Share) -> None:
         from ray import train
 
         self._train, self.context = train, context
-        place = train.get_context()
-        self.rank, self.world = place.get_world_rank(), place.get_world_size()
+        worker = train.get_context()
+        self.rank, self.world = worker.get_world_rank(), worker.get_world_size()
         self.cpus, self.gpus = share.cpus, int(share.gpu)
         self._devices = self.world * (self.gpus or self.cpus)
         self._started = time.monotonic()
         self._hours_before = _device_hours(context)
 
-    def checkpoint_folders(self) -> Iterator[Path]:
-        """Folders of the checkpoints that are kept, the latest first; each is there until the next
-        is asked for.
+    def checkpoint_folders(self) -> Generator[Path, None, None]:
+        """Yield the folders of the kept checkpoints, the latest first. Each folder exists until the
+        next one is requested.
         """
         latest = self._train.get_checkpoint()
         if latest is None:
@@ -150,8 +150,8 @@ class TrainingRun:
                     yield Path(folder)
 
     def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
-        """Make a checkpoint: `fill` writes this rank's files into a folder, and the folders of all
-        ranks are laid together. Every rank must call this. Training goes on while they are sent.
+        """Save a checkpoint: `fill` writes this rank's files into a folder, and the folders of all
+        ranks are merged. Every rank must call this. Training continues during the upload.
         """
         folder = tempfile.mkdtemp(prefix="ladd-checkpoint-")
         fill(Path(folder))
@@ -173,12 +173,12 @@ def train_on_ray(
     worker: Callable[[TrainingRun], None],
     plan: TrainingPlan,
 ) -> Iterator[tuple[Path, float]]:
-    """Run `worker(run)` on every worker, resuming what a former run of this key left.
+    """Run `worker(run)` on every worker, resuming from the checkpoints of earlier runs of this key.
 
-    Gives the last checkpoint's folder, to be read for the time being, and the device hours of all
-    starts, each until its last checkpoint. Raises the worker's own LaddError, ConfigError for
-    workers that will never fit, Locked where another run trains this very artifact, and StageFailed
-    for whatever else ends the training.
+    Gives the last checkpoint's folder, readable until the block ends, and the device hours of all
+    starts, each up to its last checkpoint. Raises the worker's LaddError, ConfigError for workers
+    that will never fit, Locked if another run trains this artifact, and StageFailed for anything
+    else that ends the training.
     """
     from ray import train
     from ray.train.torch import TorchTrainer
@@ -209,7 +209,7 @@ def train_on_ray(
         ),
     )
     with held(context.store, _folder(context), context.stage):
-        context.store.remove(_verdict(context))  # a former run's
+        context.store.remove(_verdict(context))  # left by an earlier run
         try:
             result = trainer.fit()
         except Exception as error:
@@ -223,12 +223,12 @@ def train_on_ray(
 
 
 def _entry(loop: dict[str, Any]) -> None:
-    """What each Ray Train worker runs.
+    """Run one Ray Train worker.
 
-    An error of ours would be the same at every new start, so it is left on the store: workers that
-    find one there end at once, and Ray Train starts again in vain at most once. It does so where
-    others wait for the one that failed, which is therefore seen to fail. Only a store or a hub that
-    did not answer may do so at the next start: that is Ray Train's to count.
+    A LaddError would recur at every restart, so it is written to the store: workers that find one
+    there return at once, and Ray Train restarts in vain at most once. With several workers the
+    error is also raised, because the others wait for the failed worker and Ray Train must see it
+    fail. A ServiceUnavailable may not recur, so it is only raised: Ray Train counts these retries.
     """
     context: StageContext = loop["context"]
     if _failure(context) is not None:
@@ -254,7 +254,7 @@ def _verdict(context: StageContext) -> str:
 
 
 def _failure(context: StageContext) -> LaddError | None:
-    """The error of ours that ended a worker of this run, if one did."""
+    """Return the LaddError that ended a worker of this run, if any."""
     verdict = context.store.read(_verdict(context))
     return None if verdict is None else load_error(verdict.decode())
 
@@ -264,13 +264,15 @@ def _spent(context: StageContext) -> str:
 
 
 def _device_hours(context: StageContext) -> float:
-    """What this run has taken until its latest checkpoint, over all its starts."""
+    """Return the device hours of this run up to its latest checkpoint, over all its starts."""
     spent = context.store.read(_spent(context))
     return 0.0 if spent is None else json.loads(spent)["device_hours"]
 
 
 class _ObjectStore(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
-    """Folders are nothing of their own there, and to make one may ask for rights on the bucket."""
+    """A handler that makes no folders: object stores have none, and making one may need permissions
+    on the bucket.
+    """
 
     def create_dir(self, path: str, recursive: bool) -> None:
         pass
@@ -285,8 +287,8 @@ def _arrow_filesystem(context: StageContext) -> pyarrow.fs.FileSystem:
 
 
 def _reason(error: BaseException) -> str:
-    """The sentence of the worker's LaddError where there is one, else the innermost cause in a
-    line.
+    """Return the sentence of the worker's LaddError if there is one, else the innermost cause in
+    one line.
     """
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [error]

@@ -1,4 +1,4 @@
-"""`ladd-pipeline artifacts`: look at what the store holds, check it, and remove what is unused."""
+"""`ladd-pipeline artifacts`: list, show, compare and verify artifacts, and remove unused ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
 from pipeline.dag import STAGES
 from schemas.errors import ArtifactError, ConfigError
 
-app = new_group("Look at what is in the store.")
+app = new_group("Inspect and clean up the store.")
 
 
 @app.command("ls")
@@ -66,7 +66,7 @@ def verify_artifacts(
     preset: Preset = None,
     set_: Settings = None,
 ) -> None:
-    """Check every file of an artifact, or of all, against its manifest."""
+    """Check every file of one artifact, or of all artifacts, against its manifest."""
     from pipeline.commands.opening import find_artifact, open_store
     from pipeline.planning import committed
 
@@ -76,11 +76,11 @@ def verify_artifacts(
     else:
         found = [store.find(s, manifest.key) for s in STAGES for manifest in committed(store, s)]
         chosen = [artifact for artifact in found if artifact is not None]
-    wrong = [text for artifact in chosen for text in artifact.verify(contents=True)]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ArtifactError("; ".join(wrong[:5]) + more)
-    print(f"{len(chosen)} artifacts are as their manifests say")
+    problems = [text for artifact in chosen for text in artifact.verify(contents=True)]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ArtifactError("; ".join(problems[:5]) + more)
+    print(f"{len(chosen)} artifacts match their manifests")
 
 
 @app.command("gc")
@@ -88,10 +88,10 @@ def collect_garbage(
     config: ConfigFile = None,
     preset: Preset = None,
     set_: Settings = None,
-    delete: Annotated[bool, typer.Option(help="Delete; without it they are only listed.")] = False,
+    delete: Annotated[bool, typer.Option(help="Delete; by default they are only listed.")] = False,
 ) -> None:
-    """List, or delete, what this configuration does not use: other artifacts and their trainings,
-    except those that are being trained.
+    """List or delete what this configuration does not use: other artifacts and their trainings,
+    except trainings in progress.
     """
     from pipeline.base.lease import is_held
     from pipeline.commands.opening import open_plan
@@ -99,8 +99,8 @@ def collect_garbage(
 
     if delete and config is None and preset is None and not DEFAULT_FILE.exists():
         raise ConfigError(
-            "artifacts gc --delete keeps what one configuration uses, and there is no "
-            f"{DEFAULT_FILE} here: say which with --config FILE or --preset NAME"
+            "artifacts gc --delete keeps what one configuration uses, but this folder "
+            f"has no {DEFAULT_FILE}: choose one with --config FILE or --preset NAME"
         )
     opened = open_plan(config, preset, set_)
     store = opened.store

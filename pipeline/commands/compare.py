@@ -1,4 +1,4 @@
-"""`ladd-pipeline compare`: collects votes on a blind A/B page, prints what they say, or writes them
+"""`ladd-pipeline compare`: collects votes on a blind A/B page, prints their results, or writes them
 as preference pairs.
 """
 
@@ -25,24 +25,24 @@ def compare(
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help="A system of the evaluation, such as student_4; may be given again. By default "
-            "the teacher, the student at its most steps and the tuned student, in all pairs."
+            help="A system of the evaluation, such as student_4; may be repeated. By default the "
+            "teacher, the student at its highest step count and the tuned student, in all pairs."
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option(help="Prompts to judge; LADD's authors took 128.")] = 128,
+    prompts: Annotated[int, typer.Option(help="Prompts to judge; the LADD paper uses 128.")] = 128,
     questions: Annotated[
         str, typer.Option(help="quality, alignment, or both.")
     ] = "quality,alignment",
-    votes: Annotated[Path, typer.Option(help="The file that keeps the votes.")] = Path(
+    votes: Annotated[Path, typer.Option(help="The file that stores the votes.")] = Path(
         "votes.sqlite"
     ),
-    results: Annotated[bool, typer.Option("--results", help="Print what the votes say.")] = False,
+    results: Annotated[bool, typer.Option("--results", help="Print the votes' results.")] = False,
     export: Annotated[
         Path | None,
         typer.Option(help="Write the votes as preference pairs (jsonl), for pairs.url."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8765,
     config: ConfigFile = None,
     preset: Preset = None,
     set_: Settings = None,
@@ -60,7 +60,7 @@ def compare(
     study = plan_study(evaluation, system or (), prompts, kinds)
     if len(study.samples) < prompts:
         print_to_stderr(
-            f"the evaluation has {len(study.samples)} of the {prompts} prompts; all are taken"
+            f"the evaluation has only {len(study.samples)} of the {prompts} prompts; all are used"
         )
     is_serving = not results and export is None
     with open_votes(votes, create=is_serving) as opened:
@@ -75,12 +75,12 @@ def compare(
 def _serve(
     study: Study, evaluation: Artifact, opened: Votes, votes: Path, host: str, port: int
 ) -> None:
-    """Serve the page until a signal."""
+    """Serve the page until a signal arrives."""
     from stages.compare.server import serve
     from stages.compare.study import open_pictures
 
     names = ", ".join(study.titles)
-    print_to_stderr(f"{len(study.samples)} prompts, drawn by {names}; votes are kept in {votes}")
+    print_to_stderr(f"{len(study.samples)} prompts, sampled by {names}; votes are saved in {votes}")
     with open_pictures(study, evaluation) as pictures:
         serve(study, pictures, opened, host, port, print_to_stderr)
 
@@ -105,9 +105,9 @@ def _export(study: Study, evaluation: Artifact, votes: Votes, path: Path) -> Non
     with open_pictures(study, evaluation) as pictures:
         counts = export_pairs(study, pictures, votes.standing(), path)
     print_to_stderr(
-        f"wrote {path}: {counts['pairs']} pairs; {counts['even']} without a majority left out"
+        f"wrote {path}: {counts['pairs']} pairs; left out {counts['even']} without a majority"
     )
     print_to_stderr(
-        "these prompts were held out: what is tuned on them (`--set pairs.url=... --set "
-        "pairs.drop_held_out=false`) must be judged on others (`--set eval.url=...`)"
+        "these prompts were held out: a model tuned on them (`--set pairs.url=... --set "
+        "pairs.drop_held_out=false`) must be evaluated on others (`--set eval.url=...`)"
     )

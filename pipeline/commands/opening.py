@@ -1,4 +1,4 @@
-"""Opens what commands work on: the configuration, the store, the plan, an artifact, a student."""
+"""Opens what commands need: the configuration, the store, the plan, an artifact, a student."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Opened:
     stages: list[PlannedStage]
 
     def made(self, stage: str) -> Artifact:
-        """This configuration's artifact of a stage. Raises ArtifactError when there is none."""
+        """Return this configuration's artifact of a stage. Raises ArtifactError if missing."""
         key = next(s.key for s in self.stages if s.name == stage)
         found = self.store.find(stage, key)
         if found is None:
@@ -38,7 +38,7 @@ class Opened:
 
     @contextlib.contextmanager
     def student_folder(self, named: Path | None, *, tuned: bool = False) -> Iterator[Path]:
-        """A local folder with a student: the one named, or this configuration's from the store."""
+        """Give a local folder with a student: `named`, or this configuration's from the store."""
         if named is None:
             with self.made("dpo" if tuned else "distill").local_folder("model") as folder:
                 yield folder
@@ -54,7 +54,9 @@ def open_config(
     settings: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> PipelineConfig:
-    """The resolved configuration, its embedded teacher pinned to a revision. Raises ConfigError."""
+    """Return the resolved configuration, its embedded teacher pinned to a revision. Raises
+    ConfigError.
+    """
     config = load_config(file, preset, settings, environment)
     return config.model_copy(update={"teacher": pinned(config.teacher)})
 
@@ -62,7 +64,7 @@ def open_config(
 def open_store(
     file: Path | None, preset: str | None, settings: Sequence[str] | None
 ) -> ArtifactStore:
-    """The configuration's store."""
+    """Open the configuration's store."""
     return ArtifactStore(open_config(file, preset, settings or ()).store)
 
 
@@ -72,15 +74,15 @@ def open_plan(
     settings: Sequence[str] | None,
     selection: Selection | None = None,
 ) -> Opened:
-    """Configuration, store, and the plan for the selected stages: by default all."""
+    """Open the configuration, its store, and the plan for the selected stages (by default all)."""
     config = open_config(file, preset, settings or ())
     store = ArtifactStore(config.store)
     return Opened(config, store, make_plan(config, store, selection or Selection()))
 
 
 def find_artifact(store: ArtifactStore, key: str) -> Artifact:
-    """The artifact whose key begins with `key`, or that is named `stage/key`. Raises ArtifactError
-    unless there is exactly one.
+    """Return the artifact whose key begins with `key`, or that is named `stage/key`. Raises
+    ArtifactError unless exactly one matches.
     """
     matches = [
         (stage, manifest.key)

@@ -18,30 +18,30 @@ Preset = Annotated[
     typer.Option(help="A preset: shapes, shapes-smoke, sd3-medium, sd35-medium, sd35-large."),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="section.field=value; may be given again.")
+    list[str] | None, typer.Option("--set", help="section.field=value; may be repeated.")
 ]
-Until = Annotated[str | None, typer.Option(help="Run up to this stage and what it needs.")]
+Until = Annotated[str | None, typer.Option(help="Run this stage and the stages it needs.")]
 From = Annotated[
     str | None,
     typer.Option(
-        "--from", help="Run this stage and those behind it; the ones before must be there."
+        "--from", help="Run this stage and those after it; artifacts of earlier stages must exist."
     ),
 ]
 Only = Annotated[
-    str | None, typer.Option(help="Run this stage alone; those before it must be there.")
+    str | None, typer.Option(help="Run only this stage; artifacts of earlier stages must exist.")
 ]
 Force = Annotated[list[str] | None, typer.Option(help="Make this stage's artifact again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LogFormat = Annotated[str, typer.Option(help="text or json.")]
 StudentFolder = Annotated[
     Path | None,
-    typer.Option(help="A student's diffusers folder; by default this configuration's."),
+    typer.Option(help="A student's diffusers folder; by default this configuration's student."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Also write the table as JSON.")]
 
 
 def new_group(help_text: str | None = None) -> typer.Typer:
-    """A group of commands; without a help text its commands stand at the top level."""
+    """Make a group of commands; without a help text its commands are at the top level."""
     return typer.Typer(help=help_text, no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -51,15 +51,15 @@ def selection(
     only: str | None = None,
     force: list[str] | None = None,
 ) -> Selection:
-    """Which stages the options name. Raises ConfigError for options that exclude each other."""
+    """Return the stages that the options select. Raises ConfigError if they exclude each other."""
     from pipeline.planning import Selection
 
     if only and (until or start):
-        raise ConfigError("--only goes with neither --until nor --from")
+        raise ConfigError("--only cannot be combined with --until or --from")
     return Selection(until, start, only, frozenset(force or ()))
 
 
 def check_log_format(log_format: str) -> None:
-    """Raises ConfigError for a format that does not exist."""
+    """Raise ConfigError for a format that does not exist."""
     if log_format not in ("text", "json"):
         raise ConfigError(f"--log-format {log_format!r} is neither text nor json")

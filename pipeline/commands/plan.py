@@ -1,4 +1,4 @@
-"""`plan`, `status` and `graph`: what there is and what would run, without Ray and torch."""
+"""`plan`, `status` and `graph`: what exists and what would run, without Ray or torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(
     force: Force = None,
     as_json: AsJson = False,
     exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with 3 when there is work to do.")
+        bool, typer.Option("--exit-code", help="Exit with code 3 if there is work to do.")
     ] = False,
 ) -> None:
     """Show what would run, and why."""
@@ -65,7 +65,7 @@ def plan(
 
 
 def print_plan(stages: list[PlannedStage]) -> None:
-    """One row for each stage."""
+    """Print one row per stage."""
     from pipeline.commands.tables import print_table
 
     print_table(

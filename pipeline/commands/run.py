@@ -1,4 +1,4 @@
-"""`ladd-pipeline run`, and a command for each stage alone."""
+"""`ladd-pipeline run`, and one command per stage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
     log_format: LogFormat = "text",
 ) -> None:
-    """Run the pipeline; what is there already is not made again."""
+    """Run the pipeline; existing artifacts are not made again."""
     from pipeline.commands.opening import open_plan
 
     check_log_format(log_format)
@@ -71,7 +71,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         wanted = selection(only=name, force=[name] if force else None)
         _run(open_plan(config, preset, set_, wanted), wanted, log_format)
 
-    command.__doc__ = f"Run stage {name} alone; same as `run --only {name}`."
+    command.__doc__ = f"Run only stage {name}; same as `run --only {name}`."
     return command
 
 
@@ -80,21 +80,14 @@ for _name in STAGES:
 
 
 def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
-    """Run what the plan leaves to run, and show what came of it. Raises GateFailed when a result
-    misses a demand.
-    """
-    from pipeline.commands.stopping import this_command, unwind_on_sigterm
+    """Run the plan and show the results. Raises GateFailed if a result misses a gate."""
     from pipeline.commands.tables import counts_text, print_table
-    from pipeline.executor import execute
-    from pipeline.observe import Observer
+    from pipeline.planning import rows_of
 
-    unwind_on_sigterm()
-    with Observer(log_format) as observer:
-        try:
-            rows = execute(opened.config, opened.store, opened.stages, observer)
-        except LaddError:
-            print(f"to resume: {this_command()}", file=sys.stderr)
-            raise
+    if any(stage.action == "run" for stage in opened.stages):
+        rows = _execute(opened, log_format)
+    else:
+        rows = list(rows_of(opened.stages).values())
     print_table(
         ["stage", "action", "samples", "time", "artifact"],
         [
@@ -113,7 +106,10 @@ def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
         found = opened.store.find(stage.name, stage.key)
         if found is not None:
             details = found.manifest.details
-            print_results(STAGES[stage.name].makes, found.url, details)
+            if "model" in details:
+                print(f"{STAGES[stage.name].makes}: {found.url}/{details['model']}")
+            for grid in details.get("samples", ())[-1:]:
+                print(f"samples: {found.url}/{grid}")
             if found.has("report.html"):
                 print(f"report: {found.url}/report.html")
             failed += details.get("failed_gates", ())
@@ -121,9 +117,15 @@ def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
         raise GateFailed("; ".join(failed))
 
 
-def print_results(makes: str, url: str, details: dict[str, Any]) -> None:
-    """Where a person finds what a stage made; see `StageResult`."""
-    if "model" in details:
-        print(f"{makes}: {url}/{details['model']}")
-    for grid in details.get("samples", ())[-1:]:
-        print(f"samples: {url}/{grid}")
+def _execute(opened: Opened, log_format: str) -> list[dict[str, Any]]:
+    from pipeline.commands.stopping import this_command, unwind_on_sigterm
+    from pipeline.executor import execute
+    from pipeline.observe import Observer
+
+    unwind_on_sigterm()
+    with Observer(log_format) as observer:
+        try:
+            return execute(opened.config, opened.store, opened.stages, observer)
+        except LaddError:
+            print(f"to resume: {this_command()}", file=sys.stderr)
+            raise

@@ -1,4 +1,4 @@
-"""`init`, `config schema` and `config show`: about the configuration itself."""
+"""`init`, `config schema` and `config show`: write or show the configuration."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
 from schemas.errors import ConfigError
 
 app = new_group()
-config_app = new_group("About the configuration.")
+config_app = new_group("Show the configuration or its schema.")
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write pipeline.yaml.")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="Folder for pipeline.yaml.")] = Path(),
     preset: Annotated[str, typer.Option(help="The preset to start from.")] = "shapes",
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
 ) -> None:
@@ -27,7 +27,7 @@ def init(
     read_preset(preset)
     path = folder / "pipeline.yaml"
     if path.exists() and not force:
-        raise ConfigError(f"{path} exists already; --force overwrites it")
+        raise ConfigError(f"{path} already exists; --force overwrites it")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text((PRESETS / f"{preset}.yaml").read_text())
     print(f"wrote {path}; `ladd-pipeline plan -c {path}` shows what it would do")

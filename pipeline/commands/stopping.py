@@ -1,4 +1,4 @@
-"""SIGTERM stops a command as Ctrl-C does: it unwinds, and ends with the signal's own exit code."""
+"""SIGTERM stops a command as Ctrl-C does: it unwinds and exits with the signal's exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _stopped_by: int = signal.SIGINT
 
 
 def unwind_on_sigterm() -> None:
-    """From now on SIGTERM raises KeyboardInterrupt."""
+    """Make SIGTERM raise KeyboardInterrupt from now on."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 
@@ -23,11 +23,11 @@ def _interrupt(number: int, _frame: object) -> None:
 
 
 def exit_stopped() -> NoReturn:
-    """End with 130 after Ctrl-C and 143 after SIGTERM, and say how to resume."""
+    """Exit with 130 after Ctrl-C and 143 after SIGTERM, and say how to resume."""
     print(f"\nstopped; to resume: {this_command()}", file=sys.stderr, flush=True)
     os._exit(128 + _stopped_by)
 
 
 def this_command() -> str:
-    """The command as the user typed it."""
+    """Return the command as the user typed it."""
     return "ladd-pipeline " + shlex.join(sys.argv[1:])

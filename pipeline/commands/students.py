@@ -1,4 +1,4 @@
-"""`sample`, `score` and `teacher train`: draw with a student, judge it, and make the embedded
+"""`sample`, `score` and `teacher train`: sample from a student, score it, and train the embedded
 teacher.
 """
 
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     from stages.judging.shapes_table import Judged
 
 app = new_group()
-teacher_app = new_group("About the embedded teacher.")
+teacher_app = new_group("Train the embedded teacher.")
 
 
 @app.command()
 def sample(
-    prompts: Annotated[list[str] | None, typer.Argument(help="What to draw.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts to sample.")] = None,
     file: Annotated[
-        str | None, typer.Option(help="Draw the prompts of this txt, jsonl, csv or parquet file.")
+        str | None, typer.Option(help="Sample the prompts of this txt, jsonl, csv or parquet file.")
     ] = None,
     student: StudentFolder = None,
     tuned: Annotated[
-        bool, typer.Option("--tuned", help="By default take the preference-tuned student.")
+        bool, typer.Option("--tuned", help="Without --student, use the preference-tuned student.")
     ] = False,
     lora: Annotated[
-        Path | None, typer.Option(help="A folder with adapters to put on the student.")
+        Path | None, typer.Option(help="A folder with adapters to apply to the student.")
     ] = None,
     lora_scale: Annotated[
         float | None,
-        typer.Option(help="Their scale; without --lora for this configuration's own adapters."),
+        typer.Option(help="The adapters' scale; without --lora, of this configuration's adapters."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="1, 2 or 4 on the default grid.")] = 4,
+    steps: Annotated[int, typer.Option(help="Sampling steps: 1, 2 or 4 on the default grid.")] = 4,
     bucket: Annotated[
-        str, typer.Option(help="WIDTHxHEIGHT; by default the configuration's first.")
+        str, typer.Option(help="WIDTHxHEIGHT; by default the configuration's first bucket.")
     ] = "",
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
@@ -57,7 +57,7 @@ def sample(
     preset: Preset = None,
     set_: Settings = None,
 ) -> None:
-    """Draw pictures with a student."""
+    """Sample pictures with a student."""
     from pipeline.commands.opening import open_plan
 
     opened = open_plan(config, preset, set_)
@@ -68,8 +68,8 @@ def sample(
         raise ArtifactError(f"--lora {lora} is not a folder")
     if tuned and lora is None and lora_scale is not None:
         raise ConfigError(
-            "--tuned has its adapters merged at the scale that was chosen; leave --tuned out to "
-            "put them on the student at --lora-scale"
+            "the --tuned student has its adapters merged at the chosen scale; leave --tuned out to "
+            "apply them to the student at --lora-scale"
         )
     from stages.pictures.sample import draw_prompts
 
@@ -106,14 +106,14 @@ def _prompts_of(file: str | None) -> list[str]:
 @app.command()
 def score(
     student: StudentFolder = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 1000,
+    prompts: Annotated[int, typer.Option(min=1, help="Number of held-out prompts.")] = 1000,
     out: Out = None,
     teacher_only: Annotated[bool, typer.Option(help="Leave the student out.")] = False,
     config: ConfigFile = None,
     preset: Preset = None,
     set_: Settings = None,
 ) -> None:
-    """Judge teacher and student of the shapes world on held-out prompts: all attributes right,
+    """Score teacher and student of the shapes world on held-out prompts: all attributes right,
     Fréchet distance.
     """
     from pipeline.commands.opening import open_plan
@@ -131,7 +131,7 @@ def score(
 
 
 def _print_judged(judged: list[Judged]) -> None:
-    """One table over all pictures, then attributes and distance by bucket."""
+    """Print one table over all pictures, then attributes and distance by bucket."""
     from pipeline.commands.tables import print_table
 
     buckets = list(judged[0].attributes_by_bucket)
@@ -167,12 +167,12 @@ def _print_judged(judged: list[Judged]) -> None:
 
 
 def write_judged(judged: list[Judged], out: Path) -> None:
-    """The table as JSON."""
+    """Write the table as JSON."""
     out.write_text(json.dumps([asdict(row) for row in judged], indent=2) + "\n")
 
 
 def print_to_stderr(text: str) -> None:
-    """Progress that is not part of a command's output."""
+    """Print progress, which is not part of a command's output."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -180,7 +180,7 @@ def print_to_stderr(text: str) -> None:
 def train_teacher(
     name: Annotated[str, typer.Argument(help="shapes")],
     work: Annotated[
-        Path, typer.Option(help="Folder for progress; the same folder continues.")
+        Path, typer.Option(help="Folder for progress; rerun with the same folder to resume.")
     ] = Path("teacher-build"),
     out: Annotated[Path, typer.Option(help="Folder for the finished pipeline.")] = Path(
         "teacher-shapes"
@@ -189,7 +189,7 @@ def train_teacher(
         float, typer.Option(help="Share of the full number of steps; below 1 for a trial.")
     ] = 1.0,
 ) -> None:
-    """Train the embedded teacher from nothing: tokenizer, text towers, autoencoder, judge,
+    """Train the embedded teacher from scratch: tokenizer, text towers, autoencoder, judge,
     transformer.
     """
     if name != "shapes":

@@ -30,7 +30,7 @@ app = new_group()
 
 @app.command()
 def sweep(
-    stage: Annotated[str, typer.Argument(help="Which stage's results are compared: distill.")],
+    stage: Annotated[str, typer.Argument(help="The stage to compare: distill.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="section.field=value,value; every combination is a trial."),
@@ -39,7 +39,7 @@ def sweep(
         bool,
         typer.Option(
             "--one-at-a-time",
-            help="Not every combination: the first values of all, then each other value alone.",
+            help="Instead: one trial with all first values, then one trial per other value.",
         ),
     ] = False,
     score: Annotated[
@@ -47,7 +47,7 @@ def sweep(
         typer.Option(min=0, help="Judge the students on this many held-out prompts (shapes only)."),
     ] = 0,
     at_once: Annotated[
-        int, typer.Option(min=1, help="Trials side by side; each waits for its resources.")
+        int, typer.Option(min=1, help="Trials in parallel; each waits for its resources.")
     ] = 4,
     out: Out = None,
     config: ConfigFile = None,
@@ -61,13 +61,13 @@ def sweep(
 
     check_log_format(log_format)
     if stage != "distill":
-        raise ConfigError(f"sweep compares students: the stage is distill, not {stage!r}")
+        raise ConfigError(f"sweep compares students: the stage must be distill, not {stage!r}")
     trials = make_trials(partial(open_config, config, preset), set_ or (), one_at_a_time)
     if score:
         from stages.judging.shapes_table import held_out
 
         require_judged_alike(trials)
-        held_out(trials[0].config, score)  # refuses before anything is trained
+        held_out(trials[0].config, score)  # raises before anything is trained
     unwind_on_sigterm()
     with contextlib.ExitStack() as stack:
         rows, students = _trained(stage, trials, log_format, at_once, stack)
@@ -79,7 +79,7 @@ def sweep(
 def _trained(
     stage: str, trials: list[Trial], log_format: str, at_once: int, stack: contextlib.ExitStack
 ) -> tuple[list[dict[str, Any]], dict[str, Artifact]]:
-    """A row for each trial, and the artifacts of those that did not fail, by name."""
+    """Return a row for each trial, and the artifacts of the successful trials by name."""
     from pipeline.base.store import ArtifactStore
     from pipeline.observe import Observer
     from pipeline.sweep import run_trials
@@ -106,7 +106,7 @@ def _compare(
     out: Path | None,
     stack: contextlib.ExitStack,
 ) -> None:
-    """Print the rows and, where `score` prompts are wanted, how good the students are."""
+    """Print the rows and, if `score` is not 0, the students' results on that many prompts."""
     from pipeline.commands.tables import print_records
 
     if not score or not students:
@@ -127,7 +127,7 @@ def _compare(
 
 
 def _print_students(judged: list[Judged], titles: list[str]) -> None:
-    """The teacher at its own steps, then a line for each student."""
+    """Print the teacher at its own step count, then a line for each student."""
     from pipeline.commands.tables import print_table
     from stages.judging.shapes_table import student_lines
 
@@ -136,6 +136,9 @@ def _print_students(judged: list[Judged], titles: list[str]) -> None:
     rows = [[teacher.pictures, str(teacher.steps), *first]]
     for line in student_lines(judged, titles):
         columns = ((line.attributes, 1), (line.frechet, 3), (line.diversity, 2))
-        cells = [" / ".join(f"{value:.{d}f}" for value in of.values()) for of, d in columns]
+        cells = [
+            " / ".join(f"{value:.{digits}f}" for value in by_steps.values())
+            for by_steps, digits in columns
+        ]
         rows.append([line.student, " / ".join(map(str, line.attributes)), *cells])
     print_table(["pictures", "steps", "all attributes %", "Fréchet distance", "diversity"], rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def print_table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
-    """A table on standard output."""
+    """Print a table on standard output."""
     from rich.console import Console
     from rich.table import Table
 
@@ -21,7 +21,7 @@ def print_table(columns: list[str], rows: list[list[str]], title: str = "") -> N
 
 
 def print_records(rows: list[dict[str, Any]], out: Path | None) -> None:
-    """A table of rows that may lack some columns; also as JSON in the file `out`."""
+    """Print a table of rows that may lack some columns; also write them as JSON to `out`."""
     columns = list({name: None for row in rows for name in row})
     print_table(columns, [[str(row.get(name, "")) for name in columns] for row in rows])
     if out is not None:
@@ -29,6 +29,6 @@ def print_records(rows: list[dict[str, Any]], out: Path | None) -> None:
 
 
 def counts_text(counts: dict[str, int]) -> str:
-    """`1,430 ok, 12 filtered`: counts above zero, without those of single buckets."""
+    """Return `1,430 ok, 12 filtered`: the counts above zero, without those of single buckets."""
     shown = [(name, n) for name, n in counts.items() if n and not name.startswith("bucket_")]
     return ", ".join(f"{n:,} {name}" for name, n in shown)

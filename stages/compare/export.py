@@ -1,5 +1,5 @@
-"""Votes become preference pairs, as `pairs.url` reads them: a jsonl with prompt, winner and loser,
-and the pictures beside it.
+"""Export of votes as preference pairs, as `pairs.url` reads them: a jsonl with prompt, winner and
+loser, and the pictures in a folder next to it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from stages.compare.votes import Vote
 
 
 def export_pairs(study: Study, pictures: Pictures, votes: list[Vote], path: Path) -> dict[str, int]:
-    """Write one pair a matchup, won by the majority of all raters' answers to all questions.
+    """Write one pair per matchup, won by the majority of all raters' answers to all questions.
 
-    Pictures go to `<path without ending>-pictures/`, named relative to the file, which appears
-    whole or not at all. Returns counts: pairs, even (dropped: no majority). Raises ArtifactError
-    when there is nothing to write, ConfigError when it cannot be written.
+    Pictures go to `<path without extension>-pictures/`, named relative to the file. The file is
+    written atomically. Returns counts: pairs, even (dropped: no majority). Raises ArtifactError if
+    there is nothing to write, ConfigError if the file cannot be written.
     """
     answers: dict[tuple[str, str, str], list[Vote]] = defaultdict(list)
     questions = study.questions
@@ -54,8 +54,8 @@ def export_pairs(study: Study, pictures: Pictures, votes: list[Vote], path: Path
         )
     if not rows:
         raise ArtifactError(
-            "there is no pair to write: "
-            + ("every pair of pictures is even" if answers else "no vote is about this study")
+            "there are no pairs to write: "
+            + ("no pair of pictures has a majority" if answers else "no vote belongs to this study")
         )
     try:
         _write(path, rows, {name: pictures.original(*which) for name, which in files.items()})

@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 class PairResult(Frozen):
-    """One question about two systems."""
+    """Result of one question about two systems."""
 
     question: str
     system: str
@@ -43,13 +43,13 @@ class PairResult(Frozen):
     rate: Interval
     """Share of votes for `system`, ties half; 95 % bootstrap interval over prompts."""
     prompts: int
-    """That were judged."""
+    """Number of prompts that were judged."""
     prompts_won: int
-    """By the majority of their votes."""
+    """Number of prompts that `system` won by the majority of their votes."""
     prompts_lost: int
     decided: Interval | None
-    """Share of the prompts won among those won or lost, with Wilson's 95 % interval; None where
-    all are even.
+    """Share of the prompts won among those won or lost, with Wilson's 95 % interval; None if all
+    are even.
     """
 
 
@@ -59,8 +59,8 @@ class Strength(Frozen):
     question: str
     system: str
     score: Interval
-    """Natural logarithm, mean 0 over the systems: one that lies 1 above another is preferred in
-    73 % of comparisons. 95 % bootstrap interval over prompts.
+    """Natural logarithm, mean 0 over the systems: a system that scores 1 above another is preferred
+    in 73 % of comparisons. 95 % bootstrap interval over prompts.
     """
 
 
@@ -70,26 +70,26 @@ class Results(Frozen):
     evaluation: str
     """Key of the artifact."""
     prompts: int
-    """Of the study."""
+    """Number of prompts in the study."""
     raters: dict[str, int]
-    """Votes of each."""
+    """Number of votes of each rater."""
     votes: int
     votes_elsewhere: int
-    """In the same file, but about other pictures, systems or questions: not counted here."""
+    """Votes in the same file on other pictures, systems or questions; not counted here."""
     titles: dict[str, str]
     pairs: list[PairResult]
     strengths: list[Strength]
-    """Of questions that were answered for two or more prompts."""
+    """Scores for each question that was answered for two or more prompts."""
     left: Interval | None
-    """Share of the left picture among decided votes, with Wilson's 95 % interval: about a half
-    unless the raters have a habit. None without decided votes.
+    """Share of the left picture among decided votes, with Wilson's 95 % interval: about one half
+    unless raters favour a side. None if no vote is decided.
     """
     agreement: float | None
-    """Share of equal answers where two raters answered the same; None where none did."""
+    """Share of equal answers where two raters answered the same question; None if none did."""
 
 
 def evaluate(study: Study, votes: Iterable[Vote]) -> Results:
-    """Results of the votes that belong to the study."""
+    """Compute the results from the votes that belong to the study."""
     questions = study.questions
     every = list(votes)
     counted = [vote for vote in every if vote.question in questions]
@@ -107,7 +107,7 @@ def evaluate(study: Study, votes: Iterable[Vote]) -> Results:
             if about:
                 points_P2 = np.stack([points_PKK[:, i, k], points_PKK[:, k, i]], axis=1)
                 pairs.append(_pair(kind, system, against, about, points_P2))
-        if len(points_PKK) > 1:  # one prompt says nothing of others
+        if len(points_PKK) > 1:  # one prompt says nothing about others
             strengths += [
                 Strength(question=kind, system=system, score=score)
                 for system, score in zip(study.titles, _bradley_terry(points_PKK), strict=True)
@@ -128,7 +128,7 @@ def evaluate(study: Study, votes: Iterable[Vote]) -> Results:
 
 
 def _points(study: Study, votes: list[Vote]) -> Floats:
-    """(P, K, K): what system k got against system j on each judged prompt, ties half."""
+    """Points (P, K, K): [p, k, j] is what system k got against j on judged prompt p, ties half."""
     places = {name: k for k, name in enumerate(study.titles)}
     judged = {sample: p for p, sample in enumerate(sorted({v.question.matchup[0] for v in votes}))}
     points_PKK = np.zeros((len(judged), len(places), len(places)))
@@ -164,7 +164,7 @@ def _pair(kind: str, system: str, against: str, votes: list[Vote], points_P2: Fl
 
 def _win_rate(points_P2: Floats) -> Interval:
     mean = float(points_P2[:, 0].sum() / points_P2.sum())
-    if len(points_P2) < 2:  # one prompt says nothing of others
+    if len(points_P2) < 2:  # one prompt says nothing about others
         return Interval(mean=mean, low=0.0, high=1.0)
 
     def rate(ours: Floats, theirs: Floats, axis: int) -> Any:
@@ -178,8 +178,8 @@ def _bradley_terry(points_PKK: Floats) -> list[Interval]:
     """Maximum-likelihood scores (Bradley and Terry 1952; Hunter 2004), by I-LSR (Maystre and
     Grossglauser 2015).
     """
-    many = points_PKK.shape[1]
-    prior_KK = _PRIOR * (1 - np.eye(many))
+    systems = points_PKK.shape[1]
+    prior_KK = _PRIOR * (1 - np.eye(systems))
 
     def fit(points_KK: Floats) -> Floats:
         scores_K: Floats = choix.ilsr_pairwise_dense(points_KK + prior_KK, max_iter=10_000)
@@ -198,8 +198,8 @@ def _bradley_terry(points_PKK: Floats) -> list[Interval]:
 
 
 def _resampled(data: tuple[Any, ...], statistic: Any) -> tuple[Any, Any]:
-    """The 95 % percentile interval of a statistic of prompts."""
-    found = stats.bootstrap(
+    """The 95 % percentile bootstrap interval of a statistic over prompts."""
+    bounds = stats.bootstrap(
         data,
         statistic,
         n_resamples=_RESAMPLES,
@@ -208,14 +208,14 @@ def _resampled(data: tuple[Any, ...], statistic: Any) -> tuple[Any, Any]:
         method="percentile",
         rng=_SEED,
     ).confidence_interval
-    return found.low, found.high
+    return bounds.low, bounds.high
 
 
 def _wilson(count: int, of: int) -> Interval | None:
     if of == 0:
         return None
-    found = stats.binomtest(count, of).proportion_ci(0.95, method="wilson")
-    return Interval(mean=count / of, low=float(found.low), high=float(found.high))
+    bounds = stats.binomtest(count, of).proportion_ci(0.95, method="wilson")
+    return Interval(mean=count / of, low=float(bounds.low), high=float(bounds.high))
 
 
 def _agreement(votes: list[Vote]) -> float | None:
@@ -228,7 +228,7 @@ def _agreement(votes: list[Vote]) -> float | None:
 
 def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, columns and rows of each question's two tables, for a terminal."""
-    found = []
+    both = []
     for kind in dict.fromkeys(pair.question for pair in results.pairs):
         pairs = [
             [
@@ -241,16 +241,17 @@ def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
             for pair in results.pairs
             if pair.question == kind
         ]
-        columns = ["", "votes\nwon/tied/lost", "win rate", "prompts\nwon/lost", "won of them"]
-        found.append((f"{kind}: win rates, ties count half, 95 % over prompts", columns, pairs))
+        columns = ["", "votes\nwon/tied/lost", "win rate", "prompts\nwon/lost", "share won"]
+        title = f"{kind}: win rates, ties count half, 95 % intervals over prompts"
+        both.append((title, columns, pairs))
         strengths = [
             [s.system, f"{s.score.mean:+.2f}", f"{s.score.low:+.2f} to {s.score.high:+.2f}"]
             for s in sorted(results.strengths, key=lambda s: -s.score.mean)
             if s.question == kind
         ]
         columns = ["", "score", "95 %"]
-        found.append((f"{kind}: Bradley-Terry scores", columns, strengths))
-    return [table for table in found if table[2]]
+        both.append((f"{kind}: Bradley-Terry scores", columns, strengths))
+    return [table for table in both if table[2]]
 
 
 def remarks(results: Results) -> list[str]:
@@ -275,4 +276,4 @@ def _percent(interval: Interval) -> str:
 
 
 def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" + "s" * (count != 1)
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

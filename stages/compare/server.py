@@ -1,8 +1,8 @@
-"""The voting page and the few requests behind it. Knows raters by a name in a cookie, and tells
-them nothing of systems, samples or results.
+"""The voting page and the few requests that it makes. Identifies raters by a name in a cookie, and
+tells them nothing about systems, samples or results.
 
-The page itself is the same for everybody and holds no data: its inline styles and scripts are
-allowed by their hashes, and everything that users wrote arrives as JSON and is shown as text.
+The page is the same for everybody and contains no data: its inline styles and scripts are allowed
+by their hashes, and everything that users wrote arrives as JSON and is shown as text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import socket
 import unicodedata
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote
 
@@ -43,7 +43,7 @@ class Name(BaseModel):
 
 
 class Turn(BaseModel):
-    """The next event of a question, as `/state` announced it."""
+    """The next event of a question, as announced by `/state`."""
 
     token: str
     question: str
@@ -59,25 +59,10 @@ class Answer(Turn):
 def create_app(
     study: Study, pictures: Pictures, votes: Votes, hosts: tuple[str, ...] = LOCAL_HOSTS
 ) -> FastAPI:
-    """The application; it answers requests that name it by one of `hosts`."""
+    """Create the application; it only answers requests whose Host header is one of `hosts`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = template_environment().get_template("compare.html.j2").render()
     headers = _security_headers(page)
-
-    @lru_cache(maxsize=256)
-    def ballot(rater: str) -> Ballot:
-        return Ballot(study, votes.secret, rater)
-
-    def ballot_of(cookie: str | None) -> Ballot:
-        rater = _name(unquote(cookie or ""))
-        if rater is None:
-            raise HTTPException(401, "who are you?")
-        return ballot(rater)
-
-    def card_of(mine: Ballot, token: str, question: str | None = None) -> Card:
-        if token not in mine.by_token or question not in (None, *study.kinds):
-            raise HTTPException(404, "this question is not yours; load the page again")
-        return mine.by_token[token]
 
     @app.middleware("http")
     async def secure(
@@ -109,60 +94,80 @@ def create_app(
         response.delete_cookie(_COOKIE)
         return response
 
-    @app.get("/state")
-    def show_state(rater: Rater = None) -> dict[str, Any]:
-        return _state(ballot_of(rater), votes)
+    voting = _Voting(study, pictures, votes)
+    app.get("/state")(voting.state)
+    app.post("/votes")(voting.vote)
+    app.post("/undo")(voting.undo)
+    app.get("/pictures/{token}/{side}.png")(voting.picture)
+    return app
 
-    @app.post("/votes")
-    def vote(answer: Answer, rater: Rater = None) -> dict[str, Any]:
-        mine = ballot_of(rater)
-        card = card_of(mine, answer.token, answer.question)
+
+class _Voting:
+    """The requests of a rater who has given a name; each sees only its own ballot."""
+
+    def __init__(self, study: Study, pictures: Pictures, votes: Votes) -> None:
+        self._study, self._pictures, self._votes = study, pictures, votes
+        self._ballot = lru_cache(maxsize=256)(partial(Ballot, study, votes.secret))
+
+    def state(self, rater: Rater = None) -> dict[str, Any]:
+        return _state(self._ballot_of(rater), self._votes)
+
+    def vote(self, answer: Answer, rater: Rater = None) -> dict[str, Any]:
+        mine = self._ballot_of(rater)
+        card = self._card_of(mine, answer.token, answer.question)
         winner = {"left": card.left, "right": card.right, "tie": TIE}[answer.answer]
-        question = study.question(card.matchup, answer.question)
-        votes.cast(mine.rater, question, answer.turn, winner, card.left)
-        return _state(mine, votes)
+        question = self._study.question(card.matchup, answer.question)
+        self._votes.cast(mine.rater, question, answer.turn, winner, card.left)
+        return _state(mine, self._votes)
 
-    @app.post("/undo")
-    def undo(turn: Turn, rater: Rater = None) -> dict[str, Any]:
-        mine = ballot_of(rater)
-        card = card_of(mine, turn.token, turn.question)
-        question = study.question(card.matchup, turn.question)
-        votes.take_back(mine.rater, question, turn.turn, card.left)
-        return _state(mine, votes)
+    def undo(self, turn: Turn, rater: Rater = None) -> dict[str, Any]:
+        mine = self._ballot_of(rater)
+        card = self._card_of(mine, turn.token, turn.question)
+        question = self._study.question(card.matchup, turn.question)
+        self._votes.take_back(mine.rater, question, turn.turn, card.left)
+        return _state(mine, self._votes)
 
-    @app.get("/pictures/{token}/{side}.png")
-    def picture(token: str, side: Literal["left", "right"], rater: Rater = None) -> Response:
-        card = card_of(ballot_of(rater), token)
+    def picture(self, token: str, side: Literal["left", "right"], rater: Rater = None) -> Response:
+        card = self._card_of(self._ballot_of(rater), token)
         system = card.left if side == "left" else card.right
         return Response(
-            pictures.shown(system, card.matchup.sample),
+            self._pictures.shown(system, card.matchup.sample),
             media_type="image/png",
             headers={"Cache-Control": "private, max-age=3600"},
         )
 
-    return app
+    def _ballot_of(self, cookie: str | None) -> Ballot:
+        rater = _name(unquote(cookie or ""))
+        if rater is None:
+            raise HTTPException(401, "you have not given a name; load the page again")
+        return self._ballot(rater)
+
+    def _card_of(self, mine: Ballot, token: str, question: str | None = None) -> Card:
+        if token not in mine.by_token or question not in (None, *self._study.kinds):
+            raise HTTPException(404, "this question is not yours; load the page again")
+        return mine.by_token[token]
 
 
 def _state(ballot: Ballot, votes: Votes) -> dict[str, Any]:
-    """What the page shows: the first open question, the pictures after it, how far it is, and what
-    an undo would take back.
+    """What the page shows: the first open question, the next pictures, the progress, and the answer
+    that an undo would remove.
     """
     study = ballot.study
     asked = [(card, kind) for card in ballot.cards for kind in study.kinds]
     standing = {vote.question: vote for vote in votes.standing(ballot.rater)}
-    still = [
+    open_questions = [
         (card, kind) for card, kind in asked if study.question(card.matchup, kind) not in standing
     ]
     state: dict[str, Any] = {
         "rater": ballot.rater,
-        "done": len(asked) - len(still),
+        "done": len(asked) - len(open_questions),
         "total": len(asked),
         "current": None,
         "next": None,
         "undo": None,
     }
-    if still:
-        card, kind = still[0]
+    if open_questions:
+        card, kind = open_questions[0]
         sample = study.samples[card.matchup.sample]
         state["current"] = {
             "token": card.token,
@@ -176,7 +181,7 @@ def _state(ballot: Ballot, votes: Votes) -> dict[str, Any]:
             "height": sample.height,
             "pictures": _addresses(card),
         }
-        state["next"] = next((_addresses(c) for c, _ in still if c is not card), None)
+        state["next"] = next((_addresses(c) for c, _ in open_questions if c is not card), None)
     cards = {study.question(card.matchup, kind): (card, kind) for card, kind in asked}
     latest = next((vote for vote in reversed(standing.values()) if vote.question in cards), None)
     if latest is not None:
@@ -190,7 +195,7 @@ def _addresses(card: Card) -> list[str]:
 
 
 def _name(text: str) -> str | None:
-    """A rater's name as it is stored, or None when it is none."""
+    """A rater's name as it is stored; None if `text` is not a valid name."""
     name = " ".join(unicodedata.normalize("NFC", text).split())
     return name if 0 < len(name) <= _NAME_LENGTH and name.isprintable() else None
 
@@ -204,7 +209,7 @@ def _remembered(response: Response, text: str) -> Response:
 
 
 def _security_headers(page: str) -> dict[str, str]:
-    """Nothing from elsewhere, nothing inline but what the page was shipped with."""
+    """Headers that allow nothing from other origins and only the page's own inline code."""
     allowed = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
@@ -240,9 +245,9 @@ def serve(
     port: int,
     tell: Callable[[str], None],
 ) -> None:
-    """Serve until a signal; `tell` hears the address. Port 0 takes any that is free.
+    """Serve until a signal; `tell` receives the address. Port 0 picks any free port.
 
-    Raises ConfigError when the address cannot be had.
+    Raises ConfigError if the address is not available.
     """
     is_local = host in LOCAL_HOSTS
     app = create_app(study, pictures, votes, LOCAL_HOSTS if is_local else ("*",))

@@ -1,9 +1,9 @@
 """What people compare: prompts times pairs of systems, from the pictures of an evaluation.
 
-A study holds no state and no secret. What one rater sees, and on which side, is their `Ballot`: it
-follows from the study, the rater's name and the secret of the file of votes, so that it survives
-every restart, and nobody who lacks the secret can work it out. The set-up follows the LADD paper
-(section 4): two pictures of one prompt; which looks better, which shows the prompt better.
+A study has no state and no secret. What one rater sees, and on which side, is their `Ballot`: it
+follows from the study, the rater's name and the vote file's secret, so it survives every restart,
+and nobody can work it out without the secret. The set-up follows the LADD paper (section 4): two
+pictures of one prompt; which looks better, which shows the prompt better.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ QUESTIONS = {
 
 
 class Matchup(NamedTuple):
-    """Two systems' pictures of one sample. `one` sorts before `other`: the order tells nothing."""
+    """Two systems' pictures of one sample. `one` sorts before `other`: the order means nothing."""
 
     sample: str
-    """Its key in the evaluation."""
+    """Key of the sample in the evaluation."""
     one: str
     other: str
 
@@ -72,9 +72,9 @@ class Study:
     evaluation: str
     """Key of the artifact."""
     titles: dict[str, str]
-    """The systems, and what a reader calls them."""
+    """Title of each system by its name."""
     kinds: tuple[str, ...]
-    """Of the questions asked about each matchup."""
+    """Kinds of the questions asked about each matchup."""
     samples: dict[str, StudyPrompt]
 
     @property
@@ -95,15 +95,15 @@ class Card:
     """A matchup as one rater sees it."""
 
     token: str
-    """Its name in this rater's page and in the addresses of its pictures; it reveals nothing."""
+    """Name of the card in this rater's page and its picture addresses; it reveals nothing."""
     matchup: Matchup
     left: str
     right: str
 
 
 class Ballot:
-    """One rater's cards in their order. Every stretch of it holds each pair of systems about
-    equally often, so a rater may stop at any time.
+    """One rater's cards, in order. Any run of cards has each pair of systems about equally often,
+    so a rater may stop at any time.
     """
 
     def __init__(self, study: Study, secret: bytes, rater: str) -> None:
@@ -125,7 +125,7 @@ class Ballot:
         return Card(self._draw("token", matchup).hex()[:32], matchup, left, right)
 
     def _draw(self, purpose: str, matchup: Matchup) -> bytes:
-        """Random to whoever lacks the secret; the same at every call."""
+        """Bytes that look random without the secret; the same at every call."""
         message = json.dumps([purpose, self.study.evaluation, self.rater, *matchup])
         return hmac.digest(self._secret, message.encode(), "sha256")
 
@@ -133,10 +133,11 @@ class Ballot:
 def plan_study(
     evaluation: Artifact, systems: Sequence[str], prompts: int, kinds: Sequence[str]
 ) -> Study:
-    """The study of an evaluation's pictures: `systems` (by default the teacher, the student at its
-    most steps and the tuned student), in all pairs, on so many of its prompts.
+    """Plan the study of an evaluation's pictures: all pairs of `systems` (by default the teacher,
+    the student at its most steps and the tuned student) on this many of its prompts.
 
-    Raises ConfigError for a system or question that there is not, or too few of them.
+    Raises ConfigError for an unknown system or question, or too few of them, and ArtifactError if
+    the systems share no sample.
     """
     known = evaluation.manifest.details["systems"]
     chosen = list(systems) or _default_systems(evaluation)
@@ -154,14 +155,16 @@ def plan_study(
         if kind not in QUESTIONS:
             raise ConfigError(f"compare: unknown question {kind!r}{did_you_mean(kind, QUESTIONS)}")
     if not kinds or len(set(kinds)) < len(kinds):
-        raise ConfigError(f"compare: each question once, of {', '.join(QUESTIONS)}")
+        raise ConfigError(
+            f"compare: name each question once; the questions are {', '.join(QUESTIONS)}"
+        )
     if prompts < 1:
         raise ConfigError(f"compare: {prompts} prompts are too few; at least 1 is needed")
     tables = [_samples(evaluation, known[name]["shards"]) for name in chosen]
     shared = {key: s for key, s in tables[0].items() if all(t.get(key) == s for t in tables)}
     if not shared:
         raise ArtifactError(
-            f"{evaluation.url}: no sample was drawn by all of {', '.join(chosen)}; run "
+            f"{evaluation.url}: no sample has a picture by each of {', '.join(chosen)}; run "
             "`ladd-pipeline run --force eval`"
         )
     return Study(
@@ -173,8 +176,8 @@ def plan_study(
 
 
 def _shuffled(key: str) -> bytes:
-    """An order of samples that does not depend on how many are taken: more prompts keep the
-    votes.
+    """Sort key of a sample. The order does not depend on how many samples are used, so a study with
+    more prompts keeps its votes.
     """
     return hashlib.sha256(key.encode()).digest()
 
@@ -184,8 +187,8 @@ def _default_systems(evaluation: Artifact) -> list[str]:
         report = Report.model_validate_json(path.read_bytes())
     chosen = []
     for kind in ("teacher", "student", "tuned"):
-        found = [system for system in report.systems if system.kind == kind]
-        chosen += [max(found, key=lambda system: system.steps).name] if found else []
+        systems = [system for system in report.systems if system.kind == kind]
+        chosen += [max(systems, key=lambda system: system.steps).name] if systems else []
     return chosen
 
 
@@ -200,8 +203,8 @@ def _samples(evaluation: Artifact, shards: Sequence[str]) -> dict[str, StudyProm
 
 
 class Pictures:
-    """A study's pictures in one file without a name, which is gone with the process, even after
-    kill -9.
+    """A study's pictures in one unnamed file, which the system removes when the process ends, even
+    after kill -9.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -215,13 +218,13 @@ class Pictures:
         self._file.flush()
 
     def original(self, system: str, sample: str) -> bytes:
-        """The evaluation's own PNG."""
+        """The PNG from the evaluation, unchanged."""
         start, length = self._places[system, sample]
         return os.pread(self._file.fileno(), length, start)
 
     def _shown(self, system: str, sample: str) -> bytes:
-        """PNG as raters get it: pixels alone, uncompressed, so that neither notes in the file nor
-        its length (the same for all pictures of a size) tell where it comes from.
+        """The PNG that raters get: only pixels, uncompressed, so that neither metadata nor the file
+        length (the same for all pictures of one size) reveals the system.
         """
         with Image.open(io.BytesIO(self.original(system, sample))) as picture:
             pixels_HW3 = np.asarray(picture.convert("RGB"))
@@ -232,9 +235,10 @@ class Pictures:
 
 @contextlib.contextmanager
 def open_pictures(study: Study, evaluation: Artifact) -> Iterator[Pictures]:
-    """Take the study's pictures out of the evaluation's shards, checked, for the time being.
+    """Copy the study's pictures from the evaluation's shards to a temporary file; the shards are
+    checked.
 
-    Raises ArtifactError when one is missing or a shard is damaged.
+    Raises ArtifactError if a picture is missing or a shard is damaged.
     """
     with tempfile.TemporaryFile() as file:
         pictures = Pictures(file)

@@ -1,9 +1,8 @@
-"""The votes: one SQLite file in which every answer and every undo is an event that is never
-changed.
+"""The votes: one SQLite file in which each answer and each undo is an event that never changes.
 
-An answer is on the disk (write-ahead log, synchronous=FULL) before it is acknowledged, and counts
-once however often it is sent: event number `turn` of a rater's question can be stored only once.
-Even turns are answers, odd turns take the answer before them back.
+An answer is on disk (write-ahead log, synchronous=FULL) before it is acknowledged, and counts once
+no matter how often it is sent: event number `turn` of a rater's question can be stored only once.
+Even turns are answers; odd turns undo the answer before them.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _APPLICATION = 0x4C414444  # "LADD": marks the file as ours
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS secret (
     id INTEGER PRIMARY KEY CHECK (id = 1),
-    value BLOB NOT NULL                     -- sides and orders follow from it
+    value BLOB NOT NULL                     -- sides and orders are derived from it
 );
 CREATE TABLE IF NOT EXISTS event (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -39,8 +38,8 @@ CREATE TABLE IF NOT EXISTS event (
     other TEXT NOT NULL,                    -- system
     question TEXT NOT NULL,                 -- quality or alignment
     turn INTEGER NOT NULL CHECK (turn >= 0),
-    winner TEXT,                            -- a system or "tie"; NULL takes back
-    on_left TEXT NOT NULL,                  -- which system the rater saw there
+    winner TEXT,                            -- a system or "tie"; NULL is an undo
+    on_left TEXT NOT NULL,                  -- system that the rater saw on the left
     CHECK ((winner IS NULL) = (turn % 2 = 1)),
     UNIQUE (rater, evaluation, sample, one, other, question, turn)
 );
@@ -54,7 +53,7 @@ class OutOfTurn(LaddError):
 
 @dataclass(frozen=True)
 class Vote:
-    """An answer that stands."""
+    """An answer that was not undone."""
 
     rater: str
     question: Question
@@ -74,7 +73,7 @@ class Vote:
 
 
 class Votes:
-    """The open file; safe to share between threads, and between processes on one machine."""
+    """An open vote file; safe to share between threads, and between processes on one machine."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -82,14 +81,14 @@ class Votes:
         self.secret: bytes = connection.execute("SELECT value FROM secret").fetchone()[0]
 
     def cast(self, rater: str, question: Question, turn: int, winner: str, on_left: str) -> bool:
-        """Store an answer; False, and nothing changed, when this turn was stored before. Raises
-        OutOfTurn when it is not this question's next.
+        """Store an answer. Returns False and changes nothing if this turn is already stored. Raises
+        OutOfTurn if it is not the question's next turn.
         """
         assert winner in (question.matchup.one, question.matchup.other, TIE)
         return self._append(rater, question, turn, winner, on_left)
 
     def take_back(self, rater: str, question: Question, turn: int, on_left: str) -> bool:
-        """Undo the answer of the turn before; otherwise as `cast`."""
+        """Undo the answer of the previous turn; otherwise like `cast`."""
         return self._append(rater, question, turn, None, on_left)
 
     def _append(
@@ -101,7 +100,7 @@ class Votes:
                 f"SELECT count(*) FROM event WHERE ({_COLUMNS}) = (?, ?, ?, ?, ?, ?)", whose
             ).fetchone()
             if turn > turns or (turn % 2 == 1) != (winner is None):
-                raise OutOfTurn("this is not what comes next here; load the page again")
+                raise OutOfTurn("this is not the next turn of this question; load the page again")
             if turn < turns:
                 return False
             connection.execute(
@@ -112,11 +111,11 @@ class Votes:
         return True
 
     def standing(self, rater: str | None = None) -> list[Vote]:
-        """Answers that were not taken back, oldest first; all, or one rater's."""
+        """Answers that were not undone, oldest first: all raters' or one rater's."""
         rows = self._read(
             f"SELECT {_COLUMNS}, turn, winner, on_left, at, max(turn) FROM event "
             f"WHERE ? IS NULL OR rater = ? GROUP BY {_COLUMNS} HAVING winner IS NOT NULL "
-            "ORDER BY id",  # max() makes SQLite take the other columns from the last turn's row
+            "ORDER BY id",  # max() makes SQLite use the last turn's row for the other columns
             (rater, rater),
         )
         return [
@@ -132,7 +131,7 @@ class Votes:
         ]
 
     def turns(self, rater: str) -> dict[Question, int]:
-        """How many events each of a rater's questions has had."""
+        """Number of events of each of a rater's questions."""
         rows = self._read(
             f"SELECT {_COLUMNS}, count(*) FROM event WHERE rater = ? GROUP BY {_COLUMNS}", (rater,)
         )
@@ -144,7 +143,7 @@ class Votes:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Alone with the file, also among processes; on the disk when it ends."""
+        """Hold the file exclusively, also between processes; changes are on disk at the end."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -157,15 +156,14 @@ class Votes:
 
 @contextlib.contextmanager
 def open_votes(path: Path, *, create: bool) -> Iterator[Votes]:
-    """Open the file, or make it with a new secret.
+    """Open the vote file, or create it with a new secret if `create`.
 
-    Raises ArtifactError when it is missing and not to be made, is no file of votes, or is newer
-    than this program; ConfigError when it cannot be written.
+    Raises ArtifactError if it is missing and not `create`, is not a vote file, or is newer than
+    this program; ConfigError if it cannot be written.
     """
     if not create and not path.exists():
         raise ArtifactError(
-            f"there is no file of votes {path}; `ladd-pipeline compare --votes {path}` collects "
-            "them"
+            f"there is no vote file {path}; `ladd-pipeline compare --votes {path}` collects votes"
         )
     try:
         connection = sqlite3.connect(
@@ -184,7 +182,7 @@ def open_votes(path: Path, *, create: bool) -> Iterator[Votes]:
             raise ConfigError(f"--votes {path} cannot be written: {error}") from error
         except sqlite3.DatabaseError as error:
             raise ArtifactError(
-                f"{path} is not a file of votes ({error}); name another with --votes"
+                f"{path} is not a vote file ({error}); name another with --votes"
             ) from error
         yield votes
 
@@ -194,7 +192,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if tables and application != _APPLICATION:
-        raise ArtifactError(f"{path} is not a file of votes; name another with --votes")
+        raise ArtifactError(f"{path} is not a vote file; name another with --votes")
     if version > _VERSION:
         raise ArtifactError(
             f"{path} has version {version}, this ladd-pipeline reads up to {_VERSION}: upgrade "

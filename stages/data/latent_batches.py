@@ -1,14 +1,14 @@
-"""The latents artifact as training reads it: rows by bucket, conditioning by prompt, ahead of need.
+"""The latents artifact as training reads it: rows by bucket, conditioning by prompt, read ahead.
 
-Files in a folder are memory-mapped. From any other store a row is fetched by range when a coming
-batch wants it, and kept in a bounded local cache: a global shuffle needs neither whole files nor
-all data.
+Files in a local folder are memory-mapped. From any other store, a row is fetched by byte range when
+an upcoming batch needs it and kept in a bounded local cache: a global shuffle needs neither whole
+files nor all the data.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +28,7 @@ from stages.data.row_files import FetchedRows, MappedRows, RangeCache, Rows, map
 from stages.ladd.backbone import Conditioning
 
 READ_AHEAD = 4
-"""Batches that are read before they are asked for."""
+"""Number of batches that are read before they are requested."""
 _TABLES_AT_ONCE = 16
 
 
@@ -40,10 +40,10 @@ class _Bucket:
 
 
 class LatentData:
-    """Random access to latents and conditioning, in the dtypes in which they are stored.
+    """Random access to latents and conditioning, in their stored dtypes.
 
-    `encode_prompts` is asked only where the artifact holds no embeddings. At most `cache_bytes` of
-    a remote artifact are kept here. Raises ArtifactError for a file that is missing or damaged.
+    `encode_prompts` is called only if the artifact has no embeddings. The local cache holds at most
+    `cache_bytes` of a remote artifact. Raises ArtifactError if a file is missing or damaged.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class LatentData:
         self._layout: dict[str, Any] = artifact.manifest.details
         self._cache = None
         if not artifact.store.is_local:
-            for wrong in artifact.verify(contents=False):
-                raise ArtifactError(f"{wrong}; run `ladd-pipeline run --force encode`")
+            for problem in artifact.verify(contents=False):
+                raise ArtifactError(f"{problem}; run `ladd-pipeline run --force encode`")
             self._cache = RangeCache(artifact.store.filesystem, cache_bytes)
         ids = self._column(self._layout["prompts"], "prompt_id")
         self._buckets = {
@@ -72,20 +72,20 @@ class LatentData:
         ]
         self.sizes = {name: len(bucket.prompt_rows) for name, bucket in self._buckets.items()}
 
-    def batch(self, bucket: str, rows: Sequence[int]) -> tuple[Tensor, Conditioning]:
+    def batch(self, bucket: str, rows: Sequence[int] | np.ndarray) -> tuple[Tensor, Conditioning]:
         """Latents (B, C, H, W) and their conditioning, on the CPU."""
         latents, prompt_rows, stored = self._read(bucket, rows)
         return latents, stored or self._encoded(prompt_rows)
 
     def ahead(
-        self, wanted: Iterable[tuple[str, Sequence[int]]], depth: int = READ_AHEAD
-    ) -> Iterator[tuple[str, Tensor, Conditioning]]:
-        """The bucket and batch of each of `wanted`, in order, each read in another thread while
-        the `depth` batches before it are worked on.
+        self, wanted: Iterable[tuple[str, Sequence[int] | np.ndarray]], depth: int = READ_AHEAD
+    ) -> Generator[tuple[str, Tensor, Conditioning], None, None]:
+        """Yield the bucket, latents and conditioning of each of `wanted`, in order; another thread
+        reads `depth` batches ahead.
 
-        That thread runs no operation of torch: it would start a team of threads for itself, and
-        libgomp, seeing more of them than cores, puts those of the training to sleep between two
-        operations. Nothing else may read meanwhile; close the iterator before its end is reached.
+        The reader thread runs no torch operation: torch would start a thread team for it, and
+        libgomp, seeing more threads than cores, would put the training threads to sleep between
+        operations. Nothing else may read at the same time. Close the iterator if you stop early.
         """
         pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         waiting: deque[tuple[str, Future]] = deque()
@@ -100,12 +100,13 @@ class LatentData:
                     return
                 bucket, reading = waiting.popleft()
                 latents, prompt_rows, stored = reading.result()
-                # Encoders are not run beside the training, only its turn comes.
+                # Prompts are encoded only now, in the caller's thread: encoders must not run
+                # concurrently with training.
                 yield bucket, latents, stored or self._encoded(prompt_rows)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def conditioning(self, prompt_rows: Sequence[int]) -> Conditioning:
+    def conditioning(self, prompt_rows: Sequence[int] | np.ndarray) -> Conditioning:
         return self._stored(prompt_rows) or self._encoded(prompt_rows)
 
     @cached_property
@@ -118,20 +119,20 @@ class LatentData:
             self._cache.close()
 
     def _read(
-        self, bucket: str, rows: Sequence[int]
+        self, bucket: str, rows: Sequence[int] | np.ndarray
     ) -> tuple[Tensor, np.ndarray, Conditioning | None]:
         data = self._buckets[bucket]
         prompt_rows = data.prompt_rows[list(rows)]
         latents = torch.from_numpy(data.latents.take(rows))
         return latents, prompt_rows, self._stored(prompt_rows)
 
-    def _stored(self, prompt_rows: Sequence[int]) -> Conditioning | None:
+    def _stored(self, prompt_rows: Sequence[int] | np.ndarray) -> Conditioning | None:
         if not self._embeddings:
             return None
         tokens, pooled = (torch.from_numpy(part.take(prompt_rows)) for part in self._embeddings)
         return Conditioning(tokens, pooled, self._layout["null_tokens"])
 
-    def _encoded(self, prompt_rows: Sequence[int]) -> Conditioning:
+    def _encoded(self, prompt_rows: Sequence[int] | np.ndarray) -> Conditioning:
         assert self._encode_prompts is not None, "the artifact holds no embeddings"
         return self._encode_prompts([self.prompts[row] for row in prompt_rows])
 
@@ -142,7 +143,7 @@ class LatentData:
         return _Bucket(self._rows([part["file"] for part in parts]), rows.to_numpy())
 
     def _rows(self, names: list[str]) -> Rows:
-        """Several `.npy` files of the artifact as one."""
+        """Several `.npy` files of the artifact as one array."""
         if self._cache is None:
             return MappedRows([self._mapped(name) for name in names])
         path = self._artifact.store.path

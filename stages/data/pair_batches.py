@@ -1,4 +1,4 @@
-"""The pairs artifact as tuning reads it: batches of one bucket, latents from the mapped shards,
+"""The pairs artifact as tuning reads it: batches of one bucket, latents from memory-mapped shards,
 conditioning by prompt.
 """
 
@@ -32,14 +32,15 @@ class _Pair:
     shard: int
     key: str
     prompt: int
-    """Row of its prompt in the sorted list of all prompts."""
+    """Row of the pair's prompt in the sorted list of all prompts."""
 
 
 class PairData:
     """Random access to the usable pairs of an artifact.
 
-    `sizes` are the pairs of each split by bucket. `folder` holds what is fetched and computed, for
-    as long as this lives. Raises ArtifactError for a file that is missing or damaged.
+    `sizes` holds the number of pairs by split and bucket. `folder` keeps fetched shards and
+    computed embeddings and must exist as long as this object. Raises ArtifactError if a file is
+    missing or damaged.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class PairData:
         self._conditioning = PromptEmbeddings(prompts, encode_prompts, folder)
 
     def batch(
-        self, split: str, bucket: str, rows: Sequence[int]
+        self, split: str, bucket: str, rows: Sequence[int] | np.ndarray
     ) -> tuple[Tensor, Tensor, Conditioning]:
         """Latents of winners and losers, (P, C, H, W) each, and their conditioning; float32, on the
         CPU.
@@ -97,8 +98,8 @@ class _Place(NamedTuple):
 
 
 class MappedTar:
-    """The `.npy` members of a plain tar, read where they lie: the file is checked once, then
-    mapped.
+    """The `.npy` members of an uncompressed tar, read in place: the file is checked once, then
+    memory-mapped.
     """
 
     def __init__(self, artifact: Artifact, entry: FileEntry, folder: Path) -> None:
@@ -116,7 +117,7 @@ class MappedTar:
             self._bytes = map_bytes(path, entry.size)
 
     def array(self, member: str) -> np.ndarray:
-        """Raises ArtifactError when there is no such member."""
+        """Read one member. Raises ArtifactError if the tar does not have it."""
         if member not in self._places:
             raise ArtifactError(
                 f"{self._where} has no {member}; run `ladd-pipeline run --force pairs`"
@@ -126,10 +127,10 @@ class MappedTar:
 
 
 class PromptEmbeddings:
-    """Conditioning of each prompt, computed once and kept in float16 in a file that is mapped.
+    """Conditioning of each prompt, computed once and kept in float16 in a memory-mapped file.
 
-    Computed in fixed groups of prompts when one of a group is first wanted: what a prompt gets does
-    not depend on what was wanted before, so a resumed training repeats itself.
+    Prompts are encoded in fixed groups, each group when one of its prompts is first needed: a
+    prompt's embedding does not depend on earlier requests, so resumed training repeats exactly.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class PromptEmbeddings:
         self._done: set[int] = set()
 
     def take(self, rows: Sequence[int]) -> Conditioning:
-        """Of these prompts, float32, on the CPU."""
+        """Conditioning of the prompts in `rows`, float32, on the CPU."""
         for group in sorted({row // _CHUNK for row in rows} - self._done):
             self._fill(group)
         tokens, pooled = (
@@ -155,8 +156,8 @@ class PromptEmbeddings:
 
     def _fill(self, group: int) -> None:
         rows = slice(group * _CHUNK, min((group + 1) * _CHUNK, len(self._prompts)))
-        made = self._encode(self._prompts[rows])
-        for name, tensor in (("tokens", made.tokens_BLD), ("pooled", made.pooled_BP)):
+        encoded = self._encode(self._prompts[rows])
+        for name, tensor in (("tokens", encoded.tokens_BLD), ("pooled", encoded.pooled_BP)):
             if name not in self._files:
                 self._files[name] = np.lib.format.open_memmap(
                     self._folder / f"{name}.npy",
@@ -165,5 +166,5 @@ class PromptEmbeddings:
                     shape=(len(self._prompts), *tensor.shape[1:]),
                 )
             self._files[name][rows] = tensor.half().cpu().numpy()
-        self._null_tokens = made.null_tokens
+        self._null_tokens = encoded.null_tokens
         self._done.add(group)

@@ -1,7 +1,7 @@
 """Preference pairs from files: Pick-a-Pic's parquet columns, or a jsonl of prompts and pictures.
 
-A file is cut into parts of so many rows, each read by itself. A row that cannot be used is given
-with the reason; a file that cannot is a ConfigError.
+A file is cut into parts of at most N rows, which are read independently. A row that cannot be used
+is returned with the reason; a file that cannot be used raises ConfigError.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import ConfigError
-from stages.prompts import clean
+from stages.texts.identity import clean
 
 FORMATS = ("jsonl", "parquet")
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
-"""Of Pick-a-Pic (Kirstain et al. 2023); a label of 0.5 is a tie."""
+"""Columns of Pick-a-Pic (Kirstain et al. 2023); a label of 0.5 is a tie."""
 FIELDS = ("prompt", "winner", "loser")
-"""Of a jsonl row; `judge` may say who preferred the winner."""
+"""Fields of a jsonl row; an optional field `judge` says who preferred the winner."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a file."""
+    """Consecutive rows of a file."""
 
     url: str
     first: int
-    """Row of the file."""
+    """Index of the first row in the file."""
     rows: int
     offset: int = 0
-    """Byte at which the first row begins, in a jsonl."""
+    """Byte offset of the first row, in a jsonl file."""
     number: int = 0
-    """Of the file among all files."""
+    """Index of the file among all files."""
 
 
 @dataclass(frozen=True)
 class SourcePair:
-    """A row: what was asked for, two encoded pictures, and what its source says of them."""
+    """A row: the prompt, two encoded pictures, and what the source says about them."""
 
     key: str
-    """File and row."""
+    """Identifies the file and the row."""
     judge: str
     prompt: str | None = None
     winner: bytes = b""
@@ -57,27 +57,27 @@ class SourcePair:
     loser_score: float | None = None
     tie: bool = False
     problem: str | None = None
-    """Why the row cannot be used."""
+    """Why the row cannot be used; None if it can."""
 
 
 def require_pair_files(url: str) -> None:
-    """Raises ConfigError when nothing is there, or its format is unknown."""
-    for found in _files(url):
-        _format_of(found)
+    """Raise ConfigError if no file matches `url` or a file's format is unknown."""
+    for file in _files(url):
+        _format_of(file)
 
 
 def parts_of(url: str, rows: int) -> list[Part]:
-    """Cut a file, or all that a glob matches, into parts of at most so many rows.
+    """Cut a file, or all files that a glob matches, into parts of at most `rows` rows.
 
-    Raises ConfigError for a file that is missing, empty or malformed.
+    Raises ConfigError if a file is missing, empty or malformed.
     """
     parts = []
-    for number, found in enumerate(_files(url)):
-        count, offsets = _COUNTERS[_format_of(found)](found, rows)
+    for number, file in enumerate(_files(url)):
+        count, offsets = _COUNTERS[_format_of(file)](file, rows)
         if count == 0:
-            raise ConfigError(f"pairs.url: {found} holds no pairs")
+            raise ConfigError(f"pairs.url: {file} holds no pairs")
         for first, offset in zip(range(0, count, rows), offsets, strict=False):
-            parts.append(Part(found, first, min(rows, count - first), offset, number))
+            parts.append(Part(file, first, min(rows, count - first), offset, number))
     return parts
 
 
@@ -89,13 +89,13 @@ def read_part(part: Part) -> Iterator[SourcePair]:
 def _files(url: str) -> list[str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
-        found = filesystem.glob(path) if glob.has_magic(path) else [path]
-        there = [filesystem.unstrip_protocol(f) for f in sorted(found) if filesystem.isfile(f)]
+        paths = filesystem.glob(path) if glob.has_magic(path) else [path]
+        files = [filesystem.unstrip_protocol(f) for f in sorted(paths) if filesystem.isfile(f)]
     except (ValueError, ImportError, OSError) as error:
         raise ConfigError(f"pairs.url: {url} cannot be opened: {error}") from error
-    if not there:
+    if not files:
         raise ConfigError(f"pairs.url: there is no file {url}")
-    return there
+    return files
 
 
 def _format_of(url: str) -> str:
@@ -106,8 +106,8 @@ def _format_of(url: str) -> str:
 
 
 def _count_lines(url: str, rows: int) -> tuple[int, list[int]]:
-    """Rows of a jsonl, and the byte at which each part begins. Raises ConfigError when the first
-    row is no pair.
+    """Count the rows of a jsonl file and find the byte offset of each part. Raises ConfigError if
+    the first row is not a pair.
     """
     count, offset, offsets = 0, 0, []
     with fsspec.open(url, "rb") as file:
@@ -142,14 +142,16 @@ def _missing(row: Any) -> str | None:
 
 
 def _count_rows(url: str, rows: int) -> tuple[int, Iterator[int]]:
-    """Rows of a parquet file. Raises ConfigError unless it has Pick-a-Pic's columns."""
+    """Count the rows of a parquet file; offsets are 0. Raises ConfigError unless it has
+    Pick-a-Pic's columns.
+    """
     try:
         with fsspec.open(url, "rb") as file:
             table = pq.ParquetFile(file)
             names, count = table.schema_arrow.names, table.metadata.num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        brief = " ".join(str(error).split())
-        raise ConfigError(f"pairs.url: {url} cannot be read as parquet: {brief}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"pairs.url: {url} cannot be read as parquet: {reason}") from error
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise ConfigError(
@@ -185,11 +187,12 @@ def _from_line(part: Part, place: int, line: bytes) -> SourcePair:
         except (OSError, ValueError, ImportError) as error:
             problem = f"its {side} cannot be read: {' '.join(str(error).split())}"
             return SourcePair(key, judge, prompt, problem=problem)
-    return SourcePair(key, judge, prompt, *pictures)
+    winner, loser = pictures
+    return SourcePair(key, judge, prompt, winner, loser)
 
 
 def _beside(url: str, path: str) -> str:
-    """Where a picture lies that a row names by URL, by full path, or seen from the file."""
+    """Location of a picture that a row names by URL, full path, or path relative to the file."""
     if "://" in path or path.startswith("/"):
         return path
     return posixpath.join(posixpath.dirname(url), path)
@@ -198,17 +201,19 @@ def _beside(url: str, path: str) -> str:
 def _read_rows(part: Part) -> Iterator[SourcePair]:
     with fsspec.open(part.url, "rb") as file:
         table = pq.ParquetFile(file)
-        groups, at, skip = [], 0, 0
+        groups, start, skip = [], 0, 0
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
-            if at <= part.first < at + rows:
-                skip = part.first - at
-            if at < part.first + part.rows and at + rows > part.first:
+            if start <= part.first < start + rows:
+                skip = part.first - start
+            if start < part.first + part.rows and start + rows > part.first:
                 groups.append(group)
-            at += rows
+            start += rows
         batches = table.iter_batches(16, row_groups=groups, columns=list(COLUMNS))
-        found = (row for batch in batches for row in batch.to_pylist())
-        for place, row in enumerate(itertools.islice(found, skip, skip + part.rows), part.first):
+        table_rows = (row for batch in batches for row in batch.to_pylist())
+        for place, row in enumerate(
+            itertools.islice(table_rows, skip, skip + part.rows), part.first
+        ):
             yield _from_row(part, place, row)
 
 
@@ -225,19 +230,21 @@ def _from_row(part: Part, place: int, row: dict[str, Any]) -> SourcePair:
         if not picture:
             return SourcePair(key, judge, prompt, problem=f"no jpg_{side}")
     winner = 0 if labels[0] >= labels[1] else 1
-    order = (winner, 1 - winner)
+    loser = 1 - winner
     return SourcePair(
         key,
         judge,
         prompt,
-        *(pictures[side] for side in order),
-        *(float(labels[side]) for side in order),
+        pictures[winner],
+        pictures[loser],
+        float(labels[winner]),
+        float(labels[loser]),
         tie=labels[0] == labels[1],
     )
 
 
 def _bytes_of(cell: Any) -> bytes:
-    """A picture's bytes, plain or as `datasets` wraps them."""
+    """Bytes of a picture, stored plainly or wrapped as `datasets` does."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     return content if isinstance(content, bytes) else b""
 

@@ -1,7 +1,7 @@
-"""Rows of several `.npy` files as one array: mapped where they lie in a folder, else fetched by
-range through a bounded local cache.
+"""Rows of several `.npy` files as one array: files in a local folder are memory-mapped, others are
+fetched by byte range through a bounded local cache.
 
-Knows nothing of latents or prompts. One thread at a time may use a cache and what reads through it.
+Knows nothing about latents or prompts. Only one thread at a time may use a cache and its readers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from schemas.errors import ArtifactError
 
 BLOCK_BYTES = 512 * 1024
-"""What one request for small rows fetches, about; larger rows come one by one."""
+"""Approximate size of a request for small rows; larger rows are fetched one by one."""
 _HEADER_BYTES = 1024
 
 
@@ -32,23 +32,23 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: Sequence[int]) -> np.ndarray:
-        """A new array (n, ...) of these rows."""
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return a new array (n, ...) of these rows."""
         ...
 
 
 def map_bytes(path: Path, size: int) -> np.ndarray:
-    """A file of that many bytes, memory-mapped: uint8 (size,).
+    """Memory-map a file of `size` bytes: uint8 (size,).
 
-    The mapping keeps no file descriptor, as NumPy's own would: a large artifact has more files than
-    a process may have open.
+    Unlike NumPy's memmap, the mapping keeps no file descriptor open: a large artifact has more
+    files than a process may have open.
     """
     return torch.from_file(str(path), size=size, dtype=torch.uint8).numpy()
 
 
 def map_file(path: Path, size: int) -> np.ndarray:
-    """The array in a `.npy` file of that many bytes, memory-mapped as by `map_bytes`. Raises
-    ArtifactError for a file that is no plain `.npy` file of that size.
+    """Memory-map the array in a `.npy` file of `size` bytes, as `map_bytes` does. Raises
+    ArtifactError unless it is a plain `.npy` file of that size.
     """
     content = map_bytes(path, size)
     offset, shape, dtype = _header(str(path), content[:_HEADER_BYTES].tobytes(), size)
@@ -56,7 +56,7 @@ def map_file(path: Path, size: int) -> np.ndarray:
 
 
 class MappedRows:
-    """Memory-mapped arrays, one behind the other."""
+    """Memory-mapped arrays, concatenated."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         self._arrays = arrays
@@ -65,7 +65,7 @@ class MappedRows:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def take(self, rows: Sequence[int]) -> np.ndarray:
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
         for place, row in enumerate(rows):
             file = bisect_right(self._ends, row)
@@ -74,7 +74,7 @@ class MappedRows:
 
 
 class Span(NamedTuple):
-    """Bytes `start` to `stop` of a file, and the block of it that is fetched for them."""
+    """Bytes `start` to `stop` of a file, and the block that is fetched to get them."""
 
     path: str
     block_start: int
@@ -84,11 +84,12 @@ class Span(NamedTuple):
 
 
 class RangeCache:
-    """Reads ranges of remote files and keeps copies of them, at most `limit` bytes: a ring, in
-    which new copies take the place of the oldest.
+    """Reads byte ranges of remote files and keeps at most `limit` bytes of copies, in a ring in
+    which new copies replace the oldest.
 
-    Every epoch visits the rows in a new random order, so the oldest copy is as good a loss as any.
-    The copies lie in one nameless file, which is gone when the process is, however that ends.
+    Every epoch visits the rows in a new random order, so dropping the oldest copy costs no more
+    than dropping any other. The copies are in one unnamed file, which the system removes when the
+    process ends, even if it is killed.
     """
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, limit: int) -> None:
@@ -99,14 +100,14 @@ class RangeCache:
 
     @property
     def held(self) -> int:
-        """Bytes of copies."""
+        """Bytes of copies that the cache holds."""
         return sum(map(len, self._places.values()))
 
     def read(self, spans: Sequence[Span]) -> list[bytes]:
-        """The bytes of each span. Blocks that are not held are fetched, side by side.
+        """Return the bytes of each span. Blocks that are not in the cache are fetched concurrently.
 
-        Raises ArtifactError for a block that is shorter than it should be; what the file system
-        raises is left as it is, since a new start may well cure it.
+        Raises ArtifactError if a block is shorter than expected. Errors of the file system
+        propagate unchanged, because a restart may well cure them.
         """
         missing = {
             (span.path, span.block_start): span.block_stop
@@ -114,10 +115,10 @@ class RangeCache:
             if (span.path, span.block_start) not in self._places
         }
         fetched = dict(zip(missing, self._fetch(missing), strict=True))
-        found = [self._cut(span, fetched) for span in spans]
+        contents = [self._cut(span, fetched) for span in spans]
         for block, content in fetched.items():
             self._keep(block, content)
-        return found
+        return contents
 
     def close(self) -> None:
         self._file.close()
@@ -125,7 +126,7 @@ class RangeCache:
     def _fetch(self, blocks: dict[tuple[str, int], int]) -> list[bytes]:
         if not blocks:
             return []
-        paths, starts = ([block[i] for block in blocks] for i in range(2))
+        paths, starts = [path for path, _ in blocks], [start for _, start in blocks]
         stops = list(blocks.values())
         contents = self.filesystem.cat_ranges(paths, starts, stops, on_error="raise")
         for path, start, stop, content in zip(paths, starts, stops, contents, strict=True):
@@ -155,7 +156,7 @@ class RangeCache:
         self._head += len(content)
 
     def _drop_until(self, place: int) -> None:
-        """Forget the copies that lie between the head and a place behind it."""
+        """Forget the copies that start between the head and `place`."""
         while self._places:
             oldest = next(iter(self._places.values()))
             if not self._head <= oldest.start < place:
@@ -164,10 +165,10 @@ class RangeCache:
 
 
 class FetchedRows:
-    """Remote `.npy` files, one behind the other, read through a cache.
+    """Remote `.npy` files, concatenated and read through a cache.
 
-    `sizes` are the bytes that each path must have. Raises ArtifactError for a file that is no
-    plain `.npy` file of that size.
+    `sizes` maps each path to its expected size in bytes. Raises ArtifactError unless each file is
+    a plain `.npy` file of that size.
     """
 
     def __init__(self, cache: RangeCache, sizes: dict[str, int]) -> None:
@@ -190,10 +191,10 @@ class FetchedRows:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def take(self, rows: Sequence[int]) -> np.ndarray:
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), *self._shape), self._dtype)
-        found = self._cache.read([self._span(row) for row in rows])
-        for place, content in enumerate(found):
+        contents = self._cache.read([self._span(row) for row in rows])
+        for place, content in enumerate(contents):
             out[place].data.cast("B")[:] = content
         return out
 
@@ -211,12 +212,12 @@ class FetchedRows:
 
 
 def _header(path: str, start: bytes, size: int) -> tuple[int, tuple[int, ...], np.dtype]:
-    """Where the rows of a `.npy` file begin, its shape and dtype, from its first bytes."""
+    """Byte offset of the rows of a `.npy` file, its shape and dtype, from its first bytes."""
     file = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
-            raise ValueError(f"its format is {version}")
+            raise ValueError(f"its format version is {version}")
         shape, column_major, dtype = np.lib.format.read_array_header_1_0(file)
         expected = file.tell() + dtype.itemsize * int(np.prod(shape))
         if column_major or dtype.hasobject or expected != size:

@@ -1,1 +1,1 @@
-"""How systems are judged: what they draw, what is measured on it, and what follows from that."""
+"""How systems are judged: their pictures, the measurements on them, and the resulting report."""

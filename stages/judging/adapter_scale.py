@@ -1,7 +1,7 @@
-"""At which scale tuned adapters suit the student best: it draws with them at each, and a score that
-did not make the pairs judges.
+"""The sweep that finds the best scale of tuned adapters: the student samples with them at each
+scale, and a score that did not make the pairs judges the pictures.
 
-It draws without them too, so that the gain can be seen. One scale is one shard of work.
+The student also samples without adapters, to show the gain. One scale is one shard.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from stages.training.trace import LORA
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the scales were worth."""
+    """Result of the sweep over scales."""
 
     chooser: str
     rows: list[dict[str, float]]
-    """Each scale with the mean of each score, 0 first."""
+    """Each scale with the mean of each score; scale 0 is first."""
     scale: float
-    """The chosen one."""
+    """The chosen scale."""
     gain: float
-    """How much better it is than none at all, by the chooser; below 0 where it is worse."""
+    """Improvement over no adapters, by the chooser; negative if the result is worse."""
     stats: list[ShardStats]
     device_hours: float
 
 
 def try_scales(context: StageContext) -> Sweep:
-    """Draw and judge at every configured scale and at 0, for adapters in the artifact's folder."""
+    """Sample and judge at each configured scale and at 0, with the adapters in `context.folder`."""
     config, student = context.config, context.inputs["distill"]
     scales = sorted({0.0, *config.dpo.scales})
     shards = {f"shards/scales/{i:03d}": scale for i, scale in enumerate(scales)}
@@ -75,13 +75,13 @@ def try_scales(context: StageContext) -> Sweep:
 def chosen_scale(
     rows: list[dict[str, float]], scales: list[float], chooser: str, sign: int
 ) -> float:
-    """The configured scale that the chooser likes best; of equals the smallest."""
+    """The configured scale with the best chooser score; ties go to the smallest."""
     return min((-sign * row[chooser], row["scale"]) for row in rows if row["scale"] in scales)[1]
 
 
 def chooser_samples(context: StageContext) -> list[PlannedSample]:
-    """What each scale draws: training prompts that made no pair, where there are enough, each with
-    its seed and bucket.
+    """The samples that every scale generates: training prompts that made no pair, if there are
+    enough, each with its seed and bucket.
     """
     config, pairs = context.config.dpo, context.inputs["pairs"]
     used: set[str] = set()
@@ -102,8 +102,8 @@ def chooser_samples(context: StageContext) -> list[PlannedSample]:
 
 
 class ScaleJudge:
-    """Draws with the student and the adapters at one scale, and judges; lives in a worker. One
-    shard is one scale.
+    """Samples with the student and the adapters at one scale and judges the pictures; lives in a
+    worker. One shard is one scale.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class ScaleJudge:
 
     @cached_property
     def _scores(self) -> dict[str, Score]:
-        """The chooser, and the reward that made the pairs, if one did."""
+        """The chooser, and the reward that made the pairs, if any."""
         wanted = [self.config.dpo.chooser]
         if self.config.pairs.url is None:
             wanted.append(self.config.pairs.reward)
@@ -164,7 +164,7 @@ class ScaleJudge:
 
 @contextlib.contextmanager
 def local_lora(store: ArtifactStore, folder: str) -> Iterator[Path]:
-    """A local folder with the adapters of the artifact's folder."""
+    """Provide a local folder with the adapters from the artifact's folder."""
     (name,) = store.list(f"{folder}/{LORA}")
     with store.local(f"{folder}/{LORA}/{name}") as path:
         yield path.parent

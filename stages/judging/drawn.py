@@ -1,7 +1,7 @@
-"""What a system drew, in files and in memory: the one place that knows the files of a shard.
+"""The pictures of a system, in files and in memory: the only module that knows a shard's files.
 
-Beside each other lie `<shard>.parquet` (samples and scores), `.tar` (the pictures), `.features.npy`
-and `.patches.npy`; a shard of alike pictures has features alone.
+A shard has the files `<shard>.parquet` (samples and scores), `.tar` (the pictures), `.features.npy`
+and `.patches.npy`; a shard of alike pictures has only features.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _FEATURES, _PATCHES = ".features.npy", ".patches.npy"
 
 @dataclass(frozen=True)
 class Drawn:
-    """One system's pictures as numbers, in one order of samples."""
+    """One system's pictures as numbers; `rows`, `scores` and `features` have the same order."""
 
     rows: list[dict[str, Any]]
     """The samples, with bucket and category."""
     scores: dict[str, np.ndarray]
-    """By score: (n,)."""
+    """Values (n,) by score."""
     features: np.ndarray
     """(n, D)"""
     patches: np.ndarray
@@ -43,7 +43,7 @@ class Drawn:
 
 
 def row_schema(scores: Sequence[ScoreConfig]) -> pa.Schema:
-    """Of the sidecars: the sample, and one column for each score."""
+    """Schema of the sidecars: the sample, and one column for each score."""
     return pa.schema(
         [
             *SAMPLE_SCHEMA,
@@ -65,7 +65,7 @@ def put_pictures(
     judged: Mapping[str, np.ndarray],
     scores: Sequence[ScoreConfig],
 ) -> None:
-    """Write everything but the features: pictures, patches, and the scores of each sample."""
+    """Write everything except the features: pictures, patches, and the scores of each sample."""
     rows = [
         {**sample, **{name: float(values[i]) for name, values in judged.items()}}
         for i, sample in enumerate(samples)
@@ -80,7 +80,7 @@ def put_pictures(
 
 
 def read_drawn(context: StageContext, system: System, shards: dict[str, PlannedShard]) -> Drawn:
-    """Everything that a system's shards hold, but for the pictures."""
+    """Read everything in a system's shards except the pictures."""
 
     def load(shard: PlannedShard, ending: str) -> np.ndarray:
         with context.store.local(f"{context.folder}/{shard.name}{ending}") as path:
@@ -107,14 +107,14 @@ def read_drawn(context: StageContext, system: System, shards: dict[str, PlannedS
 def read_pngs(
     context: StageContext, system: System, shards: dict[str, PlannedShard], keys: set[str]
 ) -> dict[str, bytes]:
-    """A system's pictures of some samples, by key."""
-    found = {}
+    """PNG bytes of a system's pictures of the samples in `keys`, by key."""
+    pngs: dict[str, bytes] = {}
     for shard in shards_of(shards, system.name, alike=False):
         if not any(sample["key"] in keys for sample in shard.samples):
             continue
         with context.store.local(f"{context.folder}/{shard.name}{_TAR}") as path:
-            found |= {k: m["png"] for k, m in read_tar(path, shard.name) if k in keys}
-    return found
+            pngs |= {k: m["png"] for k, m in read_tar(path, shard.name) if k in keys}
+    return pngs
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Gates: demands of the configuration on what an evaluation measures, such as
+"""Gates: the configuration's demands on the measures of an evaluation, for example
 `student_4.attributes: ">= 0.85"`.
 """
 
@@ -14,14 +14,14 @@ from schemas.report import GateResult, SystemResult
 from schemas.suggest import did_you_mean
 
 DISTANCES = ("fid", "patch_fid", "kid", "cmmd", "precision", "recall")
-"""The measures of a system against the teacher's own pictures."""
+"""The measures of a system's pictures against the teacher's."""
 _COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 _DEMAND = re.compile(r"\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:[eE]-?\d+)?)\s*")
 
 
 def check_gates(config: PipelineConfig, systems: list[str]) -> None:
-    """Raises ConfigError for a gate that names no system or measure, or whose demand is not a
-    comparison.
+    """Raise ConfigError for a gate that names an unknown system or measure, or whose demand is not
+    a comparison.
     """
     measures = [score.name for score in config.eval.scores]
     measures += [*DISTANCES, "diversity", "seconds_per_picture"]
@@ -29,22 +29,22 @@ def check_gates(config: PipelineConfig, systems: list[str]) -> None:
         system, _, measure = name.partition(".")
         if system not in systems:
             raise ConfigError(
-                f"eval.gates: {name!r} names no system{did_you_mean(system, systems)}; there are "
-                f"{', '.join(systems)}"
+                f"eval.gates: {name!r} names no system{did_you_mean(system, systems)}; the systems "
+                f"are {', '.join(systems)}"
             )
         if measure not in measures:
             raise ConfigError(
-                f"eval.gates: {name!r} names nothing that is measured"
-                f"{did_you_mean(measure, measures)}; there are {', '.join(measures)}"
+                f"eval.gates: {name!r} names no measure{did_you_mean(measure, measures)}; the "
+                f"measures are {', '.join(measures)}"
             )
         if not _DEMAND.fullmatch(demand):
             raise ConfigError(
-                f"eval.gates: {name}: {demand!r} is not a demand such as '>= 0.85' or '< 3'"
+                f"eval.gates: {name}: {demand!r} is not a comparison like '>= 0.85' or '< 3'"
             )
 
 
 def gate_result(name: str, demand: str, results: Iterable[SystemResult]) -> GateResult:
-    """What became of a gate that `check_gates` has accepted."""
+    """Evaluate a gate that `check_gates` has accepted."""
     system, _, measure = name.partition(".")
     result = next(r for r in results if r.name == system)
     values = {s: interval.mean for s, interval in result.scores.items()} | result.distances
@@ -65,7 +65,7 @@ def gate_result(name: str, demand: str, results: Iterable[SystemResult]) -> Gate
 
 
 def failed_gates(gates: Iterable[GateResult]) -> list[str]:
-    """A sentence for each gate that the result misses."""
+    """One sentence for each gate that failed."""
     return [
         f"{gate.name} is {gate.value:.4g}, {gate.misses_by:.4g} away from {gate.demand}"
         for gate in gates

@@ -1,4 +1,4 @@
-"""The worker of `eval`: draws a shard with its system and lets every score judge it."""
+"""The worker of `eval`: generates a shard's pictures with its system and applies every score."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from stages.scores.patches import patches_of
 from stages.teachers import open_teacher_in
 
 _REPEATS = 3
-"""Timed micro-batches of each system, behind one that is not counted."""
+"""Timed micro-batches of each system, after one warm-up that is not counted."""
 
 
 class Judge:
-    """Draws and judges whole shards; lives in a worker, with one backbone loaded at a time.
+    """Generates and judges whole shards; lives in a worker, with one backbone loaded at a time.
 
-    `students` are the artifacts of the student and the tuned student, by kind of system.
+    `students` holds the artifacts of the student and the tuned student, by kind of system.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Judge:
         return writer.commit({"ok": len(planned.samples)})
 
     def _measure_times(self) -> ShardStats:
-        """Seconds per picture of each system, one after another on this worker: the median of some
-        micro-batches of the first bucket.
+        """Measure seconds per picture of each system, one after another on this worker: the median
+        over micro-batches of the first bucket.
         """
         size = self.config.eval.micro_batch
         _, first = min((name, s) for name, s in self.shards.items() if not s.alike)
@@ -94,7 +94,7 @@ class Judge:
 
     def _sampler(self, system: System) -> Sampler:
         if self._loaded[0] != system.kind:
-            self._loaded = ("", None)  # before the next is loaded: two may not fit
+            self._loaded = ("", None)  # free it before loading the next: two may not fit
             self._loaded = (system.kind, self._load(system.kind))
         if system.kind == "teacher":
             backbone, scale = self._loaded[1], self.config.synthesize.guidance_scale

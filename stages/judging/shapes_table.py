@@ -1,8 +1,8 @@
-"""The table that judges a student of the shapes world: attributes right, distance to the teacher's
-pictures, and diversity.
+"""The table that judges a student of the shapes world: correct attributes, distance to the
+teacher's pictures, and diversity.
 
-Same held-out prompts and seeds for every row. The feature space of the Fréchet distance is the
-judge's, see docs/method.md.
+Every row uses the same held-out prompts and seeds. The Fréchet distance is measured in the judge's
+feature space, see docs/method.md.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ BATCH = 32
 CPU = torch.device("cpu")
 REAL = "real scenes"
 ALIKE_PROMPTS, ALIKE_SEEDS = 8, 4
-"""Diversity is seen on so many prompts of each bucket, in so many pictures of each."""
+"""Diversity is measured on this many prompts of each bucket, with this many pictures of each."""
 Draw = Callable[[list[PlannedSample]], np.ndarray]
-"""Samples of one bucket to uint8 pictures (B, H, W, 3)."""
+"""Turns samples of one bucket into pictures, uint8 (B, H, W, 3)."""
 
 
 def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, Any]]]:
     """The first `count` distinct held-out prompts of the grammar with bucket and seed, by bucket.
 
     The split is by hash, so none of them is ever a training prompt of this configuration. Raises
-    ConfigError for another teacher than the embedded one, whose judge knows this world alone; for a
-    count below 1; where there are not as many prompts; and where a bucket has less than two, which
-    have no distance.
+    ConfigError if the teacher is not the embedded one (the judge only supports the shapes world),
+    if `count` is below 1, if there are not enough prompts, or if a bucket has fewer than two (too
+    few for a distance).
     """
     if count < 1:
-        raise ConfigError(f"{count} held-out prompts are nothing to judge on")
+        raise ConfigError(f"{count} held-out prompts are too few to judge on; at least 1 is needed")
     if config.teacher.family != "shapes":
         raise ConfigError(
-            f"teacher.family is {config.teacher.family}: this table judges the embedded world of "
-            "shapes alone; `ladd-pipeline run` evaluates other students"
+            f"teacher.family is {config.teacher.family}: this table only judges the embedded "
+            "shapes world; `ladd-pipeline run` evaluates other students"
         )
     prompts = config.prompts
     if prompts.held_out_fraction == 0:
@@ -68,7 +68,7 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
     )
     if len(drawn) < count:
         raise ConfigError(
-            f"prompts.held_out_fraction {prompts.held_out_fraction:g} leaves {len(drawn)} distinct "
+            f"prompts.held_out_fraction {prompts.held_out_fraction:g} gives {len(drawn)} distinct "
             f"prompts of the {count} to judge on: raise it, or ask for fewer"
         )
     groups: dict[Bucket, list[dict[str, Any]]] = defaultdict(list)
@@ -81,21 +81,21 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
     few = [str(bucket) for bucket, rows in sorted(groups.items()) if len(rows) < 2]
     if few:
         raise ConfigError(
-            f"{count} held-out prompts put fewer than two into {', '.join(few)}: judge on more"
+            f"{count} held-out prompts give fewer than two to {', '.join(few)}: judge on more"
         )
     return dict(sorted(groups.items()))
 
 
 @dataclass(frozen=True)
 class Judged:
-    """How good one sampler's pictures are."""
+    """The quality of one sampler's pictures."""
 
     pictures: str
-    """Who drew them."""
+    """Name of the pictures and their sampler."""
     steps: int
-    """In how many steps; 0 for real scenes."""
+    """Sampling steps; 0 for real scenes."""
     attributes: float
-    """Share of pictures that show all that their prompts state."""
+    """Share of pictures that show everything that their prompts state."""
     frechet: float | None
     """Distance to the pictures of the teacher at its own steps; None for real scenes."""
     diversity: float
@@ -117,13 +117,13 @@ class StudentLine:
     attributes: dict[int, float]
     """Percent."""
     not_square: dict[int, float]
-    """The same over pictures that are not square, buckets alike."""
+    """The same over the buckets that are not square, each with the same weight."""
     frechet: dict[int, float]
     diversity: dict[int, float]
 
 
 def student_lines(judged: list[Judged], titles: list[str]) -> list[StudentLine]:
-    """The students of those titles, from the rows of `score_table`."""
+    """One line for each student in `titles`, from the rows of `score_table`."""
     return [
         _line(title, {r.steps: r for r in judged if r.pictures == at_steps(title, r.steps)})
         for title in titles
@@ -150,36 +150,37 @@ def _not_square(by_bucket: dict[str, float]) -> float:
 def score_table(
     config: PipelineConfig, students: dict[str, Path], count: int, report: Callable[[str], None]
 ) -> list[Judged]:
-    """Real scenes, the teacher at its own and at the students' steps, then the students, which are
-    names and diffusers folders, at all steps of their grids; each on the same prompts and seeds, on
-    the CPU. Without students the teacher takes the steps of the configuration's grid.
+    """Judge real scenes, the teacher at its own and at the students' steps, then the students at
+    all steps of their grids; each on the same prompts and seeds, on the CPU.
 
-    Raises ConfigError as `held_out` does, and ArtifactError for a folder that is no student's.
+    `students` maps names to diffusers folders. Without students, the teacher uses the steps of the
+    configuration's grid. Raises ConfigError as `held_out` does, and ArtifactError if a folder is
+    not a student's.
     """
     samples = held_out(config, count)
     opened = {title: open_student(folder) for title, folder in students.items()}
     grids = [grid for _, grid in opened.values()] or [config.distill.student_time.grid]
     teacher = open_teacher(config.teacher)
     net = teacher.backbone()
-    making = config.synthesize
+    synthesize = config.synthesize
 
     def from_teacher(steps: int, guidance_scale: float) -> Draw:
         return _drawer(teacher, teacher_sampler(teacher, net, CPU, steps, guidance_scale))
 
-    reference = f"teacher, {making.steps} steps, guidance {making.guidance_scale:g}"
+    reference = f"teacher, {synthesize.steps} steps, guidance {synthesize.guidance_scale:g}"
     samplers: dict[str, tuple[int, Draw]] = {
         REAL: (0, draw_real),
-        reference: (making.steps, from_teacher(making.steps, making.guidance_scale)),
+        reference: (synthesize.steps, from_teacher(synthesize.steps, synthesize.guidance_scale)),
     }
     samplers |= {
         f"{at_steps('teacher', n)}, guidance {g:g}": (n, from_teacher(n, g))
         for n in sorted({n for grid in grids for n in step_counts(grid)}, reverse=True)
-        for g in (making.guidance_scale, 1.0)
+        for g in (synthesize.guidance_scale, 1.0)
     }
     for title, (backbone, grid) in opened.items():
         for n in step_counts(grid):
-            painter = student_sampler(teacher, backbone, CPU, student_sigmas(grid, n))
-            samplers[at_steps(title, n)] = n, _drawer(teacher, painter)
+            sampler = student_sampler(teacher, backbone, CPU, student_sigmas(grid, n))
+            samplers[at_steps(title, n)] = n, _drawer(teacher, sampler)
     examiner, seen = Examiner(samples), {}
     for name, (_, draw) in samplers.items():
         seen[name] = examiner.look(draw)
@@ -215,7 +216,7 @@ def _drawer(teacher: Teacher, painter: Sampler) -> Draw:
 
 
 def draw_real(part: list[PlannedSample]) -> np.ndarray:
-    """Scenes that show what the samples' prompts say: uint8 (B, H, W, 3)."""
+    """Render scenes that show what the samples' prompts state: uint8 (B, H, W, 3)."""
     return render(
         [
             sample_scene(parse(s["prompt"]), s["width"], s["height"], random.Random(s["seed"]))
@@ -226,7 +227,7 @@ def draw_real(part: list[PlannedSample]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of one bucket: N pictures, and S pictures of each of P prompts."""
+    """Measurements on one bucket: N pictures, and S pictures of each of P prompts."""
 
     right: np.ndarray
     """(N,), 1 where all attributes are right."""
@@ -237,7 +238,7 @@ class Look:
 
 
 class Examiner:
-    """Looks at pictures of the same samples from one sampler after another."""
+    """Examines pictures of the same samples from one sampler after another."""
 
     def __init__(self, samples: dict[Bucket, list[PlannedSample]]) -> None:
         self._samples = samples
@@ -249,8 +250,8 @@ class Examiner:
 
     def _look(self, draw: Draw, rows: list[PlannedSample]) -> Look:
         right, features = [], []
-        for at in range(0, len(rows), BATCH):
-            part = rows[at : at + BATCH]
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
             pictures = draw(part)
             features.append(self._space.features(pictures))
             right.append(self._score.judge(pictures, [s["prompt"] for s in part]))

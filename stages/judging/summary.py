@@ -1,4 +1,4 @@
-"""From what the systems drew to the report: pure functions of arrays, after everything is loaded.
+"""Computes the report from the systems' pictures: pure functions of loaded arrays.
 
 Means with intervals, distances to the teacher's own pictures, win rates, gates, curves.
 """
@@ -47,8 +47,8 @@ def make_report(
     lineage: dict[str, Artifact],
     traces: dict[str, list[dict[str, Any]]],
 ) -> Report:
-    """The report. The first of `systems` is what the others are measured against; `traces` are the
-    metrics of each training by stage, from `read_trace`.
+    """Build the report. The first of `systems` is the reference for the others; `traces` holds the
+    training metrics by stage, from `read_trace`.
     """
     reference = drawn[systems[0].name]
     results = [
@@ -79,7 +79,7 @@ def make_report(
 
 
 def read_trace(trained: Artifact) -> list[dict[str, Any]]:
-    """The metrics of every update of a `distill` or `dpo` artifact."""
+    """Read the metrics of every update of a `distill` or `dpo` artifact."""
     with trained.checked(trained.entry("metrics.jsonl")) as path:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -120,7 +120,7 @@ def _means(drawn: Drawn, column: str, value: str) -> dict[str, float]:
 
 
 def _distance_in(bucket: str, drawn: Drawn, reference: Drawn) -> dict[str, float]:
-    """The Fréchet distance within a bucket; nothing where there are too few pictures."""
+    """The Fréchet distance within a bucket; empty if the bucket has fewer than two pictures."""
     mask = _mask(drawn, "bucket", bucket)
     if mask.sum() < 2:
         return {}
@@ -141,11 +141,11 @@ def _distances(drawn: Drawn, reference: Drawn) -> dict[str, float]:
 
 
 def interval_of(values: np.ndarray, config: EvalConfig) -> Interval:
-    """The mean of (n,) values, one a prompt, with its 95 % percentile bootstrap interval."""
+    """The mean of (n,) values, one per prompt, with its 95 % percentile bootstrap interval."""
     mean = float(values.mean())
     if np.ptp(values) == 0:
         return Interval(mean=mean, low=mean, high=mean)
-    found = bootstrap(
+    bounds = bootstrap(
         (values,),
         np.mean,
         n_resamples=config.bootstrap,
@@ -153,13 +153,13 @@ def interval_of(values: np.ndarray, config: EvalConfig) -> Interval:
         batch=256,
         rng=np.random.default_rng(config.seed),
     ).confidence_interval
-    return Interval(mean=mean, low=float(found.low), high=float(found.high))
+    return Interval(mean=mean, low=float(bounds.low), high=float(bounds.high))
 
 
 def _win_rates(
     drawn: dict[str, Drawn], systems: list[System], config: EvalConfig
 ) -> Iterator[WinRate]:
-    """Students against the teacher at equal steps and at its own, tuned against untuned."""
+    """Students against the teacher at equal steps and at its own steps; tuned against untuned."""
     for system in systems:
         if system.kind == "teacher":
             continue
@@ -186,13 +186,13 @@ def _headline(results: list[SystemResult], cards: dict[str, ScoreCard]) -> str:
 
     return (
         f"In {steps_title(last.steps)} the {last.kind} student reaches {show(last)} "
-        f"in {card.title.lower()}, the teacher {show(teacher)} in {teacher.steps}; it is "
+        f"in {card.title.lower()}, the teacher {show(teacher)} in {teacher.steps}; the student is "
         f"{teacher.seconds_per_picture / last.seconds_per_picture:.1f} times as fast."
     )
 
 
 def _wall(rows: list[dict[str, Any]], count: int) -> list[WallPicture]:
-    """The first rows of each bucket in turn."""
+    """The first `count` samples, taken from the buckets in turn."""
     buckets = defaultdict(list)
     for row in rows:
         buckets[row["bucket"]].append(row)
@@ -202,7 +202,7 @@ def _wall(rows: list[dict[str, Any]], count: int) -> list[WallPicture]:
 
 
 def _curves(stage: str, rows: list[dict[str, Any]]) -> list[Curve]:
-    """A training's metrics, thinned to means of equal stretches."""
+    """The metrics of a training run, thinned to means over equal intervals."""
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         for name, value in row.items():

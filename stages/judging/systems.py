@@ -1,6 +1,7 @@
 """The systems that an evaluation compares, and the shards of pictures that it plans for them.
 
-A shard holds one system's pictures of some prompts of one bucket, so a stopped evaluation resumes.
+A shard holds one system's pictures of some prompts of one bucket; a stopped evaluation resumes with
+the shards that are missing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class System:
 
 
 def systems_of(config: PipelineConfig) -> list[System]:
-    """The teacher at its own number of steps comes first: the others are measured against it."""
+    """All systems, first the teacher at its own number of steps: the reference for the others."""
     steps = sorted(config.eval.student_steps, reverse=True)
     return [
         System("teacher", config.synthesize.steps, "teacher"),
@@ -49,18 +50,18 @@ class PlannedShard:
     """One system's pictures of some samples of one bucket."""
 
     name: str
-    """Relative to the artifact, without ending."""
+    """Path relative to the artifact, without file extension."""
     system: str
     alike: bool
-    """Whether it draws few prompts several times, which measures diversity and nothing else."""
+    """Whether it holds several pictures of each of a few prompts, only to measure diversity."""
     samples: list[PlannedSample]
 
 
 def plan_shards(
     samples: list[PlannedSample], systems: list[System], config: PipelineConfig
 ) -> dict[str, PlannedShard]:
-    """Shards by name. Every system draws all samples once, and the first `eval.alike_prompts` of
-    them `eval.alike_seeds` times.
+    """Plan the shards, by name. Every system generates all samples once, and the first
+    `eval.alike_prompts` of them `eval.alike_seeds` times.
     """
     wanted = config.eval
     alike = [
@@ -82,7 +83,7 @@ def plan_shards(
 
 
 def shards_of(shards: dict[str, PlannedShard], system: str, *, alike: bool) -> list[PlannedShard]:
-    """A system's shards of one sort, by name."""
+    """A system's shards, either those of alike pictures or the others, sorted by name."""
     mine = [s for s in shards.values() if s.system == system and s.alike == alike]
     return sorted(mine, key=lambda shard: shard.name)
 

@@ -1,4 +1,4 @@
-"""What LADD asks of a transformer: a velocity, and the feature maps behind its attention blocks.
+"""The interface LADD needs from a transformer: its velocity, and a feature map per attention block.
 
 Legend for this package: B batch, C latent channels, H and W latent height and width, D block width,
 h and w token rows and columns, L text tokens, P pooled width, K taps.
@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch of prompts says to the transformer.
+    """The text conditioning of a batch of prompts.
 
     `tokens_BLD` is the text sequence, `pooled_BP` the pooled embedding. SD3 without T5 appends rows
-    of zeros (256 of them); they are all alike, so they are counted in `null_tokens` and never
+    of zeros (256 of them). They are all equal, so `null_tokens` counts them and they are never
     stored.
     """
 
@@ -46,26 +45,30 @@ class Conditioning:
         )
 
 
-class Backbone(Protocol):
-    """A rectified-flow transformer, teacher or student.
+class Backbone(nn.Module):
+    """A rectified-flow transformer, teacher or student; a teacher family derives its own from this.
 
     Flow: `x_t = (1 - t) x0 + t eps` with t = sigma in [0, 1], sigma = 1 pure noise; velocity `eps -
     x0`.
     """
 
     tap_widths: list[int]
-    """D of each attention block, in block order: what the discriminator's heads are built for."""
+    """D of each attention block, in block order. The discriminator's heads are built from it."""
+    blocks: nn.ModuleList
+    """The attention blocks: the units that are compiled, sharded and checkpointed."""
+    checkpoint_blocks: bool
+    """Activation checkpointing: recompute each block in the backward pass."""
 
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The predicted velocity (B, C, H, W) at noise level `sigma_B` in [0, 1]."""
-        ...
+        raise NotImplementedError
 
     def features(
         self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning
     ) -> list[Tensor]:
-        """Image tokens behind every attention block as contiguous maps (B, D, h, w) of the latent's
-        true shape.
+        """The image tokens after every attention block, as contiguous maps (B, D, h, w) in the
+        latent's true shape, not a square.
 
-        Runs no layer behind the last block. Gradient reaches `latents_BCHW`.
+        Does not run the layers after the last block. Gradient reaches `latents_BCHW`.
         """
-        ...
+        raise NotImplementedError

@@ -1,8 +1,8 @@
-"""Which samples each update sees: a pure function of the data's sizes, the seed and the step.
+"""Which samples each update uses: a pure function of the bucket sizes, the seed and the step.
 
-One bucket an update, the same on every rank; an epoch visits each bucket's samples in a new order.
-Knows only counts: resume is exact by step number, and a changed number of workers keeps the global
-batch.
+Each update uses one bucket, the same on every rank. Each epoch visits a bucket's samples in a new
+order. Knows only counts: a resume at a step number is exact, and a different number of workers
+keeps the global batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Batching(Protocol):
-    """How a trainer's configuration shares out an update."""
+    """The configuration fields that divide an update among workers and micro-batches."""
 
     @property
     def global_batch(self) -> int: ...
@@ -25,13 +25,14 @@ class Batching(Protocol):
 
 
 class EmptyPlanError(ValueError):
-    """No bucket fills a batch."""
+    """No bucket holds enough samples for one global batch."""
 
 
 @dataclass
 class BatchPlan:
-    """`sizes` maps bucket names to sample counts. Raises EmptyPlanError when no bucket fills one
-    global batch.
+    """The order of samples in training. `sizes` maps bucket names to sample counts.
+
+    Raises EmptyPlanError when no bucket fills one global batch.
     """
 
     sizes: dict[str, int]
@@ -59,17 +60,17 @@ class BatchPlan:
         self.batches_per_epoch = sum(self.sizes[name] // self.global_batch for name in self.buckets)
 
     def batch(self, step: int) -> tuple[str, np.ndarray]:
-        """Bucket and rows (global_batch,) int64 within it, of update `step` counted from 0."""
-        epoch, place = divmod(step, self.batches_per_epoch)
+        """Bucket of update `step`, counted from 0, and rows (global_batch,) int64 within it."""
+        epoch, position = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             self._enter(epoch)
-        bucket, part = self._order[place]
+        bucket, part = self._order[position]
         start = part * self.global_batch
         return bucket, self._rows[bucket][start : start + self.global_batch]
 
     def part(self, step: int, slots: range, more: int = 0) -> tuple[str, np.ndarray]:
-        """Bucket and rows of some `slots` of a batch, and of as many `more` behind them; behind
-        the last slot comes the first.
+        """Bucket and rows of `slots` of an update's batch and of the `more` slots after them,
+        wrapping from the last slot to the first.
         """
         bucket, rows = self.batch(step)
         return bucket, rows.take(range(slots.start, slots.stop + more), mode="wrap")
@@ -87,13 +88,15 @@ class BatchPlan:
 
 
 def slots_of(global_batch: int, rank: int, world: int) -> range:
-    """Which samples of the global batch a rank takes: neighbours, as evenly as can be."""
+    """A rank's consecutive slots of the global batch, divided as evenly as possible."""
     return range(rank * global_batch // world, (rank + 1) * global_batch // world)
 
 
 def mismatched_slots(global_batch: int, share: float) -> list[int]:
-    """Slots whose data the heads also see as fake, under the prompt of the next slot: `share` of
-    all fakes, beside the student's, as nearly as can be, and no slot twice. Evenly spread.
+    """Slots whose data the heads also see as fake, with the prompt of the next slot.
+
+    Their share of all fakes, the student's included, is as close to `share` as possible without
+    using a slot twice. Evenly spaced.
     """
     if share == 0:
         return []
@@ -102,17 +105,18 @@ def mismatched_slots(global_batch: int, share: float) -> list[int]:
 
 
 def round_size(config: Batching) -> int:
-    """Samples in one forward pass, at most: `micro_batch`, or else the whole share of a worker when
-    all of them are there. Fewer workers take more rounds, for their memory is the same.
+    """Maximum number of samples in one forward pass: `micro_batch`, else a worker's whole share
+    when all `workers` are present. Fewer workers need more rounds, because each worker's memory is
+    the same.
     """
     return config.micro_batch or -(-config.global_batch // config.workers)
 
 
 def accumulation_rounds(config: Batching, rank: int, world: int) -> list[slice]:
-    """A rank's samples in accumulation rounds of `round_size`.
+    """A rank's samples, split into accumulation rounds of `round_size`.
 
-    All ranks have as many rounds, for they work together. Where the ranks' samples differ in
-    number, a round may hold one sample more.
+    All ranks have the same number of rounds, because they run in step. Where ranks have different
+    numbers of samples, a round may hold one sample more.
     """
     batch = config.global_batch
     least, most = batch // world, -(-batch // world)

@@ -1,5 +1,5 @@
-"""A trainer's state as sharded safetensors, by torch.distributed.checkpoint: no pickle, and
-readable by another number of ranks than wrote it.
+"""A trainer's state as sharded safetensors, through torch.distributed.checkpoint: no pickle, and
+readable by a different number of ranks than wrote it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -21,7 +26,7 @@ from stages.ladd.parallel import rank_and_world
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _FILE_BYTES = 1 << 30
-"""A file is put together in host memory before it is written, twice for a moment."""
+"""Target size of a file. It is assembled in host memory, briefly twice, before it is written."""
 
 
 class CheckpointError(ValueError):
@@ -29,18 +34,18 @@ class CheckpointError(ValueError):
 
 
 def save_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write named tensors, each rank its shards. Every rank calls this, with a folder of its own or
-    one for all.
+    """Write named tensors; each rank writes its own shards. Every rank calls this, with either its
+    own folder or one shared folder.
     """
-    writer = dcp.HuggingFaceStorageWriter(
+    writer = HuggingFaceStorageWriter(
         str(folder), fqn_to_index_mapping=_files_of(tensors), save_distributed=True
     )
     with _quiet():
-        dcp.save(tensors, storage_writer=writer, no_dist=_is_alone())
+        save(tensors, storage_writer=writer, no_dist=_is_alone())
 
 
 def _files_of(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """The file of each tensor, numbered from 1: neighbours share one until it is full."""
+    """The file number of each tensor, from 1: consecutive tensors share a file until it is full."""
     files, file, filled = {}, 1, 0
     for name, tensor in tensors.items():
         size = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
@@ -52,22 +57,24 @@ def _files_of(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def names_in(folder: Path) -> set[str]:
-    """Names of the tensors of a checkpoint. Raises CheckpointError when it cannot be read."""
+    """Names of the tensors in a checkpoint. Raises CheckpointError when it cannot be read."""
     return set(_read(folder, lambda reader: reader.read_metadata().state_dict_metadata))
 
 
 def load_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill `tensors` in place, each with what has its name, cut as this rank holds it.
+    """Fill `tensors` in place by name, each with the shard that this rank holds.
 
-    Raises CheckpointError when the checkpoint lacks one, has it in another shape, or is damaged.
+    Raises CheckpointError when the checkpoint lacks a tensor, has it in another shape, or is
+    damaged.
     """
-    _read(folder, lambda reader: dcp.load(tensors, storage_reader=reader, no_dist=_is_alone()))
+    _read(folder, lambda reader: load(tensors, storage_reader=reader, no_dist=_is_alone()))
 
 
 def _is_alone() -> bool:
-    """Whether there is one rank, which then talks to nobody, not even to itself: the threads in
-    which gloo does its work start teams of OpenMP's each, and libgomp, seeing more threads than
-    cores, puts those of the training to sleep between two operations, for good.
+    """Whether there is only one rank, which then must not use collectives, not even with itself.
+
+    Each gloo worker thread starts an OpenMP team. libgomp then sees more threads than cores, and
+    from then on puts the training's threads to sleep between operations.
     """
     return rank_and_world()[1] == 1
 
@@ -75,10 +82,10 @@ def _is_alone() -> bool:
 def _read(folder: Path, work: Any) -> Any:
     try:
         with _quiet():
-            return work(dcp.HuggingFaceStorageReader(str(folder)))
+            return work(HuggingFaceStorageReader(str(folder)))
     except (Exception, CheckpointException) as error:
-        # torch wraps what its readers raise, safetensors' errors among them, into this kind of its
-        # own, which is no Exception.
+        # torch wraps its readers' errors, safetensors errors included, in CheckpointException,
+        # which does not derive from Exception.
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"the checkpoint {folder} cannot be read ({reason[-1] if reason else error!r})"
@@ -87,30 +94,28 @@ def _read(folder: Path, work: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warning that one process alone saves or loads: that is meant."""
+    """Silence torch's warning about a single process that saves or loads: this is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
 def optimizer_tensors(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts by the names of their weights; empty before its first
-    step.
-    """
+    """AdamW's moments and step counts, keyed by weight name; empty before the first step."""
     tensors = {
         f"{name}.{key}": value
         for name, parameter in net.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    assert tensors or not optimizer.state, "the net shows other weights than the optimizer trains"
+    assert tensors or not optimizer.state, "the optimizer trains weights that are not of this net"
     return tensors
 
 
 def begin_optimizer(net: nn.Module, optimizer: Optimizer, names: Collection[str]) -> None:
-    """Give the optimizer empty moments for each weight that has its own among `names`, to be
-    filled, and for no other.
+    """Give the optimizer zero moments, for `load_tensors` to fill, for each weight that has moments
+    among `names`, and for no other weight.
     """
-    optimizer.state.clear()  # a checkpoint that could not be read may have left some
+    optimizer.state.clear()  # a failed load may have left some state
     for name, parameter in net.named_parameters():
         if f"{name}.step" in names:
             optimizer.state[parameter] = {

@@ -1,9 +1,8 @@
-"""Diffusion-DPO (Wallace et al. 2023, equation 14) for rectified flow: the loss of preference
-pairs.
+"""The preference-pair loss of Diffusion-DPO (Wallace et al. 2023, equation 14) for rectified flow.
 
-A net that errs less on the winners, and more on the losers, than its reference does is said to
-prefer the winners. Errors are means over elements, so that buckets compare. P pairs; the rest of
-the legend is in `backbone.py`.
+A net prefers the winners if, relative to its reference, its error is lower on the winners and
+higher on the losers. Errors are means over elements, so they are comparable across buckets.
+P pairs; the rest of the legend is in `backbone.py`.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ def draw_pairs(
 ) -> PairDraws:
     """Noise and noise levels for the pairs `slots` of the global batch of update `step`.
 
-    A pair's draws depend on seed, step and slot alone. Without `levels` the noise level is
-    `sigmoid(N(0, 1))`, as SD3 was trained (Esser et al. 2024, section 3.1); otherwise one of them.
+    A pair's draws depend only on seed, step and slot. The noise level is one of `levels`; without
+    them it is `sigmoid(N(0, 1))`, as in SD3's training (Esser et al. 2024, section 3.1).
     """
     sigmas, noises = [], []
     for slot in slots:
@@ -48,15 +47,15 @@ def draw_pairs(
         if levels is None:
             sigmas.append(torch.randn((), generator=generator).sigmoid())
         else:
-            place = torch.randint(len(levels), (), generator=generator)
-            sigmas.append(torch.tensor(list(levels))[place])
+            index = torch.randint(len(levels), (), generator=generator)
+            sigmas.append(torch.tensor(list(levels))[index])
         noises.append(torch.randn(tuple(shape_CHW), generator=generator))
     return PairDraws(torch.stack(sigmas), torch.stack(noises))
 
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Mean squared errors of the velocity."""
+    """Mean squared velocity errors of a batch of pairs, (P,) each."""
 
     winner_P: Tensor
     loser_P: Tensor
@@ -72,7 +71,7 @@ def pair_errors(
     conditioning: Conditioning,
     draws: PairDraws,
 ) -> PairErrors:
-    """Errors of the net on both pictures of each pair, in one pass: (P,) each, float32."""
+    """The net's errors on both pictures of each pair, in one forward pass: (P,) each, float32."""
     x0 = torch.cat([winners_PCHW, losers_PCHW])
     noise = torch.cat([draws.noise_PCHW, draws.noise_PCHW])
     sigma = torch.cat([draws.sigma_P, draws.sigma_P])
@@ -83,8 +82,8 @@ def pair_errors(
 
 
 def preference_margin(errors: PairErrors, reference: PairErrors, beta: float) -> Tensor:
-    """`-beta/2 [(e_w - e_w_ref) - (e_l - e_l_ref)]`, (P,): above 0 where the net prefers the winner
-    more than its reference does.
+    """`-beta/2 [(e_w - e_w_ref) - (e_l - e_l_ref)]`, (P,): positive where the net prefers the
+    winner more than its reference does.
     """
     gained = errors.winner_P - reference.winner_P
     lost = errors.loser_P - reference.loser_P
@@ -92,5 +91,5 @@ def preference_margin(errors: PairErrors, reference: PairErrors, beta: float) ->
 
 
 def preference_loss(margin_P: Tensor) -> Tensor:
-    """`-log sigmoid(margin)`, a mean over pairs: log 2 where nothing is preferred."""
+    """`-log sigmoid(margin)`, averaged over pairs: log 2 when the net has no preference."""
     return -F.logsigmoid(margin_P).mean()

@@ -1,9 +1,8 @@
-"""The training state of preference tuning, an update, and a look at held-out pairs. Pure torch; who
-calls it, reads data and saves.
+"""Trainer for preference tuning: its state, an update, and a look (evaluation) on held-out pairs.
 
-A resumed trainer repeats an undisturbed one exactly: all randomness comes from seed, step and slot.
-With F one forward pass, a pair costs 2F for the reference and 4F for the net, whose own weights are
-frozen. Legend in `dpo_loss.py`.
+Pure torch; the caller reads data and saves. Resuming is exact: all randomness comes from seed, step
+and slot. With F one forward pass, a pair costs 2F for the reference and 4F for the net, whose base
+weights are frozen. Legend in `dpo_loss.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from schemas.config import DpoConfig
-from stages.ladd.backbone import Conditioning
+from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.batch_plan import accumulation_rounds, slots_of
 from stages.ladd.checkpoint import (
     begin_optimizer,
@@ -39,7 +38,7 @@ from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.trainer import TrainingDiverged
 
 Pairs = tuple[Tensor, Tensor, Conditioning]
-"""Latents of winners and losers (P, C, H, W), and what was asked for."""
+"""Latents of winners and of losers (P, C, H, W), and the conditioning of their prompts."""
 
 _MEASURES = (
     "loss",
@@ -53,16 +52,16 @@ _MEASURES = (
 
 
 class DpoTrainer:
-    """Trains the adapters on a backbone, which is a module too, on `device`: whatever takes
-    gradients.
+    """Trains the adapters of a backbone on `device`: all its parameters that require gradients.
 
-    Within `reference()` the backbone computes without its adapters. `levels` are the noise levels
-    to train on; None takes SD3's. `best` holds the adapters of the best look so far.
+    `net` is a `Backbone` and an `Backbone`. Within `reference()` it computes without its adapters.
+    `levels` are the noise levels to train on; None means SD3's. `best` holds the adapters of the
+    best look so far.
     """
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Backbone,
         reference: Callable[[], AbstractContextManager[None]],
         config: DpoConfig,
         device: torch.device,
@@ -81,7 +80,7 @@ class DpoTrainer:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the held-out loss has not fallen for `patience` looks."""
+        """Whether the held-out loss has not fallen in the last `patience` looks."""
         return self.misses >= self.config.patience
 
     @property
@@ -93,7 +92,7 @@ class DpoTrainer:
     ) -> dict[str, float]:
         """Train on this rank's share of the global batch; returns metrics of the whole batch.
 
-        Raises TrainingDiverged, with all weights as they were, when a loss or a gradient is not
+        Raises TrainingDiverged, with all weights unchanged, when a loss or a gradient is not
         finite.
         """
         config = self.config
@@ -125,11 +124,11 @@ class DpoTrainer:
 
     @torch.no_grad()
     def look(self, batches: Iterable[tuple[range, Pairs]]) -> dict[str, float]:
-        """Judge the adapters on this rank's held-out pairs; returns metrics of all ranks' pairs,
-        each name after `held_out_`.
+        """Evaluate the adapters on this rank's held-out pairs; returns metrics over all ranks'
+        pairs, named `held_out_*`.
 
-        The same slots get the same noise at every look, so that looks compare. Keeps the adapters
-        that did best so far, and counts the looks since.
+        A slot gets the same noise at every look, so looks are comparable. Keeps the best adapters
+        so far in `best`, and counts the looks since then in `misses`.
         """
         self.net.eval()
         sums = torch.zeros(len(_MEASURES) + 1, device=self.device)
@@ -166,7 +165,7 @@ class DpoTrainer:
 
     @torch.no_grad()
     def take_best(self) -> None:
-        """Give the net the adapters of the best look; without any look it keeps the last."""
+        """Put the adapters of the best look on the net. Without a look it keeps its latest ones."""
         if self.best_loss < math.inf:
             for name, adapter in self.adapters.items():
                 adapter.copy_(self.best[name])
@@ -177,11 +176,11 @@ class DpoTrainer:
         )
 
     def save(self, folder: Path) -> None:
-        """Write everything that the next update depends on. Every rank calls this."""
+        """Write all state that the next update depends on. Every rank calls this."""
         save_tensors(folder, self._tensors())
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote, on any number of ranks. Raises CheckpointError."""
+        """Restore the state that `save` wrote, on any number of ranks. Raises CheckpointError."""
         prefix = "optimizer."
         names = {n.removeprefix(prefix) for n in names_in(folder) if n.startswith(prefix)}
         begin_optimizer(self.net, self.optimizer, names)
@@ -227,7 +226,7 @@ class DpoTrainer:
 
 
 def _measured(errors: PairErrors, reference: PairErrors, margin_P: Tensor) -> Tensor:
-    """Sums over pairs, in the order of `_MEASURES`. A margin of 0 prefers neither: half right."""
+    """Sums over pairs, in the order of `_MEASURES`. A margin of 0 counts as half accurate."""
     prefers = (margin_P > 0).float() + 0.5 * (margin_P == 0).float()
     return torch.stack(
         [
@@ -243,8 +242,8 @@ def _measured(errors: PairErrors, reference: PairErrors, margin_P: Tensor) -> Te
 
 
 class TuningWatch:
-    """Looks for the known failures (LADD notes): feed it each update's metrics, it returns new
-    warnings.
+    """Detects known failures of preference tuning, see `docs/method.md`. `observe` takes each
+    update's metrics and returns new warnings.
     """
 
     window = 50
@@ -259,8 +258,8 @@ class TuningWatch:
             usual = self._mean("loss")
             if metrics["loss"] > 1 and metrics["loss"] > 4 * usual:
                 signs["spike"] = (
-                    f"the loss leapt to {metrics['loss']:.2f} from about {usual:.2f}; lower "
-                    "dpo.learning_rate if it stays"
+                    f"the loss jumped to {metrics['loss']:.2f} from about {usual:.2f}; lower "
+                    "dpo.learning_rate if it stays high"
                 )
         self._rows.append(metrics)
         if len(self._rows) == self.window:
@@ -271,8 +270,8 @@ class TuningWatch:
             if min(grown) > 1.05:
                 signs["forgetting"] = (
                     f"errors on winners and losers grow together (to {grown[0]:.0%} and "
-                    f"{grown[1]:.0%} of the reference's): the net forgets; raise dpo.beta or lower "
-                    "dpo.learning_rate"
+                    f"{grown[1]:.0%} of the reference's): the net is forgetting; raise dpo.beta or "
+                    "lower dpo.learning_rate"
                 )
         new = [text for sign, text in signs.items() if sign not in self._said]
         self._said |= set(signs)

@@ -1,4 +1,4 @@
-"""A running average of the weights of a net that are trained: what is sampled from and saved."""
+"""Running average of a net's trained weights. The student is sampled and saved with the average."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch.distributed.tensor import DTensor
 
 
 def averaged_tensors(net: nn.Module) -> dict[str, Tensor]:
-    """The weights of a net under the names that an `ExponentialAverage` saves its averages by."""
+    """A net's trained weights, under the names in which `ExponentialAverage` saves averages."""
     return {f"averages.{i}": p.detach() for i, p in enumerate(_trained(net))}
 
 
 class ExponentialAverage(nn.Module):
-    """`average = decay * average + (1 - decay) * weights`, with a faster start: decay is at most (1
-    + n) / (10 + n).
+    """`average = decay * average + (1 - decay) * weights`, with a faster start: after update n the
+    decay is at most (1 + n) / (10 + n).
 
-    The averages live on `device`, by default where the weights do. They are taken weight by weight
-    to where the weights are and averaged there, so that the device changes no number.
+    The averages are stored on `device`, by default the weights' device. Each one is updated on its
+    weight's device, so `device` does not change the numbers.
     """
 
     def __init__(self, net: nn.Module, decay: float, device: torch.device | None = None) -> None:
@@ -31,7 +31,7 @@ class ExponentialAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Take in the weights after update `step`, counted from 0."""
+        """Add the weights after update `step`, counted from 0, to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         if not self._apart:
             torch._foreach_lerp_(list(self.averages), _trained(net), 1 - decay)
@@ -46,21 +46,21 @@ class ExponentialAverage(nn.Module):
 
     @torch.no_grad()
     def swap_with(self, net: nn.Module) -> None:
-        """Exchange averages and weights; a second call undoes it."""
+        """Swap averages and weights; a second call swaps them back."""
         for parameter, average in self._pairs(net):
             kept = parameter.clone()
             parameter.copy_(average)
             average.copy_(kept)
 
     def _pairs(self, net: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """What this rank holds of each weight and of its average."""
+        """This rank's shards of each weight and of its average."""
         return [
             (_own(parameter), _own(average))
             for parameter, average in zip(_trained(net), self.averages, strict=True)
         ]
 
 
-def _trained(net: nn.Module) -> list[nn.Parameter]:
+def _trained(net: nn.Module) -> list[Tensor]:
     return [p for p in net.parameters() if p.requires_grad]
 
 

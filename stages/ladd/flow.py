@@ -17,9 +17,7 @@ from schemas.config import RenoiseConfig, StudentTimeConfig
 
 
 def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """Put clean latents on the flow at noise level `sigma_B` in [0, 1]: (B, C, H, W), dtype of
-    `x0_BCHW`.
-    """
+    """Noise clean latents to level `sigma_B` in [0, 1]: (B, C, H, W), in the dtype of `x0_BCHW`."""
     sigma = _over_pixels(sigma_B, x0_BCHW)
     return (1 - sigma) * x0_BCHW + sigma * noise_BCHW
 
@@ -35,7 +33,7 @@ def _over_pixels(sigma_B: Tensor, like_BCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """All randomness of one update, a row a sample. What an option needs is None without it."""
+    """All randomness of one update, one row per sample. A field is None if its option is off."""
 
     student_sigma_B: Tensor
     student_noise_BCHW: Tensor
@@ -44,9 +42,9 @@ class Draws:
     near_noise_BCHW: Tensor | None = None
     """For the approximate R1 penalty."""
     rolls_out_B: Tensor | None = None
-    """Whether a sample's input comes from the student's own earlier steps."""
+    """Whether a sample's input comes from the student's own earlier sampling steps."""
     rollout_noise_BKCHW: Tensor | None = None
-    """For each earlier level of the grid."""
+    """One noise for each level of the grid but the last."""
 
     def to(self, device: torch.device | str) -> Draws:
         return self._each(lambda tensor: tensor.to(device))
@@ -55,8 +53,8 @@ class Draws:
         return self._each(lambda tensor: tensor[rows])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
-        values = (getattr(self, field.name) for field in fields(self))
-        return Draws(*(None if value is None else change(value) for value in values))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Draws(**{n: change(value) for n, value in values.items() if value is not None})
 
 
 def draw(
@@ -72,10 +70,10 @@ def draw(
 ) -> Draws:
     """Noise and noise levels for the samples `slots` of the global batch of update `step`.
 
-    A sample's draws depend on seed, step and slot alone: two ranks never draw alike, and the number
-    of ranks does not matter. Student levels follow LADD's section 4, its warm-up counted in
-    `student_step`; the discriminator's level is `sigmoid(N(mean, std))` (section 3.2). `near` asks
-    for the noise of the R1 penalty.
+    A sample's draws depend only on seed, step and slot: two ranks never draw the same noise, and
+    the number of ranks does not matter. Student levels follow LADD's section 4, with the warm-up
+    counted in `student_step`. The discriminator's level is `sigmoid(N(mean, std))` (section 3.2).
+    `near` adds the noise for the R1 penalty.
     """
     warm = student_step >= time.warmup_steps
     probabilities = torch.tensor(time.probabilities if warm else time.warmup_probabilities)
@@ -102,8 +100,8 @@ def draw(
                 rollout_noise_BKCHW=noise(len(grid) - 1),
             )
         rows.append(row)
-    columns = ([getattr(row, field.name) for row in rows] for field in fields(Draws))
-    return Draws(*(None if column[0] is None else torch.stack(column) for column in columns))
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Draws)}
+    return Draws(**{n: torch.stack(c) for n, c in columns.items() if c[0] is not None})
 
 
 def _renoise_level(config: RenoiseConfig, generator: torch.Generator) -> Tensor:
@@ -113,6 +111,6 @@ def _renoise_level(config: RenoiseConfig, generator: torch.Generator) -> Tensor:
 
 
 def draw_seed(*parts: int | str) -> int:
-    """Seed of one generator, 63 bits: another for each sequence of parts."""
+    """A 63-bit seed for one generator, different for each sequence of parts."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,8 +1,7 @@
-"""The discriminator's heads: a small 2D-convolutional net behind every attention block of the
-frozen teacher.
+"""Discriminator heads: a small 2D-convolutional net per attention block of the frozen teacher.
 
-LADD, section 3.1: independent heads on the generative features of each block, conditioned on noise
-level and pooled text (a projection discriminator, Miyato and Koyama 2018), logits at every place.
+LADD, section 3.1: independent heads on each block's generative features, conditioned on noise level
+and pooled text (a projection discriminator, Miyato and Koyama 2018); a logit at every position.
 Legend in `backbone.py`.
 """
 
@@ -19,7 +18,7 @@ from schemas.config import DiscriminatorConfig
 
 
 class DiscriminatorHeads(nn.Module):
-    """One `Head` for each tap, or for the last alone where the configuration says so."""
+    """One `Head` per tap, or only one for the last tap if `config.taps` is `last`."""
 
     def __init__(
         self, tap_widths: Sequence[int], pooled_width: int, config: DiscriminatorConfig
@@ -32,8 +31,8 @@ class DiscriminatorHeads(nn.Module):
     def forward(
         self, features: Sequence[Tensor], sigma_B: Tensor, pooled_BP: Tensor
     ) -> list[Tensor]:
-        """Logits (B, h, w) float32 of each head; above 0 means real. `features` are those of all
-        taps, `sigma_B` their noise level.
+        """Logits (B, h, w) float32 of each head; above 0 means real. `features` has one map per
+        tap, `sigma_B` is their noise level.
         """
         if self.last_only:
             features = features[-1:]
@@ -41,8 +40,8 @@ class DiscriminatorHeads(nn.Module):
         return [head(x, sigma_B, pooled_BP) for head, x in zip(self.heads, features, strict=True)]
 
     def calibrate(self, moments_K3D: Tensor) -> None:
-        """Measure once how each channel of the teacher's features lies and spreads, from the
-        `channel_moments` of real data.
+        """Measure, once, the mean and deviation of each channel of the teacher's features, from
+        the `channel_moments` of real data.
         """
         if self.last_only:
             moments_K3D = moments_K3D[-1:]
@@ -52,8 +51,8 @@ class DiscriminatorHeads(nn.Module):
 
 
 def channel_moments(features: Sequence[Tensor]) -> Tensor:
-    """Number of places, sum and sum of squares of each channel at every tap: (K, 3, D) float64, to
-    be added up over batches and ranks.
+    """Number of positions, sum and sum of squares of each channel at every tap: (K, 3, D) float64.
+    Add them up over batches and ranks.
     """
     return torch.stack([_moments(x.transpose(0, 1).flatten(1).double()) for x in features])
 
@@ -65,11 +64,11 @@ def _moments(x_DN: Tensor) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """Brings each channel to mean 0 and deviation 1, by statistics that are measured once.
+    """Brings each channel to mean 0 and deviation 1, with statistics that are measured once.
 
-    A transformer's residual stream has a few channels that dwarf all others; a norm over a whole
-    picture leaves them so. The data-dependent start of ActNorm (Kingma and Dhariwal 2018, section
-    3.1), held fixed. Until it is measured it changes nothing.
+    A few channels of a transformer's residual stream dwarf all others, and a norm over the whole
+    picture does not change that. This is the data-dependent initialisation of ActNorm (Kingma and
+    Dhariwal 2018, section 3.1), held fixed. Before `measure` it is the identity.
     """
 
     mean_D: Tensor
@@ -92,8 +91,8 @@ class Standardize(nn.Module):
 
 
 class Head(nn.Module):
-    """Features (B, D, h, w) to logits (B, h, w). Group norms within: micro-batches are small, batch
-    statistics lie.
+    """Maps features (B, D, h, w) to logits (B, h, w). Uses group norms, because batch statistics
+    are unreliable on small micro-batches.
     """
 
     def __init__(self, width: int, pooled_width: int, config: DiscriminatorConfig) -> None:
@@ -101,15 +100,15 @@ class Head(nn.Module):
         channels = config.channels
         groups = math.gcd(8, channels)
         self.in_rows = config.convolutions == "1d"
-        # Along the tokens a kernel of 9 has as many weights as one of 3 by 3.
+        # A kernel of 9 along the tokens has as many weights as one of 3 by 3.
         kernel = (1, 9) if self.in_rows else (3, 3)
-        around = {"kernel_size": kernel, "padding": (kernel[0] // 2, kernel[1] // 2)}
+        padding = (kernel[0] // 2, kernel[1] // 2)
         self.norm = Standardize(width) if config.standardized else nn.GroupNorm(1, width)
-        self.enter = nn.Conv2d(width, channels, **around)
+        self.enter = nn.Conv2d(width, channels, kernel, padding=padding)
         self.body = nn.Sequential(
             nn.GroupNorm(groups, channels),
             nn.SiLU(),
-            nn.Conv2d(channels, channels, **around),
+            nn.Conv2d(channels, channels, kernel, padding=padding),
         )
         self.leave = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU())
         self.logit = nn.Conv2d(channels, 1, 1)

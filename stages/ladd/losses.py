@@ -1,7 +1,8 @@
 """Adversarial losses over the logits of all heads (LADD, section 3), and the penalty on the heads.
 
-Every tap counts alike, and within a tap every place: buckets compare. Logits are (B, h, w), above 0
-means real. `kind` is hinge (Lim and Ye 2017) or softplus (non-saturating, Goodfellow et al. 2014).
+All taps have equal weight, and all positions within a tap, so losses are comparable across buckets.
+Logits are (B, h, w), above 0 means real. `kind` is hinge (Lim and Ye 2017) or softplus
+(non-saturating, Goodfellow et al. 2014).
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from torch.nn import functional as F
 
 
 def real_loss(real: Sequence[Tensor], kind: str = "hinge") -> Tensor:
-    """The heads' `mean f(-D(real))`, averaged over taps, a scalar; f is `relu(1 + x)` for hinge and
-    `softplus(x)`.
+    """The heads' `mean f(-D(real))`, averaged over taps: a scalar. f(x) is `relu(1 + x)` for hinge,
+    `softplus(x)` for softplus.
     """
     return _cost(real, -1, kind)
 
 
 def fake_loss(fake: Sequence[Tensor], kind: str = "hinge") -> Tensor:
-    """The heads' `mean f(D(fake))`, averaged over taps, a scalar. With hinge both losses are 1 when
-    heads know nothing.
+    """The heads' `mean f(D(fake))`, averaged over taps: a scalar. With hinge, `real_loss` and this
+    are both 1 while the heads know nothing.
     """
     return _cost(fake, 1, kind)
 
 
 def student_loss(fake: Sequence[Tensor], kind: str = "hinge") -> Tensor:
-    """`mean softplus(-D(fake))`, or for hinge `-mean D(fake)`, averaged over taps: a scalar that
-    falls while the student fools the heads.
+    """`-mean D(fake)` for hinge, `mean softplus(-D(fake))` for softplus, averaged over taps: a
+    scalar that falls as the student fools the heads.
     """
     terms = [(F.softplus(-x) if kind == "softplus" else -x).mean() for x in fake]
     return torch.stack(terms).mean()
@@ -37,8 +38,7 @@ def student_loss(fake: Sequence[Tensor], kind: str = "hinge") -> Tensor:
 
 def r1_penalty(real: Sequence[Tensor], near: Sequence[Tensor]) -> Tensor:
     """Approximate R1 (APT, Lin et al. 2025): `mean (D(real) - D(near))^2`, averaged over taps.
-    `near` are the logits of the same noised samples, a little disturbed, at the same noise
-    level.
+    `near` are the logits of the same noised samples, slightly perturbed, at the same noise level.
     """
     terms = [(r - n).square().mean() for r, n in zip(real, near, strict=True)]
     return torch.stack(terms).mean()

@@ -1,4 +1,4 @@
-"""What several ranks share: gradients and their norm. The rest of the method does not know how many
+"""Collectives over ranks: gradients and their norm. The losses and nets do not know how many ranks
 there are.
 """
 
@@ -20,7 +20,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Add up tensors over all ranks, in place, in one message."""
+    """Sum tensors over all ranks, in place, in one all-reduce."""
     tensors = list(tensors)
     if rank_and_world()[1] == 1 or not tensors:
         return
@@ -31,10 +31,10 @@ def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
 
 
 def clip_gradients(net: nn.Module, limit: float) -> float:
-    """Sum a net's gradients over all ranks, scale them down to the norm `limit`, and return the
-    norm that they had.
+    """Sum a net's gradients over all ranks, clip them to the norm `limit`, and return their norm
+    before clipping.
 
-    Gradients of a net that `parallelize.spread` holds are summed already.
+    For a net that `parallelize.spread` has spread, the gradients are already summed.
     """
     if not isinstance(net, FSDPModule):
         sum_over_ranks([p.grad for p in net.parameters() if p.grad is not None])

@@ -1,8 +1,7 @@
-"""Samplers: Euler with guidance for the teacher, the consistency sampler for the student. Free
-functions.
+"""Samplers as free functions: Euler with guidance for the teacher, consistency for the student.
 
-A picture's noise comes from its own generator, so a sample does not depend on its batch. Legend in
-`backbone.py`.
+Each picture's noise comes from its own generator, so a sample does not depend on its batch. Legend
+in `backbone.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from stages.ladd.flow import add_noise, clean_estimate
 def initial_noise(
     seeds: Sequence[int], shape_CHW: Sequence[int]
 ) -> tuple[Tensor, list[torch.Generator]]:
-    """Noise (B, C, H, W) float32 on the CPU, and the generators, one a seed, to draw further noise
-    from.
+    """Noise (B, C, H, W) float32 on the CPU, and one generator per seed for drawing further
+    noise.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return _noise(generators, shape_CHW), generators
@@ -45,8 +44,8 @@ def sample_euler(
 ) -> Tensor:
     """Integrate the flow from noise to latents (B, C, H, W) with Euler steps.
 
-    `sigmas` falls from 1 and ends in 0. With `guidance_scale` above 1 (Ho and Salimans 2022)
-    `unconditional` is needed, with one row or B rows.
+    `sigmas` falls from 1 to 0. A `guidance_scale` above 1 (Ho and Salimans 2022) requires
+    `unconditional`, with one row or B rows.
     """
     x = noise_BCHW
     batch = len(x)
@@ -78,8 +77,8 @@ def sample_consistency(
     sigmas: Sequence[float],
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Jump to the clean estimate, put fresh noise on it, and repeat (Song et al. 2023, algorithm
-    1): (B, C, H, W).
+    """Jump to the clean estimate, noise it with fresh noise to the next level, and repeat (Song et
+    al. 2023, algorithm 1): (B, C, H, W).
     """
     x = noise_BCHW
     for i, sigma in enumerate(sigmas):

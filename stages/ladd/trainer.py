@@ -1,5 +1,4 @@
-"""The training state of LADD and its one operation: an update. Pure torch; who calls it, reads data
-and saves.
+"""The training state of LADD, and its one operation: an update. Knows neither data nor storage.
 
 A resumed trainer repeats an undisturbed one exactly: all randomness comes from seed, step and slot.
 """
@@ -8,9 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,45 +25,36 @@ from stages.ladd.checkpoint import (
     save_tensors,
 )
 from stages.ladd.ema import ExponentialAverage
-from stages.ladd.flow import Draws, add_noise, draw
+from stages.ladd.flow import add_noise, draw
 from stages.ladd.heads import DiscriminatorHeads, channel_moments
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.rollout import rolled_out
-from stages.ladd.update import Mismatched, accumulate_gradients
+from stages.ladd.update import MicroBatch, Mismatched, Nets, accumulate_gradients
 
 
 class TrainingDiverged(RuntimeError):
     """A loss or gradient is no longer a finite number."""
 
 
-class Round(NamedTuple):
-    """What goes through the nets at once: some of a rank's samples."""
-
-    latents_BCHW: Tensor
-    prompts: Conditioning
-    mismatched: Mismatched | None
-    draws: Draws
-
-
 class LaddTrainer:
-    """Student, frozen teacher, heads, their optimizers and the student's average.
+    """Student, frozen teacher, heads, the optimizers, and the average of the student's weights.
 
-    `student` and `teacher` are backbones that are modules too, on `device`. `pooled_width` is P of
-    the conditioning.
+    `student` and `teacher` are modules that are backbones, on `device`. `pooled_width` is P of the
+    conditioning, 0 for a teacher without pooled embedding.
     """
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module,
+        student: Backbone,
+        teacher: Backbone,
         pooled_width: int,
         config: DistillConfig,
         device: torch.device,
     ) -> None:
         self.config = config
         self.device = device
-        self.student: Backbone = student
-        self.teacher: Backbone = teacher.requires_grad_(False).eval()
+        self.student = student
+        self.teacher = teacher.requires_grad_(False).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             heads = DiscriminatorHeads(teacher.tap_widths, pooled_width, config.discriminator)
@@ -79,56 +69,24 @@ class LaddTrainer:
     def update(self, x0_BCHW: Tensor, conditioning: Conditioning) -> dict[str, float]:
         """Train on this rank's share of the global batch; returns metrics of the whole batch.
 
-        Both may come in half precision from another device; float32 is made of them on this one.
-        Where the objective has a share of mismatched prompts, there is one sample more, the next in
-        the global batch: its prompt is wanted. Raises TrainingDiverged, with all weights as they
-        were, when a loss or a gradient is not finite.
+        Latents and conditioning may be in half precision and on another device. Where the objective
+        has a `mismatched_share`, they hold one sample more: the next of the global batch, whose
+        prompt is needed. Raises TrainingDiverged, with all weights unchanged, when a loss or a
+        gradient is not finite.
         """
         config = self.config
         turn = self.step - config.discriminator.head_start_steps
         student_step = max(turn // config.discriminator.updates_per_student, 0)
         train_student = turn >= 0 and turn % config.discriminator.updates_per_student == 0
-        rounds = self._rounds(
+        batches = self._micro_batches(
             x0_BCHW.to(self.device).float(),
             conditioning.to(self.device).to(self.device, torch.float32),
             student_step,
         )
         if self.step == 0:
-            self._calibrate_heads(rounds)
-        sums = torch.zeros(4, device=self.device)
-        for latents, prompts, mismatched, draws in rounds:
-            start = None
-            if config.student_time.rollout > 0:
-                with self.autocast():
-                    start = rolled_out(
-                        self.student, latents, prompts, draws, config.student_time.grid
-                    )
-            part = len(latents) / config.global_batch
-            losses = accumulate_gradients(
-                self.student,
-                self.teacher,
-                self.heads,
-                latents,
-                prompts,
-                draws,
-                start_BCHW=start,
-                mismatched=mismatched,
-                objective=config.objective,
-                share=part,
-                train_student=train_student,
-                autocast=self.autocast,
-            )
-            sums += part * torch.stack(
-                [losses.student, losses.discriminator, losses.real_logit, losses.fake_logit]
-            )
-        sum_over_ranks([sums])
-        metrics = dict(
-            zip(
-                ("student_loss", "discriminator_loss", "real_logit", "fake_logit"),
-                sums.tolist(),
-                strict=True,
-            )
-        )
+            self._calibrate_heads(batches)
+        metrics = self._accumulate(batches, train_student)
+        trained: list[tuple[str, nn.Module, torch.optim.Optimizer, float]]
         trained = [("heads", self.heads, self.heads_optimizer, config.discriminator.learning_rate)]
         if train_student:
             trained.append(("student", self.student, self.student_optimizer, self._student_rate()))
@@ -148,21 +106,42 @@ class LaddTrainer:
         self.step += 1
         return metrics
 
-    def _rounds(
+    def _accumulate(self, batches: list[MicroBatch], train_student: bool) -> dict[str, float]:
+        """Gradients of this rank's micro-batches; returns losses and logits of the global batch."""
+        config = self.config
+        nets = Nets(self.student, self.teacher, self.heads, self.autocast)
+        sums = torch.zeros(4, device=self.device)
+        for batch in batches:
+            if config.student_time.rollout > 0:
+                grid = config.student_time.grid
+                with self.autocast():
+                    start = rolled_out(
+                        self.student, batch.latents_BCHW, batch.prompts, batch.draws, grid
+                    )
+                batch = replace(batch, start_BCHW=start)
+            losses = accumulate_gradients(
+                nets, batch, config.objective, train_student=train_student
+            )
+            sums += batch.share * torch.stack(
+                [losses.student, losses.discriminator, losses.real_logit, losses.fake_logit]
+            )
+        sum_over_ranks([sums])
+        names = ("student_loss", "discriminator_loss", "real_logit", "fake_logit")
+        return dict(zip(names, sums.tolist(), strict=True))
+
+    def _micro_batches(
         self, x0_BCHW: Tensor, conditioning: Conditioning, student_step: int
-    ) -> list[Round]:
-        """This rank's samples in accumulation rounds."""
+    ) -> list[MicroBatch]:
+        """This rank's samples, cut into accumulation rounds, each with its own noise."""
         config = self.config
         rank, world = rank_and_world()
         mine = slots_of(config.global_batch, rank, world)
         assert len(x0_BCHW) == len(mine) + (config.objective.mismatched_share > 0)
         return [
-            Round(
-                x0_BCHW[rows],
-                conditioning.select(rows),
-                self._mismatched(rows, mine, conditioning),
-                # The student's own clock starts behind the head start, and so does its warm-up.
-                draw(
+            MicroBatch(
+                latents_BCHW=x0_BCHW[rows],
+                prompts=conditioning.select(rows),
+                draws=draw(
                     config.seed,
                     self.step,
                     mine[rows],
@@ -172,6 +151,8 @@ class LaddTrainer:
                     student_step=student_step,
                     near=config.objective.r1_weight > 0,
                 ).to(self.device),
+                share=(rows.stop - rows.start) / config.global_batch,
+                mismatched=self._mismatched(rows, mine, conditioning),
             )
             for rows in accumulation_rounds(config, rank, world)
         ]
@@ -179,15 +160,16 @@ class LaddTrainer:
     def _mismatched(
         self, rows: slice, mine: range, conditioning: Conditioning
     ) -> Mismatched | None:
-        """Those among a round's samples, each under its neighbour's prompt."""
+        """The mismatched samples among a round's, each under the next sample's prompt."""
         config = self.config
         slots = mismatched_slots(config.global_batch, config.objective.mismatched_share)
         if not slots:
             return None
         chosen = [row for row in range(rows.start, rows.stop) if mine[row] in slots]
-        part = (rows.stop - rows.start) / config.global_batch
-        weight = len(chosen) / len(slots) / part
-        # All ranks work together where the teacher is sharded: none leaves the call out.
+        share = (rows.stop - rows.start) / config.global_batch
+        weight = len(chosen) / len(slots) / share
+        # A rank without such a sample still runs the teacher on one, with weight 0: where the
+        # teacher is sharded, every rank must take part in the call.
         chosen = chosen or [rows.start]
         return Mismatched(
             [row - rows.start for row in chosen],
@@ -196,14 +178,16 @@ class LaddTrainer:
         )
 
     @torch.no_grad()
-    def _calibrate_heads(self, rounds: list[Round]) -> None:
-        """Once, over the data of the whole first batch, at the noise levels that are drawn."""
+    def _calibrate_heads(self, batches: list[MicroBatch]) -> None:
+        """Standardize the heads' inputs by the data of the whole first batch, at the noise levels
+        that are drawn for it.
+        """
         parts = []
-        for latents, prompts, _, draws in rounds:
-            sigma = draws.renoise_sigma_B
+        for batch in batches:
+            sigma = batch.draws.renoise_sigma_B
             with self.autocast():
-                noised = add_noise(latents, draws.renoise_noise_BCHW, sigma)
-                parts.append(channel_moments(self.teacher.features(noised, sigma, prompts)))
+                noised = add_noise(batch.latents_BCHW, batch.draws.renoise_noise_BCHW, sigma)
+                parts.append(channel_moments(self.teacher.features(noised, sigma, batch.prompts)))
         moments = torch.stack(parts).sum(0)
         sum_over_ranks([moments])
         self.heads.calibrate(moments)
@@ -218,7 +202,7 @@ class LaddTrainer:
         save_tensors(folder, self._tensors())
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote, on any number of ranks. Raises CheckpointError."""
+        """Restore what `save` wrote, on any number of ranks. Raises CheckpointError."""
         names = names_in(folder)
         for part, net, optimizer in self._learners():
             prefix = f"{part}_optimizer."
@@ -247,7 +231,7 @@ class LaddTrainer:
         ]
 
     def _student_rate(self) -> float:
-        """Warms up linearly, and falls linearly at the end."""
+        """Rises linearly during the warm-up and falls linearly at the end."""
         config = self.config
         scale = 1.0
         if config.decay_share > 0:
@@ -261,15 +245,15 @@ class LaddTrainer:
 
 
 def _adamw(parameters: Iterable[nn.Parameter], config: DistillConfig) -> torch.optim.Optimizer:
-    """Its learning rate is set before every step."""
+    """The trainer sets the learning rate before every step."""
     return torch.optim.AdamW(
         parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
 
 
 class HealthWatch:
-    """Looks for the signs of a bad run (LADD notes): feed it each update's metrics, it returns new
-    warnings. The heads' head start, when the student stands still, says nothing.
+    """Looks for the signs of a bad run (docs/method.md): takes each update's metrics, returns new
+    warnings. Updates of the heads' head start, in which the student does not learn, are ignored.
     """
 
     window = 50
@@ -286,7 +270,7 @@ class HealthWatch:
         real, fake, loss = (
             self._means(name) for name in ("real_logit", "fake_logit", "student_loss")
         )
-        # Beyond 1 the hinge has nothing left to teach; the loss itself also holds other terms.
+        # Beyond 1 the hinge loss has no gradient. The loss cannot tell: it has other terms.
         if len(self._updates) >= self.window and real[-1] > 1 and fake[-1] < -1:
             signs["collapse"] = "the heads see every fake: collapse is ahead"
         rises = [after - before for before, after in pairwise(loss)]
@@ -308,8 +292,8 @@ class HealthWatch:
 
 
 def diversity_warnings(student: float, teacher: float) -> list[str]:
-    """Both are mean distances between pictures of one prompt; warns when the student's is below
-    half.
+    """Warns when the student's mean distance between pictures of one prompt is below half the
+    teacher's.
     """
     if student >= 0.5 * teacher:
         return []

@@ -1,15 +1,15 @@
-"""One LADD update, whole: student and heads learn from the same forward passes.
+"""One LADD update: student and heads learn from the same forward passes (LADD, section 3).
 
-With F one forward of the transformer for one sample: student forward and backward 3F, teacher on
-the student's latents with gradient to its input 2F, teacher on the data's latents 1F: 6F for both
-nets' updates. One call for real and fake would cost 7F: the backward pass would go through both.
-R1 costs 1F more, a sample that is seen under another's prompt too. Pure torch. Legend in
-`backbone.py`.
+With F the cost of one forward pass of the transformer for one sample: student forward and backward
+3F, teacher on the student's latents with gradient to its input 2F, teacher on the data 1F. So both
+nets learn for 6F, where separate iterations for student and heads cost 8F. R1 costs another 1F, and
+so does each mismatched sample. Pure torch. Legend in `backbone.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,50 @@ from stages.ladd.flow import Draws, add_noise, clean_estimate
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.losses import fake_loss, r1_penalty, real_loss, student_loss
 
-_HINGE = ObjectiveConfig()
+_PAPER = ObjectiveConfig()
+"""The hinge loss and nothing else."""
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The three nets of an update, and the precision of their forward passes."""
+
+    student: Backbone
+    teacher: Backbone
+    """Frozen: its parameters take no gradient, its activations pass it on to the student."""
+    heads: DiscriminatorHeads
+    autocast: Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Mismatched:
+    """Samples that the heads also see under another sample's prompt, and must then call fake."""
+
+    rows: list[int]
+    """Which samples of the micro-batch."""
+    prompts: Conditioning
+    """The other samples' prompts, one for each row."""
+    weight: float
+    """Of their mean loss in this micro-batch: it makes every mismatched sample of the global batch
+    count the same, however many of them each micro-batch holds.
+    """
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples that go through the nets together."""
+
+    latents_BCHW: Tensor
+    """The data: clean latents that the teacher made, float32."""
+    prompts: Conditioning
+    draws: Draws
+    """Noise and noise levels of each sample."""
+    share: float = 1.0
+    """Of the global batch."""
+    start_BCHW: Tensor | None = None
+    """The clean latents behind the student's input, where it rolls out; else those of the data."""
+    mismatched: Mismatched | None = None
+    """Needed where the objective has a `mismatched_share`."""
 
 
 @dataclass(frozen=True)
@@ -34,96 +77,110 @@ class Losses:
     fake_logit: Tensor
 
 
-@dataclass(frozen=True)
-class Mismatched:
-    """Data that the heads learn to tell from the rest by its prompt, which is another sample's."""
-
-    rows: list[int]
-    """Which samples of the micro-batch."""
-    prompts: Conditioning
-    weight: float
-    """Of their mean in the micro-batch's loss: their part of all such samples of the global batch
-    over the micro-batch's part of all samples.
-    """
-
-
 def accumulate_gradients(
-    student: Backbone,
-    teacher: Backbone,
-    heads: DiscriminatorHeads,
-    x0_BCHW: Tensor,
-    conditioning: Conditioning,
-    draws: Draws,
+    nets: Nets,
+    batch: MicroBatch,
+    objective: ObjectiveConfig = _PAPER,
     *,
-    start_BCHW: Tensor | None = None,
-    mismatched: Mismatched | None = None,
-    objective: ObjectiveConfig = _HINGE,
-    share: float = 1.0,
     train_student: bool = True,
-    autocast: Callable[[], torch.autocast],
 ) -> Losses:
-    """Add the gradients of one micro-batch to student and heads (LADD, section 3 and figure 2).
+    """Add the gradients of one micro-batch, weighted by its share, to student and heads.
 
-    `x0_BCHW` are clean latents that the teacher made, float32; `start_BCHW` takes their place in
-    the student's input where it rolls out; `mismatched` is there where the objective has a share
-    for it. `share` is the micro-batch's part of the global batch.
-    Without `train_student` (the heads learn alone) the student gets no gradient.
-    The teacher's parameters must be frozen; gradient reaches the student through the teacher's
-    activations.
+    Without `train_student` the heads learn alone and the student gets no gradient.
     """
-    sigma, noise = draws.renoise_sigma_B, draws.renoise_noise_BCHW
-    with torch.set_grad_enabled(train_student), autocast():
-        start = x0_BCHW if start_BCHW is None else start_BCHW
-        x_t = add_noise(start, draws.student_noise_BCHW, draws.student_sigma_B)
-        velocity = student.velocity(x_t, draws.student_sigma_B, conditioning).float()
-        fake = clean_estimate(x_t, velocity, draws.student_sigma_B)
-        fake_features = teacher.features(add_noise(fake, noise, sigma), sigma, conditioning)
-    # The heads judge the fakes once for both losses: what the student's loss sends back stops at
-    # the features, and goes on from there through teacher and student.
+    fake_BCHW, fake_features = _generate(nets, batch, train_student)
+    # The heads judge the fake once for both losses. The graph is cut at the teacher's features:
+    # the student's loss stops at these leaves, and goes on from there through teacher and student.
     leaves = [features.detach().requires_grad_(train_student) for features in fake_features]
-    with autocast():
-        judged = heads(leaves, sigma, conditioning.pooled_BP)
-    loss_student = student_loss(judged, objective.adversarial)
+    with nets.autocast():
+        fake_logits = nets.heads(leaves, batch.draws.renoise_sigma_B, batch.prompts.pooled_BP)
+    loss_student = student_loss(fake_logits, objective.adversarial)
     if train_student:
-        (share * loss_student).backward(inputs=leaves, retain_graph=True)
-        judged_alone = [
-            (features, leaf.grad)
-            for features, leaf in zip(fake_features, leaves, strict=True)
-            if leaf.grad is not None  # heads may sit behind the last block alone
-        ]
-        roots, sent_back = (list(side) for side in zip(*judged_alone, strict=True))
-        if objective.regression_weight > 0:
-            distance = objective.regression_weight * (fake - x0_BCHW).square().mean()
-            loss_student = loss_student + distance
-            roots, sent_back = [*roots, share * distance], [*sent_back, None]
-        torch.autograd.backward(roots, sent_back)
-    with torch.no_grad(), autocast():
-        real_noised = add_noise(x0_BCHW, noise, sigma)
-        real_features = teacher.features(real_noised, sigma, conditioning)
-    with autocast():
-        real = heads(real_features, sigma, conditioning.pooled_BP)
-    others = objective.mismatched_share
-    loss_heads = real_loss(real, objective.adversarial)
-    loss_heads = loss_heads + (1 - others) * fake_loss(judged, objective.adversarial)
-    if others > 0:
-        assert mismatched is not None
-        some, prompts = mismatched.rows, mismatched.prompts
-        with torch.no_grad(), autocast():
-            wrong_features = teacher.features(real_noised[some], sigma[some], prompts)
-        with autocast():
-            wrong = heads(wrong_features, sigma[some], prompts.pooled_BP)
-        cost = fake_loss(wrong, objective.adversarial)
-        loss_heads = loss_heads + others * mismatched.weight * cost
+        (batch.share * loss_student).backward(inputs=leaves, retain_graph=True)
+        loss_student = loss_student + _backward(
+            fake_features, leaves, fake_BCHW, batch, objective.regression_weight
+        )
+    real_logits, loss_heads = _heads_loss(nets, batch, objective, fake_logits)
+    (batch.share * loss_heads).backward(inputs=list(nets.heads.parameters()))
+    return Losses(
+        loss_student.detach(), loss_heads.detach(), _mean(real_logits), _mean(fake_logits)
+    )
+
+
+def _generate(nets: Nets, batch: MicroBatch, with_gradient: bool) -> tuple[Tensor, list[Tensor]]:
+    """The student's clean estimate (B, C, H, W), the fake, and the teacher's features of it at the
+    discriminator's noise level.
+    """
+    draws, data = batch.draws, batch.latents_BCHW
+    with torch.set_grad_enabled(with_gradient), nets.autocast():
+        start = data if batch.start_BCHW is None else batch.start_BCHW
+        x_t = add_noise(start, draws.student_noise_BCHW, draws.student_sigma_B)
+        velocity = nets.student.velocity(x_t, draws.student_sigma_B, batch.prompts).float()
+        fake = clean_estimate(x_t, velocity, draws.student_sigma_B)
+        noised = add_noise(fake, draws.renoise_noise_BCHW, draws.renoise_sigma_B)
+        return fake, nets.teacher.features(noised, draws.renoise_sigma_B, batch.prompts)
+
+
+def _backward(
+    fake_features: list[Tensor],
+    leaves: list[Tensor],
+    fake_BCHW: Tensor,
+    batch: MicroBatch,
+    regression_weight: float,
+) -> Tensor | float:
+    """Send the leaves' gradients back through the teacher into the student, together with those of
+    the regression term; returns that term.
+    """
+    judged = [
+        (features, leaf.grad)
+        for features, leaf in zip(fake_features, leaves, strict=True)
+        if leaf.grad is not None  # with `taps: last`, only the last block has a head
+    ]
+    roots: list[Tensor] = [features for features, _ in judged]
+    gradients: list[Tensor | None] = [gradient for _, gradient in judged]
+    regression: Tensor | float = 0.0
+    if regression_weight > 0:
+        regression = regression_weight * (fake_BCHW - batch.latents_BCHW).square().mean()
+        roots, gradients = [*roots, batch.share * regression], [*gradients, None]
+    torch.autograd.backward(roots, gradients)
+    return regression
+
+
+def _heads_loss(
+    nets: Nets, batch: MicroBatch, objective: ObjectiveConfig, fake_logits: list[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """The heads' logits of the data, and their loss: they are to call the data real, and fakes and
+    mismatched data fake, without leaping between neighbouring inputs (R1).
+    """
+    draws, prompts = batch.draws, batch.prompts
+    sigma = draws.renoise_sigma_B
+    noised = add_noise(batch.latents_BCHW, draws.renoise_noise_BCHW, sigma)
+    real_logits = _judge(nets, noised, sigma, prompts)
+    loss = real_loss(real_logits, objective.adversarial)
+    mismatched_share = objective.mismatched_share
+    loss = loss + (1 - mismatched_share) * fake_loss(fake_logits, objective.adversarial)
+    if mismatched_share > 0:
+        assert batch.mismatched is not None
+        rows = batch.mismatched.rows
+        logits = _judge(nets, noised[rows], sigma[rows], batch.mismatched.prompts)
+        weight = mismatched_share * batch.mismatched.weight
+        loss = loss + weight * fake_loss(logits, objective.adversarial)
     if objective.r1_weight > 0:
         assert draws.near_noise_BCHW is not None
-        with torch.no_grad(), autocast():
-            near_noised = real_noised + objective.r1_sigma * draws.near_noise_BCHW
-            near_features = teacher.features(near_noised, sigma, conditioning)
-        with autocast():
-            near = heads(near_features, sigma, conditioning.pooled_BP)
-        loss_heads = loss_heads + objective.r1_weight * r1_penalty(real, near)
-    (share * loss_heads).backward(inputs=list(heads.parameters()))
-    means = [
-        torch.stack([logits.detach().mean() for logits in side]).mean() for side in (real, judged)
-    ]
-    return Losses(loss_student.detach(), loss_heads.detach(), *means)
+        near = noised + objective.r1_sigma * draws.near_noise_BCHW
+        near_logits = _judge(nets, near, sigma, prompts)
+        loss = loss + objective.r1_weight * r1_penalty(real_logits, near_logits)
+    return real_logits, loss
+
+
+def _judge(nets: Nets, noised_BCHW: Tensor, sigma_B: Tensor, prompts: Conditioning) -> list[Tensor]:
+    """The heads' logits of noised latents; gradient reaches the heads and nothing before them."""
+    with torch.no_grad(), nets.autocast():
+        features = nets.teacher.features(noised_BCHW, sigma_B, prompts)
+    with nets.autocast():
+        return nets.heads(features, sigma_B, prompts.pooled_BP)
+
+
+def _mean(logits: list[Tensor]) -> Tensor:
+    """Over all places, samples and taps, detached."""
+    return torch.stack([x.detach().mean() for x in logits]).mean()

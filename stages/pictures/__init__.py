@@ -1,1 +1,1 @@
-"""Picture files, and how teacher and student draw."""
+"""Picture files, and sampling with teacher and student."""

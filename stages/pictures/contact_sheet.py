@@ -1,5 +1,5 @@
-"""A picture that compares samplers: one row for each prompt, one column for each sampler, the same
-seed along a row.
+"""A picture that compares samplers: one row per prompt, one column per sampler, the same seed along
+a row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _GAP = 6
 
 
 def draw_grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
-    """PNG bytes. Each row is a prompt and one uint8 picture (H, W, 3) for each column.
+    """Return PNG bytes. Each row is a prompt and one uint8 picture (H, W, 3) for each column.
 
     Small pictures are enlarged by whole factors without smoothing.
     """

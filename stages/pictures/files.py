@@ -1,4 +1,4 @@
-"""Picture files: encoded bytes to RGB and back, and cutting a picture to a bucket."""
+"""Picture files: decoding to RGB, encoding, and cropping a picture to a bucket."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 
 
 def encode_image(picture_HW3: np.ndarray, image_format: str, quality: int) -> bytes:
-    """A uint8 picture as the bytes of a png, webp or jpg file; `quality` (1 to 100) is for the
-    last two.
+    """Encode a uint8 picture as the bytes of a png, webp or jpg file; `quality` (1 to 100) applies
+    to webp and jpg.
     """
     buffer = io.BytesIO()
     options = {"png": {}, "webp": {"quality": quality}, "jpg": {"quality": quality}}[image_format]
@@ -38,8 +38,8 @@ def read_picture(content: bytes, name: str) -> Image.Image:
 
 
 def fit_to_bucket(picture: Image.Image, bucket: Bucket) -> Image.Image:
-    """Crop the centre in the bucket's aspect ratio and scale it; a picture of the bucket's size is
-    returned unchanged.
+    """Crop the centre to the bucket's aspect ratio and scale it. A picture that already has the
+    bucket's size is returned unchanged.
     """
     if picture.size == bucket:
         return picture

@@ -1,4 +1,4 @@
-"""Sample grids while training: teacher and student side by side, same prompts, same seeds."""
+"""Sample grids during training: teacher and student side by side, same prompts, same seeds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from pipeline.base.stage import StageContext
+from stages.ladd.backbone import Backbone
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.grid import step_counts, steps_title, student_sigmas
 from stages.ladd.trainer import diversity_warnings
@@ -19,18 +19,18 @@ from stages.pictures.samplers import PlannedSample, student_sampler, teacher_sam
 from stages.teachers.protocol import Teacher
 
 _ALIKE = 4
-"""Seeds of one prompt whose latents are compared to measure diversity."""
+"""The number of seeds of one prompt whose latents are compared to measure diversity."""
 
 
 class SampleGrids:
-    """Draws held-out prompts with the frozen teacher and with the student's averaged weights."""
+    """Samples held-out prompts with the frozen teacher and with the student's averaged weights."""
 
     def __init__(
         self,
         context: StageContext,
         teacher: Teacher,
-        frozen: nn.Module,
-        student: nn.Module,
+        frozen: Backbone,
+        student: Backbone,
         average: ExponentialAverage,
     ) -> None:
         self.context, self.config = context, context.config
@@ -46,8 +46,8 @@ class SampleGrids:
     def put(self, step: int, *, keep: bool) -> list[str]:
         """Draw the grid of update `step`; returns warnings about the student's diversity.
 
-        Every rank calls this, because sharded weights need all of them; the one that `keep`s writes
-        `samples/step-NNNNNN.png` beside the artifact.
+        Every rank calls this, because sharded weights need all ranks. The rank with `keep` writes
+        `samples/step-NNNNNN.png` into the artifact's folder.
         """
         if not self.samples:
             return []
@@ -59,7 +59,7 @@ class SampleGrids:
             self.student.train()
             self.average.swap_with(self.student)
             if self.config.encode.embeddings == "stored":
-                self.teacher.release()  # training needs no text encoders and no autoencoder
+                self.teacher.release()  # training needs no text encoders or autoencoder
         if keep:
             name = f"{self.context.folder}/samples/step-{step:06d}.png"
             self.context.store.write(name, png)
@@ -80,7 +80,7 @@ class SampleGrids:
         return draw_grid(columns, rows), self._diversity()
 
     def _diversity(self) -> list[str]:
-        """Compare how much pictures of the first prompt differ, student against teacher."""
+        """Compare the diversity of the first prompt's pictures, student against teacher."""
         alike = [{**self.samples[0], "seed": self.samples[0]["seed"] + i} for i in range(_ALIKE)]
         if self._teacher_distance is None:
             self._teacher_distance = _distance(self._from_teacher(alike))
@@ -89,9 +89,13 @@ class SampleGrids:
         return diversity_warnings(student, self._teacher_distance)
 
     def _from_teacher(self, samples: list[PlannedSample]) -> torch.Tensor:
-        making = self.config.synthesize
+        synthesize = self.config.synthesize
         draw = teacher_sampler(
-            self.teacher, self.frozen, self.teacher.device, making.steps, making.guidance_scale
+            self.teacher,
+            self.frozen,
+            self.teacher.device,
+            synthesize.steps,
+            synthesize.guidance_scale,
         )
         return draw(samples)
 
@@ -112,14 +116,14 @@ class SampleGrids:
 
 
 def _distance(latents_BCHW: torch.Tensor) -> float:
-    """Mean distance between the latents of a batch."""
+    """Mean pairwise distance between the latents of a batch."""
     return torch.pdist(latents_BCHW.flatten(1).float().cpu()).mean().item()
 
 
 def _one_of_each_bucket(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The first `count` samples, taking buckets in turn; the widest first."""
+    """Choose the first `count` samples, taking buckets in turn; returns them widest first."""
     seen: Counter[tuple[int, int]] = Counter()
-    ranked = []
+    ranked: list[tuple[int, int, dict[str, Any]]] = []
     for row in rows:
         size = (row["width"], row["height"])
         ranked.append((seen[size], len(ranked), row))

@@ -1,5 +1,5 @@
-"""Samplers: draw the latents of planned samples with the teacher and guidance, or with a student on
-its own grid.
+"""Samplers: make the latents of planned samples with the teacher and guidance, or with a student on
+its grid.
 """
 
 from __future__ import annotations
@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from schemas.bucket import Bucket
-from stages.ladd.backbone import Conditioning
+from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler
 from stages.teachers.protocol import Teacher
 
 PlannedSample = dict[str, Any]
-"""One picture to draw: at least `prompt`, `seed`, `width` and `height`, on which alone it
-depends.
+"""One picture to sample: at least `prompt`, `seed`, `width` and `height`. The picture depends only
+on these.
 """
 Sampler = Callable[[Sequence[PlannedSample]], Tensor]
-"""Samples of one bucket to their final latents (B, C, H, W) float32, on the backbone's device."""
+"""Maps samples of one bucket to final latents (B, C, H, W) float32, on the backbone's device."""
 
 
 def teacher_sampler(
-    teacher: Teacher, backbone: nn.Module, device: torch.device, steps: int, guidance_scale: float
+    teacher: Teacher, backbone: Backbone, device: torch.device, steps: int, guidance_scale: float
 ) -> Sampler:
-    """The teacher's own Euler sampler; a bfloat16 backbone computes under autocast."""
+    """The teacher's Euler sampler; a bfloat16 backbone computes under autocast."""
     unconditional = teacher.encode_prompts([""])
 
     def draw(samples: Sequence[PlannedSample]) -> Tensor:
@@ -48,7 +48,7 @@ def teacher_sampler(
 
 def student_sampler(
     teacher: Teacher,
-    backbone: nn.Module,
+    backbone: Backbone,
     device: torch.device,
     sigmas: Sequence[float],
     *,
@@ -65,7 +65,7 @@ def student_sampler(
 
 
 def sample_batches(samples: Sequence[PlannedSample], size: int) -> Iterator[list[PlannedSample]]:
-    """Samples in order, in batches of one bucket and at most `size`."""
+    """Yield the samples in order, in batches of one bucket and at most `size` samples."""
     batch: list[PlannedSample] = []
     for sample in samples:
         changes_bucket = batch and (sample["width"], sample["height"]) != (

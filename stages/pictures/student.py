@@ -1,4 +1,4 @@
-"""Finished students: open one from its folder, and sample on its own grid."""
+"""Finished students: open one from its folder, and sample on its grid."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from stages.teachers import folder_config, open_teacher
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from pipeline.base.store import Artifact
     from schemas.config import PipelineConfig
+    from stages.ladd.backbone import Backbone
     from stages.pictures.samplers import Sampler
     from stages.teachers.protocol import Teacher
 
 
-def open_student(folder: Path) -> tuple[nn.Module, list[float]]:
-    """The student's backbone in float32, and its sampling grid. Raises ArtifactError when the
-    folder holds no student.
+def open_student(folder: Path) -> tuple[Backbone, list[float]]:
+    """Open a student; returns its backbone in float32 and its sampling grid. Raises ArtifactError
+    when the folder holds no student.
     """
     return open_teacher(folder_config(folder)).student()
 
 
 def check_steps(field: str, steps: int, grid: Sequence[float]) -> None:
-    """Raises ConfigError naming the field unless `steps` steps stay on levels of the grid."""
+    """Raise ConfigError naming the field unless `steps` steps stay on levels of the grid."""
     if steps not in step_counts(grid):
         taken = " or ".join(map(str, step_counts(grid)))
-        raise ConfigError(f"{field} is {steps}, but on its grid the student takes {taken}")
+        raise ConfigError(f"{field} is {steps}, but the student takes {taken} steps on its grid")
 
 
-def student_of(artifact: Artifact, device: torch.device) -> tuple[nn.Module, list[float]]:
-    """`open_student` of a `distill` or `dpo` artifact, on `device`."""
+def student_of(artifact: Artifact, device: torch.device) -> tuple[Backbone, list[float]]:
+    """Call `open_student` on a `distill` or `dpo` artifact; the backbone is on `device`."""
     with artifact.local_folder("model") as folder:
         backbone, grid = open_student(folder)
     return backbone.to(device), grid
@@ -43,12 +43,12 @@ def student_of(artifact: Artifact, device: torch.device) -> tuple[nn.Module, lis
 
 def pairs_sampler(
     teacher: Teacher,
-    backbone: nn.Module,
+    backbone: Backbone,
     grid: list[float],
     config: PipelineConfig,
     device: torch.device,
 ) -> Sampler:
-    """Samples with a student in the `pairs.student_steps` steps that pairs are drawn in."""
+    """The student's sampler with `pairs.student_steps` steps, as for sampling pairs."""
     from stages.pictures.samplers import student_sampler
 
     sigmas = student_sigmas(grid, config.pairs.student_steps)

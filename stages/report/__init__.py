@@ -1,1 +1,1 @@
-"""The page and the model card that show what an evaluation found. No torch and no storage here."""
+"""The report page and the model card of an evaluation. No torch and no storage here."""

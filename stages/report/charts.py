@@ -1,7 +1,7 @@
 """The report's charts as plotly figures, each with the same numbers as a table.
 
 Colours are names of the page's CSS variables: the page resolves them for light and dark. Plotly
-reads some HTML in labels, so every text goes through `label`.
+interprets some HTML in labels, so every text goes through `label`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ HELD_OUT = "held_out_"
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure for plotly.js, and its alternative in text."""
+    """A figure for plotly.js, and its text alternative."""
 
     name: str
-    """Of the element in the page."""
+    """Name of the element in the page."""
     title: str
     note: str
-    """How to read it."""
+    """How to read the chart."""
     figure: dict[str, Any]
     """`data` and `layout`."""
     columns: list[str]
@@ -40,7 +40,7 @@ class Chart:
 
 
 def label(text: str) -> str:
-    """Text that plotly shows as it is."""
+    """Escape text so that plotly shows it verbatim."""
     return html.escape(text, quote=False)
 
 
@@ -49,12 +49,12 @@ def colour(kind: str) -> str:
 
 
 def in_order(systems: Sequence[SystemResult]) -> list[SystemResult]:
-    """Teacher, student, tuned; the most steps first."""
+    """Sort systems: teacher, student, tuned; the most steps first."""
     return sorted(systems, key=lambda s: (KINDS.index(s.kind), -s.steps, s.name))
 
 
 def quality_and_speed(report: Report, score: str) -> Chart:
-    """Seconds a picture against a score: a line a kind of system, a point a number of steps."""
+    """Time per picture against a score: one line per kind of system, one point per step count."""
     card = report.cards[score]
     digits = digits_for(s.scores[score].mean for s in report.systems)
     figure = go.Figure(layout={"height": 430, "template": {}})
@@ -95,7 +95,7 @@ def quality_and_speed(report: Report, score: str) -> Chart:
 def _line_of_points(
     kind: str, points: Sequence[SystemResult], score: str, digits: int
 ) -> dict[str, Any]:
-    """A trace, the steps written at its points."""
+    """A trace with the number of steps written at each point."""
     intervals = [system.scores[score] for system in points]
     return {
         "x": [system.seconds_per_picture for system in points],
@@ -110,7 +110,7 @@ def _line_of_points(
         "customdata": [
             f"<b>{label(system.title)}</b><br>{number(interval.mean, digits)} "
             f"[{number(interval.low, digits)}, {number(interval.high, digits)}]<br>"
-            f"{duration(system.seconds_per_picture)} a picture"
+            f"{duration(system.seconds_per_picture)} per picture"
             for system, interval in zip(points, intervals, strict=True)
         ],
         "hovertemplate": "%{customdata}<extra></extra>",
@@ -118,7 +118,7 @@ def _line_of_points(
 
 
 def _name_of_a_line(kind: str, points: Sequence[SystemResult], score: str) -> dict[str, Any]:
-    """Where no line runs: before the fastest student; above the slowest of the others."""
+    """Annotation where no line runs: left of the fastest student, above the slowest of others."""
     end = points[0] if kind == "student" else points[-1]
     interval = end.scores[score]
     return {
@@ -136,7 +136,7 @@ def _name_of_a_line(kind: str, points: Sequence[SystemResult], score: str) -> di
 
 
 def _ticks_of_time(low: float, high: float) -> list[float]:
-    """Round seconds between two powers of ten: fewer of them where the span is wide."""
+    """Round numbers of seconds from 10**low to 10**high: fewer if the span is wide."""
     span = high - low
     steps = (1, 2, 5) if span < 1.2 else (1, 3) if span < 3 else (1,)
     decades = range(math.floor(low), math.ceil(high) + 1)
@@ -145,7 +145,7 @@ def _ticks_of_time(low: float, high: float) -> list[float]:
 
 
 def score_bars(report: Report, score: str) -> Chart:
-    """One score of every system, with intervals: bars where zero is the least, else points."""
+    """One score of every system, with intervals: bars if the minimum is 0, otherwise points."""
     card = report.cards[score]
     systems = in_order(report.systems)
     note = f"{card.explanation} {_better(card)}"
@@ -177,11 +177,11 @@ def diversity_bars(report: Report) -> Chart:
     return _chart(
         "diversity",
         "Within one prompt",
-        "Mean feature distance between pictures of one prompt, and at the right its share of the "
-        "teacher's. A student that has collapsed draws the same picture again and again: its bar "
-        "is short.",
+        "Mean feature distance between pictures of one prompt; the percentage on the right is its "
+        "share of the teacher's. A collapsed student generates the same picture every time, so its "
+        "bar is short.",
         figure,
-        ["", "diversity", "of the teacher's"],
+        ["", "diversity", "share of the teacher's"],
         [
             [s.title, number(s.diversity, digits), share]
             for s, share in zip(systems, shares, strict=True)
@@ -190,7 +190,7 @@ def diversity_bars(report: Report) -> Chart:
 
 
 def win_charts(report: Report) -> list[Chart]:
-    """A chart a score: how often one system beats another on the same prompt."""
+    """One chart per score: how often one system beats another on the same prompt."""
     titles = {s.name: s.title for s in report.systems}
     charts = []
     for index, score in enumerate(dict.fromkeys(w.score for w in report.win_rates)):
@@ -199,11 +199,11 @@ def win_charts(report: Report) -> list[Chart]:
         figure = go.Figure(layout=_rows_layout([f"{a}\nover {b}" for a, b in names], row_height=52))
         figure.add_vline(x=50, line={"color": "var(--muted)", "width": 1.5, "dash": "4px,3px"})
         for kind in _VERDICT_MARKERS:
-            at = [i for i, w in enumerate(wins) if _verdict(w.rate) == kind]
-            rates = [_scaled(wins[i].rate, 100) for i in at]
+            indices = [i for i, w in enumerate(wins) if _verdict(w.rate) == kind]
+            rates = [_scaled(wins[i].rate, 100) for i in indices]
             figure.add_scatter(
                 x=[r.mean for r in rates],
-                y=at,
+                y=indices,
                 error_x=_whiskers(rates, _VERDICT_COLOURS[kind]),
                 mode="markers",
                 marker={
@@ -236,7 +236,7 @@ def win_charts(report: Report) -> list[Chart]:
 
 
 def curve_charts(curves: Sequence[Curve]) -> dict[str, list[Chart]]:
-    """By stage, a chart a measure; what is watched on held-out data shares its measure's chart."""
+    """Charts by stage, one per measure; held-out values share the chart of their measure."""
     stages: dict[str, dict[str, list[Curve]]] = {}
     for curve in curves:
         measure = curve.name.removeprefix(HELD_OUT)
@@ -294,15 +294,16 @@ def _curve_chart(name: str, title: str, curves: Sequence[Curve]) -> Chart:
     rows = []
     for curve in curves:
         digits = digits_for(curve.values)
-        at = np.unique(np.linspace(0, len(curve.steps) - 1, _ROWS_OF_A_CURVE).round().astype(int))
+        last = len(curve.steps) - 1
+        indices = np.unique(np.linspace(0, last, _ROWS_OF_A_CURVE).round().astype(int))
         part = "held out" if curve.name.startswith(HELD_OUT) else "training"
-        rows += [[part, f"{curve.steps[i]:,}", number(curve.values[i], digits)] for i in at]
+        rows += [[part, f"{curve.steps[i]:,}", number(curve.values[i], digits)] for i in indices]
     return _chart(name, _capital(title), "", figure, ["", "update", "value"], rows)
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float | None]]:
-    """At most 400 points: means of equal parts, at the middle of each. None where nothing is
-    finite.
+    """Reduce a curve to at most 400 points: means of equal parts, at the middle of each; None where
+    no value is finite.
     """
     if len(steps) <= _POINTS_OF_A_CURVE:
         return list(steps), [_finite(v) for v in values]
@@ -332,22 +333,22 @@ _VERDICT_COLOURS = {"wins": "student", "loses": "tuned", "undecided": "teacher"}
 
 
 def _verdict(rate: Interval) -> str:
-    """What the interval says against an even match."""
+    """Verdict of the interval against an even match (0.5)."""
     return "wins" if rate.low > 0.5 else "loses" if rate.high < 0.5 else "undecided"
 
 
 def _rows_of_intervals(
     name: str, title: str, note: str, rows: Sequence[tuple[str, str, Interval]], *, bars: bool
 ) -> Chart:
-    """A row a system: bar or point, whiskers, and the value at the right."""
+    """One row per system: bar or point, whiskers, and the value on the right."""
     digits = digits_for(interval.mean for _, _, interval in rows)
     figure = go.Figure(layout=_rows_layout([text for text, _, _ in rows]))
     for kind in KINDS:
-        at = [i for i, row in enumerate(rows) if row[1] == kind]
-        intervals = [rows[i][2] for i in at]
+        indices = [i for i, row in enumerate(rows) if row[1] == kind]
+        intervals = [rows[i][2] for i in indices]
         common: dict[str, Any] = {
             "x": [_finite(i.mean) for i in intervals],
-            "y": at,
+            "y": indices,
             "hoverinfo": "skip",
         }
         if bars:
@@ -377,7 +378,7 @@ def _rows_of_intervals(
 
 
 def _rows_layout(titles: Sequence[str], row_height: int = _ROW_HEIGHT) -> dict[str, Any]:
-    """Rows by number, so that two systems may have the same title; the first on top."""
+    """Layout with numbered rows, so that two systems may share a title; the first is on top."""
     return {
         "template": {},
         "height": row_height * len(titles) + 44,
@@ -450,5 +451,5 @@ def _capital(text: str) -> str:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no NaN; a gap it can say."""
+    """None unless the value is finite: JSON has no NaN, but null shows as a gap."""
     return float(value) if math.isfinite(value) else None

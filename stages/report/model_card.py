@@ -1,6 +1,6 @@
 """The model card of a student's folder: README.md with the hub's front matter.
 
-Says what it was made from, under which terms it may be used, and how good it is, with intervals.
+States what the student was made from, its terms of use, and its scores with intervals.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ _NAMED = {
 
 @dataclass(frozen=True)
 class Licence:
-    """Under which terms a student may be used: those of its teacher."""
+    """The terms under which a student may be used: those of its teacher."""
 
     name: str
-    """The hub's identifier; `other` where it has none."""
+    """The hub's identifier; `other` if the hub has none."""
     terms: str
-    """In sentences."""
+    """The terms in full sentences."""
     own_name: str | None = None
     link: str | None = None
 
 
 def licence_of(teacher: TeacherConfig) -> Licence:
-    """A student is a derivative of its teacher, so the teacher's licence is its own."""
+    """Licence of a student: it is a derivative of its teacher, so the teacher's licence applies."""
     if teacher.model is None:
         return Licence(
             "apache-2.0",
-            "The embedded teacher and all that is made from it are under the Apache License 2.0.",
+            "The embedded teacher and everything made from it are under the Apache License 2.0.",
         )
     name = _NAMED.get(teacher.model, "teachers-licence")
     known = teacher.model in _NAMED
     where = f"{_HUB}/{teacher.model}"
+    suffix = f" ({name})" if known else ""
     return Licence(
         "other",
-        f"This model is a derivative of {teacher.model} and was trained on pictures drawn by it: "
-        f"its licence{f' ({name})' if known else ''} holds for this model too, with whatever it "
-        "says about commercial use, attribution and the training of other models. Read it before "
-        "use" + (f": {where}." if known else "."),
+        f"This model is a derivative of {teacher.model}, which generated its training pictures. "
+        f"The teacher's licence{suffix} applies to this model too, including anything that the "
+        "licence says about commercial use, attribution and the training of other models. Read it "
+        "before use" + (f": {where}." if known else "."),
         name,
         where if known else None,
     )
@@ -60,13 +61,13 @@ def licence_of(teacher: TeacherConfig) -> Licence:
 def render_card(
     report: Report,
     licence: Licence,
+    usage: str,
     *,
     kind: Literal["student", "tuned"] = "student",
     base_model: str | None = None,
-    use_t5: bool = False,
 ) -> str:
-    """README.md of the folder that holds the systems of this `kind`; `base_model` is the teacher's
-    hub id where it has one.
+    """Render README.md of the folder with the student of this `kind`; `base_model` is the teacher's
+    hub id, if it has one.
     """
     systems = sorted(
         (system for system in report.systems if system.kind == kind), key=lambda s: -s.steps
@@ -98,14 +99,14 @@ def render_card(
             buckets=list(dict.fromkeys(b for s in systems for b in s.by_bucket)),
             licence=licence,
             base_model=base_model,
-            use_t5=use_t5,
+            usage=usage,
             number=number,
         )
     )
 
 
 def _results(report: Report, system: SystemResult) -> list[EvalResult]:
-    """For the hub's table: each score of one system."""
+    """Each score of one system, for the hub's table."""
     return [
         EvalResult(
             task_type="text-to-image",

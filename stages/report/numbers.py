@@ -1,4 +1,4 @@
-"""Numbers, spans of time and dates as the report and the model card print them."""
+"""Formats of numbers, durations and dates in the report and the model card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def number(value: float | None, digits: int | None = None) -> str:
-    """Three decimals below ten, fewer above; a dash where there is no number."""
+    """Format with three decimals below ten, fewer above; a dash if there is no finite number."""
     if value is None or not math.isfinite(value):
         return NOTHING
     text = f"{value:,.{digits_for([value]) if digits is None else digits}f}"
@@ -20,7 +20,7 @@ def number(value: float | None, digits: int | None = None) -> str:
 
 
 def digits_for(values: Iterable[float]) -> int:
-    """Decimals that suit a whole column of numbers."""
+    """Number of decimals that suits a whole column of numbers."""
     largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
     return next((digits for digits, below in ((3, 10), (2, 100), (1, 1000)) if largest < below), 0)
 
@@ -30,20 +30,20 @@ def count(value: int) -> str:
 
 
 def percent(value: float) -> str:
-    """A share of one, in whole percent unless it is near an end."""
+    """Format a fraction in whole percent, with one decimal if it is near 0 or 1."""
     if not math.isfinite(value):
         return NOTHING
-    near_an_end = 0 < value < 0.02 or 0.98 < value < 1
-    return f"{100 * value:.{int(near_an_end)}f}{SPACE}%"
+    digits = 1 if 0 < value < 0.02 or 0.98 < value < 1 else 0
+    return f"{100 * value:.{digits}f}{SPACE}%"
 
 
 def share(value: float, whole: float) -> float:
-    """Of the whole, for the length of a bar; 0 where there is no whole."""
+    """`value` as a fraction of `whole`, for the length of a bar; 0 unless `whole` is positive."""
     return round(value / whole, 4) if whole > 0 else 0.0
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: 43 ms, 1.24 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    """Format seconds for people: 43 ms, 1.24 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
     return _spoken(seconds).replace(" ", SPACE)
 
 
@@ -62,7 +62,7 @@ def _spoken(seconds: float) -> str:
 
 
 def moment(iso: str) -> str:
-    """A date and time in UTC: 23 November 2025, 13:35 UTC."""
-    at = datetime.fromisoformat(iso)
-    at = at.astimezone(UTC) if at.tzinfo else at
-    return f"{at.day} {at:%B %Y, %H:%M} UTC"
+    """Format a date and time in UTC: 23 November 2025, 13:35 UTC."""
+    time = datetime.fromisoformat(iso)
+    time = time.astimezone(UTC) if time.tzinfo else time
+    return f"{time.day} {time:%B %Y, %H:%M} UTC"

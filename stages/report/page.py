@@ -1,6 +1,6 @@
-"""report.html: what an evaluation found, as one page that needs no network.
+"""report.html: the results of an evaluation as one page that needs no network.
 
-Knows a Report and the bytes of its pictures; neither torch nor ray, nor where things are stored.
+Knows a Report and the bytes of its pictures. Does not know torch, ray or storage.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ MEASURES = {
     "diversity": ("diversity", "higher"),
     "seconds_per_picture": ("seconds per picture", "lower"),
 }
-"""Title and better direction of what is measured beside the scores."""
+"""Title and better direction of each measure other than the scores."""
 
 _SMALL, _LARGEST_AS_IT_IS, _LARGEST_SHOWN = 128, 512, 640
 _WALL_AREA, _WALL_SIDE = 112, 160
 
 
 def render_report(report: Report, pictures: Mapping[tuple[str, str], bytes]) -> str:
-    """The page. `pictures` are PNG bytes by sample key and system name; one that is missing is said
-    to be missing. Same report and pictures, same page.
+    """Render the page. `pictures` are PNG bytes by sample key and system name; the page says which
+    pictures are missing. The same report and pictures give the same page.
     """
     content = report.model_dump_json(indent=1)
     charts = _Charts.of(report)
@@ -56,8 +56,8 @@ def render_report(report: Report, pictures: Mapping[tuple[str, str], bytes]) -> 
         .render(
             report=report,
             report_json=base64.b64encode(content.encode()).decode(),
-            # Scripts run only with this nonce, so what a prompt smuggled in would not run. Nobody
-            # can write a prompt that holds the hash of the report that it is in.
+            # Scripts run only with this nonce, so a script smuggled in by a prompt does not run:
+            # nobody can write a prompt that contains the hash of the report that contains it.
             nonce=hashlib.sha256(content.encode()).hexdigest(),
             plotly=get_plotlyjs(),
             charts=charts,
@@ -78,7 +78,7 @@ def render_report(report: Report, pictures: Mapping[tuple[str, str], bytes]) -> 
 
 @dataclass(frozen=True)
 class _Charts:
-    """Every chart of the page, by where it stands."""
+    """Every chart of the page, by section."""
 
     quality: Chart | None
     scores: list[Chart]
@@ -104,7 +104,7 @@ class _Charts:
 
 
 def measure_title(report: Report, name: str) -> str:
-    """`student_4.fid` as a person says it; as it is where the report does not know it."""
+    """Readable title of a measure, for example `student_4.fid`; unknown parts stay as they are."""
     system, _, measure = name.partition(".")
     who = next((s.title for s in report.systems if s.name == system), system)
     what = report.cards[measure].title if measure in report.cards else measure
@@ -112,19 +112,21 @@ def measure_title(report: Report, name: str) -> str:
 
 
 def reference(systems: Sequence[SystemResult]) -> SystemResult | None:
-    """The teacher at its own steps: all others are held against it."""
+    """The teacher at its own steps, with which all others are compared."""
     return max((s for s in systems if s.kind == "teacher"), key=lambda s: s.steps, default=None)
 
 
 def best_student(systems: Sequence[SystemResult]) -> SystemResult | None:
-    """The student at most steps."""
+    """The student at its most steps."""
     return max((s for s in systems if s.kind == "student"), key=lambda s: s.steps, default=None)
 
 
 def nearest_at_equal_steps(
     systems: Sequence[SystemResult], kind: str, steps: int
 ) -> SystemResult | None:
-    """Of several (a teacher with and without guidance), the one with the smallest distance."""
+    """The matching system with the smallest distance (a teacher may match with and without
+    guidance).
+    """
     same = (s for s in systems if s.kind == kind and s.steps == steps and "fid" in s.distances)
     return min(same, key=lambda s: s.distances["fid"], default=None)
 
@@ -139,14 +141,14 @@ class _KeyFigure:
 
 
 def _key_figures(report: Report) -> list[_KeyFigure]:
-    """What a reader wants first: how good, how much faster, how near, and whether tuning helped."""
+    """The key figures: quality, speedup, distance to the teacher, and whether tuning helped."""
     teacher, student = reference(report.systems), best_student(report.systems)
-    found = []
+    figures = []
     if student and report.cards:
         name, card = next(iter(report.cards.items()))
         score = student.scores[name]
         against = f"; {teacher.title}: {number(teacher.scores[name].mean)}" if teacher else ""
-        found.append(
+        figures.append(
             _KeyFigure(
                 number(score.mean),
                 f"{card.title}, {student.title}",
@@ -155,18 +157,18 @@ def _key_figures(report: Report) -> list[_KeyFigure]:
         )
     if student and teacher and student.seconds_per_picture > 0:
         ratio = teacher.seconds_per_picture / student.seconds_per_picture
-        found.append(
+        figures.append(
             _KeyFigure(
                 f"{number(ratio, 1)}{TIMES}",
                 f"as fast as {teacher.title}",
-                f"{duration(student.seconds_per_picture)} a picture instead of "
+                f"{duration(student.seconds_per_picture)} per picture instead of "
                 f"{duration(teacher.seconds_per_picture)}",
             )
         )
     same = nearest_at_equal_steps(report.systems, "teacher", student.steps) if student else None
     if student and same and same.distances["fid"] > 0 and "fid" in student.distances:
         ratio = student.distances["fid"] / same.distances["fid"]
-        found.append(
+        figures.append(
             _KeyFigure(
                 f"{number(ratio, 2)}{TIMES}",
                 f"the Fréchet distance of {same.title}",
@@ -178,23 +180,23 @@ def _key_figures(report: Report) -> list[_KeyFigure]:
     tuned = {s.name: s.title for s in report.systems if s.kind == "tuned"}
     wins = [w for w in report.win_rates if w.system in tuned and w.against in students]
     if wins:
-        # Tuning is for another score than the first, which it must only not lose on.
+        # Tuning targets a score other than the first; on the first it must only not get worse.
         *others, win = wins
         also = "".join(f"; {percent(w.rate.mean)} by {report.cards[w.score].title}" for w in others)
-        found.append(
+        figures.append(
             _KeyFigure(
                 percent(win.rate.mean),
                 f"wins of {tuned[win.system]} over the student, by {report.cards[win.score].title}",
                 f"95{SPACE}% interval {percent(win.rate.low)} to {percent(win.rate.high)}{also}",
             )
         )
-    return found
+    return figures
 
 
 def _equal_steps(
     systems: Sequence[SystemResult],
 ) -> list[tuple[int, SystemResult, SystemResult, float]]:
-    """Steps, teacher, student, and the student's share of the teacher's Fréchet distance."""
+    """Steps, teacher, student, and the ratio of the student's Fréchet distance to the teacher's."""
     rows = []
     for steps in sorted({s.steps for s in systems if s.kind == "student"}, reverse=True):
         teacher = nearest_at_equal_steps(systems, "teacher", steps)
@@ -207,7 +209,7 @@ def _equal_steps(
 
 
 def _distances(systems: Sequence[SystemResult]) -> list[tuple[str, str, str, int]]:
-    """Name, title, better direction and decimals of each measured distance, the known first."""
+    """Name, title, better direction and decimals of each distance; those in MEASURES come first."""
     present = {name for s in systems for name in s.distances}
     names = [n for n in MEASURES if n in present] + sorted(present - set(MEASURES))
     return [
@@ -229,24 +231,25 @@ class _Breakdown:
     direction: str
     columns: list[str]
     rows: list[tuple[SystemResult, list[tuple[str, float]]]]
-    """Values as text, and how good each is within the table, 0 to 1."""
+    """Values as text, and how good each one is within the table, from 0 to 1."""
 
 
 def _breakdowns(report: Report) -> dict[str, list[_Breakdown]]:
-    """Tables by heading; none where nothing was broken down."""
+    """Tables by heading; empty if no measure was broken down."""
     parts = {
         "aspect bucket": {s.name: s.by_bucket for s in report.systems},
         "category of prompt": {s.name: s.by_category for s in report.systems},
     }
-    found: dict[str, list[_Breakdown]] = {}
+    breakdowns: dict[str, list[_Breakdown]] = {}
     for by, tables in parts.items():
         columns = list(dict.fromkeys(column for t in tables.values() for column in t))
         columns.sort(key=_by_shape if by == "aspect bucket" else str)
         measured = {m for t in tables.values() for values in t.values() for m in values}
         for measure in [*report.cards, *sorted(measured - set(report.cards))]:
             if measure in measured:
-                found.setdefault(by, []).append(_breakdown(report, by, measure, columns, tables))
-    return found
+                breakdown = _breakdown(report, by, measure, columns, tables)
+                breakdowns.setdefault(by, []).append(breakdown)
+    return breakdowns
 
 
 def _breakdown(
@@ -285,14 +288,14 @@ def _breakdown(
 
 
 def _by_shape(bucket: str) -> tuple[float, str]:
-    """The widest first; what is no bucket comes last."""
+    """Sort key: the widest bucket first; text that is not a bucket last."""
     width, cross, height = bucket.partition("x")
     known = cross and width.isdigit() and height.isdigit() and int(height)
     return (-int(width) / int(height) if known else math.inf, bucket)
 
 
 def _newest_first(steps: Sequence[LineageStep]) -> list[LineageStep]:
-    """From the report back to the prompts: each artifact before those that it was made from."""
+    """Sort from the report back to the prompts: each artifact before its inputs."""
     by_key = {step.key: step for step in steps}
 
     def depth(key: str) -> int:
@@ -311,21 +314,21 @@ class _Picture:
     shown_width: int
     shown_height: int
     small: bool
-    """Its pixels are to be seen, not smoothed."""
+    """Whether its pixels are shown as squares, not smoothed."""
     reduced: bool
-    """Not the picture itself, but a smaller copy."""
+    """Whether this is a smaller copy of the picture."""
 
 
 @dataclass(frozen=True)
 class _Wall:
-    """Same prompt and seed in a row, a column a system."""
+    """The sample wall: one prompt and seed per row, one system per column."""
 
     systems: list[SystemResult]
     rows: list[tuple[WallPicture, list[_Picture | None]]]
     extra: set[str]
-    """Systems that are shown on demand: the teacher at few steps."""
+    """Systems shown only on demand: the teacher at few steps."""
     reduced: bool
-    """Whether some are shown smaller than they are."""
+    """Whether some pictures are smaller copies."""
 
     @classmethod
     def of(cls, report: Report, pictures: Mapping[tuple[str, str], bytes]) -> _Wall:
@@ -333,7 +336,7 @@ class _Wall:
         goal = reference(report.systems)
 
         def place(system: SystemResult) -> tuple[int, int, str]:
-            # The teacher's own steps, the student from 1 up, tuned, the teacher at few steps.
+            # Teacher at its own steps, student from 1 step up, tuned, teacher at few steps.
             order = 0 if system is goal else {"student": 1, "tuned": 2, "teacher": 3}[system.kind]
             return order, system.steps, system.name
 
@@ -348,8 +351,8 @@ class _Wall:
 
 
 def _embedded(png: bytes | None) -> _Picture | None:
-    """As it is where it is small; a large one smaller and as WebP, or a page of a hub model would
-    weigh hundreds of megabytes.
+    """Embed a small picture unchanged and a large one as a smaller WebP: otherwise the page of a
+    hub model would have hundreds of megabytes.
     """
     if png is None:
         return None

@@ -1,4 +1,4 @@
-"""Scores of pictures and spaces of features. A new one is one file here and one line below."""
+"""Registry of scores and feature spaces. To add one, add a file here and a line below."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ FEATURES = {
     "inception_features": "stages.scores.inception_features:InceptionFeatures",
 }
 EMBEDDED = ("attributes", "layout", "judge_features")
-"""These need no weights but our own."""
+"""Names that need no weights beyond those shipped with the project."""
 
 
 def check_score(field: str, name: str, known: Iterable[str] = SCORES) -> None:
-    """Raises ConfigError naming the field when there is no such score."""
+    """Raise ConfigError, naming the field, when no score has this name."""
     if name not in known:
         raise ConfigError(f"{field}.name: unknown score {name!r}{did_you_mean(name, known)}")
 
 
 def open_score(config: ScoreConfig, device: torch.device) -> Score:
-    """The score that a config names, ready on `device`.
+    """Open the score that a config names, on `device`.
 
-    Raises ConfigError for an unknown name, or for a model that is not there or not complete.
+    Raises ConfigError for an unknown name, or for a missing or incomplete model.
     """
     return _open(SCORES, "score", config, device)
 
 
 def open_features(config: ScoreConfig, device: torch.device) -> FeatureSpace:
-    """The feature space that a config names, ready on `device`.
+    """Open the feature space that a config names, on `device`.
 
-    Raises ConfigError for an unknown name, or for a model that is not there or not complete.
+    Raises ConfigError for an unknown name, or for a missing or incomplete model.
     """
     return _open(FEATURES, "feature space", config, device)
 
 
 def card_of(config: ScoreConfig) -> ScoreCard:
-    """What the score or feature space that a config names says about itself; loads no weights.
+    """Return the card of the score or feature space that a config names; loads no weights.
 
     Raises ConfigError for an unknown name.
     """

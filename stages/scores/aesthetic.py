@@ -1,4 +1,4 @@
-"""The improved aesthetic predictor of LAION (Schuhmann 2022): how people would rate the looks."""
+"""LAION's improved aesthetic predictor (Schuhmann 2022): how people would rate the looks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HEAD = "aesthetic_head.safetensors"
 
 
 class Aesthetic:
-    """A `Score`: a linear head on CLIP's embedding of the picture; blind to the prompt."""
+    """A `Score`: a linear head on CLIP's embedding of the picture; it ignores the prompt."""
 
     card = ScoreCard(
         title="aesthetic score",
-        explanation="People's rating of a picture's looks from 1 to 10, as predicted from its "
-        "CLIP embedding; the prompt plays no part.",
+        explanation="People's rating of a picture's looks from 1 to 10, predicted from its CLIP "
+        "embedding; the prompt is ignored.",
         low=None,
         high=None,
         licence="head Apache-2.0; OpenAI's CLIP: MIT",

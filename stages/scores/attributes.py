@@ -1,4 +1,4 @@
-"""Attribute accuracy in the shapes world: does the picture show all that its caption states?"""
+"""Attribute accuracy in the shapes world: does the picture show everything its caption states?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Attributes:
         "caption states: count, colours, shapes, sizes, place or relation, background.",
         low=0,
         high=1,
-        licence="Apache-2.0, as this project",
+        licence="Apache-2.0, like this project",
         weights="embedded: stages/shapes_world/weights/judge.safetensors",
     )
 
@@ -42,18 +42,19 @@ class Attributes:
 
 
 def read_caption(prompt: str) -> SceneSpec:
-    """What a prompt states. Raises ConfigError outside the grammar of the shapes world."""
+    """Parse what a prompt states. Raises ConfigError outside the grammar of the shapes world."""
     try:
         return parse(prompt)
     except CaptionError as error:
         raise ConfigError(
-            f"the scores attributes and layout judge captions of the shapes world alone: {error}"
+            f"the scores attributes and layout judge only captions of the shapes world: {error}"
         ) from error
 
 
 def as_pixels(pictures_BHW3: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 pictures as the judge's network takes them: (B, 3, H, W) in [-1, 1]. Raises ConfigError
-    when the sides are not divisible by 8.
+    """Convert uint8 pictures to the input of the judge's network: (B, 3, H, W) in [-1, 1].
+
+    Raises ConfigError unless both sides are divisible by 8.
     """
     height, width = pictures_BHW3.shape[1:3]
     if height % 8 or width % 8:

@@ -1,9 +1,8 @@
-"""What the pixels of a shapes picture show, without a network: its background and its blobs of
-colour.
+"""Finds the background and the coloured blobs of a shapes picture from its pixels, no network.
 
-A background of the shapes world is one colour under a linear gradient, so it is a plane over the
-picture, fitted to the border; shadows darken it. All that is neither is a blob. B pictures, H and W
-their height and width in pixels, K colours.
+A background of the shapes world is one colour under a linear gradient, so it is fitted to the
+border as a plane over the picture; shadows darken it. Everything else is a blob. B pictures, H and
+W their height and width in pixels, K colours.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from stages.shapes_world.scenes import BACKGROUND_RGB, OBJECT_RGB
 
 _BORDER = 2
 _SMALLEST = 30.0
-"""Blobs below so many pixels are specks; the smallest object has about 75."""
+"""Blobs of fewer pixels are specks; the smallest object has about 75."""
 _FOREIGN, _SOFTNESS = 28.0, 5.0
-"""From which RGB distance to the background, shadows allowed for, a pixel is an object's."""
+"""RGB distance to the background or its shadow above which a pixel belongs to an object."""
 _HUE_SPREAD = 0.15
 """In radians; the nearest two colours, blue and purple, are 0.4 apart."""
 _BACKGROUND_SPREAD = 25.0
@@ -32,7 +31,7 @@ _BACKGROUND_SPREAD = 25.0
 @dataclass(frozen=True)
 class Blob:
     """A connected patch of one colour: its centre and area in pixels, and how much its colour
-    resembles each of the named ones (sums to 1).
+    resembles each named colour (sums to 1).
     """
 
     x: float
@@ -43,8 +42,8 @@ class Blob:
 
 @dataclass(frozen=True)
 class View:
-    """One picture: its blobs, largest first, and how much its background resembles each of the
-    named ones (sums to 1).
+    """One picture: its blobs, largest first, and how much its background resembles each
+    named background (sums to 1).
     """
 
     backgrounds: dict[str, float]
@@ -52,7 +51,7 @@ class View:
 
 
 def view(pictures_BHW3: np.ndarray, device: torch.device) -> list[View]:
-    """What each uint8 picture shows."""
+    """Find the background and the blobs of each uint8 picture."""
     pixels = torch.from_numpy(pictures_BHW3).to(device).float()
     background = _fit_background(pixels)
     weight = _foreignness(pixels, background)
@@ -70,8 +69,8 @@ def view(pictures_BHW3: np.ndarray, device: torch.device) -> list[View]:
 
 
 def _fit_background(pixels_BHW3: Tensor) -> Tensor:
-    """The plane through the border's colours, (B, H, W, 3); a robust fit, since objects may touch
-    the border.
+    """Fit a plane to the border's colours, (B, H, W, 3). The fit is robust, since objects may
+    touch the border.
     """
     height, width = pixels_BHW3.shape[1:3]
     y, x = torch.meshgrid(
@@ -91,15 +90,17 @@ def _fit_background(pixels_BHW3: Tensor) -> Tensor:
 
 
 def _foreignness(pixels_BHW3: Tensor, background_BHW3: Tensor) -> Tensor:
-    """From 0 (background or its shadow) to 1 (something else): (B, H, W)."""
+    """Grade each pixel from 0 (background or its shadow) to 1 (anything else): (B, H, W)."""
     shade = (pixels_BHW3 * background_BHW3).sum(-1) / (background_BHW3**2).sum(-1)
     nearest = shade.clamp(0.45, 1.05)[..., None] * background_BHW3
     return torch.sigmoid(((pixels_BHW3 - nearest).norm(dim=-1) - _FOREIGN) / _SOFTNESS)
 
 
 def _color_shares(pixels_BHW3: Tensor, weight_BHW: Tensor) -> Tensor:
-    """How much each pixel's hue resembles the named colours, (B, H, W, K): light and shade change
-    a colour's brightness, hardly its direction in RGB. Edges take the hue of what they enclose.
+    """Grade how much each pixel's hue resembles each named colour, (B, H, W, K).
+
+    Light and shade change a colour's brightness, but hardly its direction in RGB. Edges take the
+    hue of what they enclose.
     """
     trusted = torch.cat([pixels_BHW3 * weight_BHW[..., None], weight_BHW[..., None]], dim=-1)
     mean = F.avg_pool2d(trusted.permute(0, 3, 1, 2), 3, stride=1, padding=1).permute(0, 2, 3, 1)
@@ -110,7 +111,7 @@ def _color_shares(pixels_BHW3: Tensor, weight_BHW: Tensor) -> Tensor:
 
 
 def _components(kinds_BHW: Tensor) -> Tensor:
-    """One id for each 4-connected patch of equal, non-zero kind: (B, H, W) int64."""
+    """Give each 4-connected patch of equal, non-zero kind one id: (B, H, W) int64."""
     padded = F.pad(kinds_BHW, (1, 1, 1, 1))
     ids = torch.arange(padded[0].numel(), device=padded.device).view(padded.shape[1:])
     ids = ids.expand_as(padded)
@@ -121,7 +122,7 @@ def _components(kinds_BHW: Tensor) -> Tensor:
         for turn, same in zip(turns, joined, strict=True):
             grown = torch.where(same, torch.maximum(grown, torch.roll(grown, *turn)), grown)
         flat = grown.flatten(1)
-        grown = flat.gather(1, flat).view_as(grown)  # jump to the id of one's id
+        grown = flat.gather(1, flat).view_as(grown)  # follow each id to its own id
         if torch.equal(grown, ids):
             return ids[:, 1:-1, 1:-1]
         ids = grown

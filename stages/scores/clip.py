@@ -1,4 +1,4 @@
-"""CLIP's two towers (Radford et al. 2021), through transformers; several scores stand on them."""
+"""CLIP's two towers (Radford et al. 2021), from transformers; several scores use them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,18 @@ class Clip:
         self.image_size = self.model.config.vision_config.image_size
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """(B, D), prepared as the model's folder says: resized and cropped to a square, mostly."""
+        """Embed pictures: (B, D).
+
+        The model's folder says how pictures are prepared, usually resized and cropped to a square.
+        """
         return in_batches(self._embed_pictures, pictures)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """(B, D); what goes beyond the model's length is cut off."""
+        """Embed prompts: (B, D). Text beyond the model's maximum length is cut off."""
         return in_batches(self._embed_prompts, prompts)
 
     def cosines(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """(B,) float64: how near each picture is to its own prompt."""
+        """Return the cosine between each picture and its own prompt: (B,) float64."""
         cosines_B = (self.embed_pictures(pictures) * self.embed_prompts(prompts)).sum(-1)
         return cosines_B.double().cpu().numpy()
 
@@ -69,5 +72,5 @@ class Clip:
 
 
 def as_images(pictures_BHW3: np.ndarray) -> list[Image.Image]:
-    """uint8 pictures as transformers' PIL processors take them."""
+    """Convert uint8 pictures to PIL images, the input of transformers' processors."""
     return [Image.fromarray(picture) for picture in pictures_BHW3]

@@ -1,4 +1,4 @@
-"""CLIP's space of pictures, where CMMD (Jayasumana et al. 2024) is defined."""
+"""CLIP's space of pictures, in which CMMD (Jayasumana et al. 2024) is defined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ClipFeatures:
         explanation="CLIP's embedding of the picture, scaled to unit length.",
         low=-1,
         high=1,
-        licence="of the CLIP that is named; OpenAI's weights: MIT",
+        licence="the licence of the CLIP used; OpenAI's weights: MIT",
         weights="a CLIP in transformers' format; by default openai/clip-vit-large-patch14",
     )
 

@@ -1,4 +1,4 @@
-"""CLIP score (Hessel et al. 2021): how near CLIP sees a picture to its prompt."""
+"""CLIP score (Hessel et al. 2021): how well CLIP thinks a picture fits its prompt."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from stages.scores.clip import Clip, as_images
 
 
 class ClipScore:
-    """A `Score`: 100 max(cos, 0), as torchmetrics counts it (the paper's own factor is 2.5)."""
+    """A `Score`: 100 max(cos, 0), as in torchmetrics (the paper's factor is 2.5)."""
 
     card = ScoreCard(
         title="CLIP score",
         explanation="100 times the cosine between CLIP's embeddings of picture and prompt, "
-        "negative ones as 0.",
+        "negative values set to 0.",
         low=0,
         high=100,
-        licence="of the CLIP that is named; OpenAI's weights: MIT",
+        licence="the licence of the CLIP used; OpenAI's weights: MIT",
         weights="a CLIP in transformers' format; by default openai/clip-vit-large-patch14",
     )
 

@@ -1,5 +1,5 @@
-"""DINOv2's space of pictures (Oquab et al. 2023), learnt without labels: distances in it agree with
-people better than Inception's do (Stein et al. 2023).
+"""DINOv2's space of pictures (Oquab et al. 2023), learnt without labels. Its distances agree with
+people better than Inception's (Stein et al. 2023).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from stages.scores.pretrained import find_model, in_batches, load_image_processo
 
 
 class DinoFeatures:
-    """A `FeatureSpace`: the class token after the last norm. DINOv2, with or without registers, and
-    DINOv3 alike.
+    """A `FeatureSpace`: the class token after the last norm. Supports DINOv2, with or without
+    registers, and DINOv3.
     """
 
     card = ScoreCard(
@@ -26,7 +26,7 @@ class DinoFeatures:
         explanation="The class token of a DINO vision transformer after its last norm.",
         low=None,
         high=None,
-        licence="of the DINO that is named; DINOv2: Apache-2.0",
+        licence="the licence of the DINO used; DINOv2: Apache-2.0",
         weights="a DINOv2 or DINOv3 in transformers' format; by default facebook/dinov2-large",
     )
 

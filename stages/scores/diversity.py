@@ -1,5 +1,5 @@
-"""Diversity within a prompt: how much pictures of one prompt differ. A student that has collapsed
-draws one picture a prompt, and no distance between sets shows it as plainly.
+"""Diversity within a prompt: how much the pictures of one prompt differ. A collapsed student draws
+the same picture every time for a prompt, and no distance between sets shows that as clearly.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import numpy as np
 
 
 def intra_prompt_diversity(features_PSF: np.ndarray) -> float:
-    """The mean Euclidean distance between the features of two pictures of one prompt, over all
-    pairs of S pictures of each of P prompts; higher is more diverse.
+    """Return the mean Euclidean distance between the features of two pictures of one prompt, over
+    all pairs of the S pictures of each of P prompts; higher is more diverse.
 
-    Raises ValueError with no prompt, or with fewer than two pictures a prompt.
+    Raises ValueError without a prompt, or with fewer than two pictures per prompt.
     """
     prompts, pictures, _ = features_PSF.shape
     if prompts == 0 or pictures < 2:
-        raise ValueError("diversity within a prompt needs at least two pictures of a prompt")
+        raise ValueError("diversity within a prompt needs at least two pictures per prompt")
     features = np.asarray(features_PSF, np.float64)
     pairs = combinations(range(pictures), 2)
     return float(

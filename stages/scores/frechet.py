@@ -6,8 +6,8 @@ import numpy as np
 
 
 def frechet_distance(first_NF: np.ndarray, second_NF: np.ndarray) -> float:
-    """`|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` of features (N, F), in float64; 0 for equal
-    sets, lower is closer.
+    """Return `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` of features (N, F), computed in float64;
+    0 for equal sets, lower is closer.
 
     Raises ValueError with fewer than two rows in a set.
     """

@@ -14,18 +14,18 @@ from stages.scores.clip import Clip, as_images
 
 
 class HumanPreferenceScore:
-    """A `Score`: the model's plain cosine, on whole pictures: HPS pads to a square with black where
-    CLIP would crop.
+    """A `Score`: the model's plain cosine on whole pictures. HPS pads to a square with black where
+    CLIP crops.
     """
 
     card = ScoreCard(
         title="HPS v2.1",
-        explanation="Cosine of a CLIP that was tuned on people's rankings of pictures; mostly "
-        "between 0.2 and 0.35.",
+        explanation="Cosine of a CLIP tuned on people's rankings of pictures; mostly between 0.2 "
+        "and 0.35.",
         low=-1,
         high=1,
         licence="Apache-2.0",
-        weights="HPS v2.1 converted to a CLIP in transformers' format (docs/scores.md tells how)",
+        weights="HPS v2.1 converted to a CLIP in transformers' format (see docs/scores.md)",
     )
 
     def __init__(self, config: ScoreConfig, device: torch.device) -> None:

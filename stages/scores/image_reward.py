@@ -1,4 +1,4 @@
-"""ImageReward (Xu et al. 2023): BLIP reads the prompt beside the picture, a head says how good."""
+"""ImageReward (Xu et al. 2023): BLIP reads prompt and picture together, a head rates the match."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stages.scores.pretrained import (
 
 HEAD = "reward_head.safetensors"
 _MEAN, _DEVIATION = 0.16717362830052426, 1.0333394966054072
-"""Of the raw rewards over ImageReward's own validation set, as its authors publish them."""
+"""Of the raw rewards over ImageReward's validation set, as published by its authors."""
 _MAX_TOKENS = 35
 
 
@@ -32,8 +32,8 @@ class ImageReward:
 
     card = ScoreCard(
         title="ImageReward",
-        explanation="How much people would like the picture for the prompt, from BLIP; mean 0 and "
-        "deviation 1 over ImageReward's own validation set.",
+        explanation="How much people would like the picture for the prompt, predicted with BLIP; "
+        "mean 0 and deviation 1 over ImageReward's validation set.",
         low=None,
         high=None,
         licence="Apache-2.0; BLIP: BSD-3-Clause",

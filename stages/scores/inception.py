@@ -1,8 +1,8 @@
-"""The Inception network behind published FIDs: Google's of December 2015, in torch.
+"""The Inception network that published FIDs use: Google's of December 2015, in torch.
 
-It is neither torchvision's nor timm's Inception v3: pooling leaves the padding out of its means,
-the last block pools by maximum, and pictures are resized as TensorFlow 1 did. Layers are named as
-in pytorch-fid and torch-fidelity, whose weights fit. B pictures, C channels, H and W sides.
+It differs from torchvision's and timm's Inception v3: mean pooling ignores the padding, the last
+block uses max pooling, and pictures are resized as in TensorFlow 1. Layers are named as in
+pytorch-fid and torch-fidelity, so their weights load. B pictures, C channels, H and W sides.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Layer(NamedTuple):
 
 
 _Step = str | _Layer | tuple[_Layer, _Layer]
-"""A pool, a layer, or a fork whose ends are joined."""
+"""A pool, a layer, or two parallel layers whose outputs are concatenated."""
 
 _POOLS = {
     "mean": lambda x: F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False),
@@ -38,7 +38,7 @@ _POOLS = {
 
 
 class InceptionV3(nn.Module):
-    """uint8 pictures (B, 3, H, W) of any size to features (B, 2048): the last average pool."""
+    """Maps uint8 pictures (B, 3, H, W) of any size to features (B, 2048): the last average pool."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,17 +69,17 @@ class InceptionV3(nn.Module):
 
 
 def resize_as_tensorflow_1(x_BCHW: Tensor, size: int) -> Tensor:
-    """Bilinear to (B, C, size, size) with pixel i read at i * H / size, as TensorFlow 1 had it;
-    nothing is smoothed on the way down.
+    """Resize bilinearly to (B, C, size, size), reading pixel i at i * H / size as TensorFlow 1 did;
+    there is no antialiasing.
     """
     for dim in (3, 2):
         length = x_BCHW.shape[dim]
-        at = torch.arange(size, device=x_BCHW.device, dtype=torch.float32) * (length / size)
-        low = at.long().clamp(max=length - 1)
+        position = torch.arange(size, device=x_BCHW.device, dtype=torch.float32) * (length / size)
+        low = position.long().clamp(max=length - 1)
         high = (low + 1).clamp(max=length - 1)
-        share = (at - low).view(-1, *[1] * (3 - dim))
-        near, far = x_BCHW.index_select(dim, low), x_BCHW.index_select(dim, high)
-        x_BCHW = near + (far - near) * share
+        share = (position - low).view(-1, *[1] * (3 - dim))
+        lower, upper = x_BCHW.index_select(dim, low), x_BCHW.index_select(dim, high)
+        x_BCHW = lower + (upper - lower) * share
     return x_BCHW
 
 
@@ -96,7 +96,7 @@ class _Convolution(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches side by side, their channels joined."""
+    """Parallel branches whose channels are concatenated."""
 
     def __init__(self, channels: int, *branches: tuple[_Step, ...]) -> None:
         super().__init__()

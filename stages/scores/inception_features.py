@@ -1,4 +1,4 @@
-"""Inception's space of pictures, in which FID was defined (Heusel et al. 2017)."""
+"""Inception's space of pictures, in which FID is defined (Heusel et al. 2017)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class InceptionFeatures:
         low=0,
         high=None,
         licence="Apache-2.0",
-        weights=f"a folder with torch-fidelity's weights as {WEIGHTS} (docs/scores.md tells how)",
+        weights=f"a folder with torch-fidelity's weights as {WEIGHTS} (see docs/scores.md)",
     )
     width = WIDTH
 

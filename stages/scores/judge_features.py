@@ -20,7 +20,7 @@ class JudgeFeatures:
         "shapes world's detector.",
         low=None,
         high=None,
-        licence="Apache-2.0, as this project",
+        licence="Apache-2.0, like this project",
         weights="embedded: stages/shapes_world/weights/judge.safetensors",
     )
     width = 2 * FEATURE_WIDTH

@@ -1,7 +1,7 @@
 """Kernel distances between two sets of features: KID and CMMD.
 
-Both are a squared maximum mean discrepancy (Gretton et al. 2012): the mean kernel within each set
-less twice the mean between them. N features a set, F their width.
+Both are a squared maximum mean discrepancy (Gretton et al. 2012): the sum of the mean kernels
+within each set, minus twice the mean kernel between the sets. N features per set, F their width.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Callable
 import numpy as np
 
 _ROWS = 1024
-"""Kernels are summed in blocks of so many rows: memory is linear in N."""
+"""Rows in one block of a kernel sum: memory stays linear in N."""
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def kid(first_NF: np.ndarray, second_NF: np.ndarray) -> float:
     """Kernel Inception Distance (Bińkowski et al. 2018): kernel `(x·y / F + 1)^3`, the unbiased
-    estimate on the whole sets, about 0 (or a little below) for sets of one kind; lower is closer.
+    estimate on the whole sets; about 0 (or slightly below) for sets from one distribution, lower is
+    closer.
 
     Raises ValueError with fewer than two rows in a set.
     """
@@ -37,8 +38,8 @@ def kid_of_subsets(
     subset_size: int = 1000,
     seed: int = 2020,
 ) -> tuple[float, float]:
-    """Mean and deviation of `kid` over random subsets, as papers print it; the draw and the seed
-    are torch-fidelity's, so that the figures are too.
+    """Mean and deviation of `kid` over random subsets, as papers report it. The draw and the seed
+    are torch-fidelity's, so the figures match it.
 
     Raises ValueError when a set has fewer than `subset_size` rows.
     """
@@ -56,9 +57,9 @@ def kid_of_subsets(
 
 def cmmd(first_NF: np.ndarray, second_NF: np.ndarray) -> float:
     """CLIP-MMD (Jayasumana et al. 2024): kernel `exp(-|x - y|^2 / 200)`, times 1000, the biased
-    estimate as in the authors' code; 0 for equal sets, lower is closer.
+    estimate of the authors' code; 0 for equal sets, lower is closer.
 
-    Defined for CLIP embeddings of unit length; in another space it is comparable within it only.
+    Defined for CLIP embeddings of unit length; values from another space compare only within it.
     """
     first, second = _as_sets(first_NF, second_NF, at_least=1)
     within = _sum(_gaussian, first, first) / len(first) ** 2
@@ -83,7 +84,7 @@ def _cubic(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _diagonal(features: np.ndarray) -> float:
-    """Of the cubic kernel of a set with itself, summed."""
+    """Sum of the diagonal of the cubic kernel of a set with itself."""
     return float((((features**2).sum(1) / features.shape[1] + 1) ** 3).sum())
 
 
@@ -93,5 +94,5 @@ def _gaussian(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _sum(kernel: Kernel, first: np.ndarray, second: np.ndarray) -> float:
-    blocks = (first[at : at + _ROWS] for at in range(0, len(first), _ROWS))
+    blocks = (first[start : start + _ROWS] for start in range(0, len(first), _ROWS))
     return float(sum(kernel(block, second).sum() for block in blocks))

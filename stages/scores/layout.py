@@ -1,8 +1,8 @@
-"""Colour and layout in the shapes world, graded and read from the pixels: no network, so that it
-can rank pictures for a tuning that the trained judge then judges.
+"""Grades colour and layout in the shapes world from the pixels. It uses no network, so it can rank
+pictures for preference tuning while the trained judge stays independent.
 
-It knows colours, background, number, place, relation and size; of shapes it knows nothing, save
-that it takes a stated one's area into account when it judges a size.
+It grades colours, background, count, place, relation and size. It does not recognise shapes; it
+only uses the area of a stated shape when it grades a size.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from stages.shapes_world.captions import ObjectSpec, SceneSpec
 _UNIT_AREA = {"circle": 2.84, "square": 2.69, "triangle": 1.57, "cross": 2.26, "ring": 2.44}
 """Area of a shape of radius 1, as `scenes.py` draws it."""
 _SIZE_BORDER = 9.75
-"""Radius in pixels between small (at most 8.5) and big (at least 11)."""
+"""Radius in pixels that separates small (at most 8.5) from big (at least 11)."""
 _OBJECT_AREA = 75.0
-"""Pixels of the smallest object; a blob counts as one from here on, as a part of one below."""
+"""Pixels of the smallest object; a smaller blob counts as a fraction of an object."""
 _RIVALS = 3
-"""Of the blobs, only so many of the largest are matched with the objects of a caption."""
+"""Only this many of the largest blobs are matched with the objects of a caption."""
 
 
 class Layout:
@@ -36,10 +36,10 @@ class Layout:
     card = ScoreCard(
         title="colour and layout",
         explanation="How well colours, background, number, place, relation and size fit the "
-        "caption, graded and measured on the pixels without a network.",
+        "caption, graded from the pixels without a network.",
         low=0,
         high=1,
-        licence="Apache-2.0, as this project",
+        licence="Apache-2.0, like this project",
         weights="none",
     )
 
@@ -60,7 +60,7 @@ class Layout:
 
 
 def _orders(seen: View, spec: SceneSpec) -> Iterator[tuple[Blob | None, ...]]:
-    """Every way to take blobs for the caption's objects; None where there are too few."""
+    """Yield every assignment of blobs to the caption's objects, with None for a missing blob."""
     count = len(spec.objects)
     rivals: list[Blob | None] = list(seen.blobs[:_RIVALS])
     return permutations(rivals + [None] * (count - len(rivals)), count)
@@ -69,10 +69,10 @@ def _orders(seen: View, spec: SceneSpec) -> Iterator[tuple[Blob | None, ...]]:
 def fit(
     order: tuple[Blob | None, ...], seen: View, spec: SceneSpec, width: int, height: int
 ) -> float:
-    """How well a picture fits a caption, from 0 to 1, when `order` are the caption's objects."""
-    found = [blob for blob in order if blob is not None]
-    there = sum(min(1.0, blob.area / _OBJECT_AREA) for blob in seen.blobs)
-    marks = [len(found) / max(len(order), there)]
+    """Grade from 0 to 1 how well a picture fits a caption whose objects are the blobs `order`."""
+    matched = [blob for blob in order if blob is not None]
+    object_count = sum(min(1.0, blob.area / _OBJECT_AREA) for blob in seen.blobs)
+    marks = [len(matched) / max(len(order), object_count)]
     if spec.background is not None:
         marks.append(seen.backgrounds[spec.background])
     for blob, wanted in zip(order, spec.objects, strict=True):
@@ -80,7 +80,7 @@ def fit(
     if spec.place is not None:
         marks.append(0.0 if order[0] is None else _placed(order[0], spec.place, width, height))
     if spec.relation is not None:
-        marks.append(0.0 if len(found) < 2 else _related(*found, spec.relation))
+        marks.append(0.0 if len(matched) < 2 else _related(matched[0], matched[1], spec.relation))
     return sum(marks) / len(marks)
 
 
@@ -107,5 +107,5 @@ def _related(first: Blob, second: Blob, relation: str) -> float:
 
 
 def _yes(evidence: float) -> float:
-    """From 0 (plainly not) over 0.5 (just on the border) to 1 (plainly)."""
+    """Map evidence to 0 (clearly no), 0.5 (exactly on the border), 1 (clearly yes)."""
     return 1 / (1 + exp(-max(-50.0, min(50.0, evidence))))

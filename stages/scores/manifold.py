@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 _ROWS = 1024
-"""Distances are measured in blocks of so many rows: memory is linear in N."""
+"""Rows in one block of distances: memory stays linear in N."""
 
 
 def precision_recall(
     real_NF: np.ndarray, made_MF: np.ndarray, *, neighbours: int = 3
 ) -> tuple[float, float]:
-    """Precision, the share of made features inside the real set's manifold, and recall, the share
-    of real ones inside the made set's; both from 0 to 1, higher is better.
+    """Return precision and recall, both from 0 to 1, higher is better.
 
-    A set's manifold is the union of the balls around its members that reach to their k-th nearest
-    neighbour. Raises ValueError unless each set has more than k members.
+    Precision is the share of made features inside the real set's manifold, recall the share of real
+    features inside the made set's. A set's manifold is the union of balls around its members, each
+    reaching to the member's k-th nearest neighbour (k is `neighbours`).
+
+    Raises ValueError unless each set has more than k members.
     """
     if min(len(real_NF), len(made_MF)) <= neighbours:
         raise ValueError(
@@ -46,4 +48,4 @@ def _squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _blocks(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)]
+    return [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]

@@ -1,4 +1,4 @@
-"""Crops for patch-FID: a Fréchet distance between crops in full resolution sees the texture that
+"""Crops for patch-FID: a Fréchet distance between full-resolution crops sees the texture that
 resizing to a network's input hides.
 """
 
@@ -7,12 +7,13 @@ from __future__ import annotations
 import numpy as np
 
 _LARGEST = 299
-"""Pixels; Inception's input, and the crop of SDXL-Lightning (Lin et al. 2024)."""
+"""Side in pixels of Inception's input and of SDXL-Lightning's crop (Lin et al. 2024)."""
 
 
 def patches_of(pictures_BHW3: np.ndarray, side: int | None = None) -> np.ndarray:
-    """(B * N, side, side, 3): all N crops of a grid in the middle of each picture that do not
-    overlap, the crops of a picture in a row; by default of `patch_side`.
+    """Cut each picture into a centred grid of N crops without overlap: (B * N, side, side, 3).
+
+    The crops of one picture are consecutive. `side` defaults to `patch_side`.
     """
     batch, height, width, _ = pictures_BHW3.shape
     side = side or patch_side(height, width)
@@ -24,7 +25,7 @@ def patches_of(pictures_BHW3: np.ndarray, side: int | None = None) -> np.ndarray
 
 
 def centre_patches(pictures_BHW3: np.ndarray, side: int | None = None) -> np.ndarray:
-    """(B, side, side, 3): one crop from the middle of each picture, as SDXL-Lightning takes it."""
+    """Cut one crop from the middle of each picture, as SDXL-Lightning does: (B, side, side, 3)."""
     height, width = pictures_BHW3.shape[1:3]
     side = side or patch_side(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -32,9 +33,9 @@ def centre_patches(pictures_BHW3: np.ndarray, side: int | None = None) -> np.nda
 
 
 def patch_side(height: int, width: int) -> int:
-    """Half the shorter side of a picture in whole steps of 8, at most 299: pictures of 1024 x 1024
-    give crops of 299, and the 64 x 64 ones of the shapes world of 32.
+    """Half the shorter side of a picture, rounded down to a multiple of 8, at most 299.
 
+    Pictures of 1024 x 1024 give crops of 299, the shapes world's 64 x 64 pictures crops of 32.
     Raises ValueError for sides under 16.
     """
     if min(height, width) < 16:

@@ -13,14 +13,14 @@ from stages.scores.clip import Clip, as_images
 
 
 class PickScore:
-    """A `Score`: the model's scaled cosine. Differences are log-odds that people prefer one of two
-    pictures of a prompt.
+    """A `Score`: the model's scaled cosine. The difference between two pictures of a prompt is the
+    log-odds that people prefer one to the other.
     """
 
     card = ScoreCard(
         title="PickScore",
-        explanation="Scaled cosine of a CLIP that was tuned on people's choices; a difference of "
-        "1 between two pictures of a prompt means odds of e to 1.",
+        explanation="Scaled cosine of a CLIP tuned on people's choices; a difference of 1 between "
+        "two pictures of a prompt means odds of e to 1.",
         low=-100,
         high=100,
         licence="MIT",

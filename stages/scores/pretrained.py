@@ -1,4 +1,4 @@
-"""Finds and loads the weights of a score: a folder or a hub id, safetensors alone, and whole."""
+"""Finds and loads a score's weights from a folder or hub id: only safetensors, only complete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,13 +23,13 @@ transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
 _BATCH = 32
-"""Pictures in one forward pass: callers may bring thousands of crops."""
+"""Pictures in one forward pass: callers may pass thousands of crops."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 _PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
 def find_model(config: ScoreConfig, default: str | None = None) -> Path:
-    """The folder of the weights that a config names, or of `default` where it names none."""
+    """Find the folder of the weights that a config names, or of `default` if it names none."""
     model = config.model or default
     if model is None:
         raise ConfigError(
@@ -43,8 +44,9 @@ def find_model(config: ScoreConfig, default: str | None = None) -> Path:
 def load_model(
     kind: Any, folder: Path, name: str, device: torch.device, *, spare: tuple[str, ...] = ()
 ) -> Any:
-    """A frozen float32 model of a transformers class. Weights under the prefixes `spare` may be
-    missing; transformers would draw any other at random and only warn, hence the check.
+    """Load a frozen float32 model of a transformers class. Weights under the prefixes `spare` may
+    be missing. transformers initialises other missing weights at random and only warns, hence the
+    check.
     """
     try:
         model, report = kind.from_pretrained(
@@ -60,13 +62,13 @@ def load_model(
     if missing:
         raise ConfigError(
             f"scores.{name}.model: {folder} lacks {len(missing)} of the weights of "
-            f"{kind.__name__}, such as {missing[0]}; it holds another model, or a part of one"
+            f"{kind.__name__}, such as {missing[0]}; it holds another model or an incomplete one"
         )
     return model.eval().requires_grad_(False).to(device)
 
 
 def load_image_processor(folder: Path, name: str) -> Any:
-    """The folder's own preparation of pictures; with PIL, so that it needs no torchvision."""
+    """Load the folder's image processor, with the PIL backend to avoid needing torchvision."""
     try:
         return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
     except (OSError, ValueError) as error:
@@ -74,7 +76,7 @@ def load_image_processor(folder: Path, name: str) -> Any:
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
-    """The folder's tokenizer. Without its files transformers would make an empty one, hence the
+    """Load the folder's tokenizer. Without its files transformers builds an empty one, hence the
     check.
     """
     if not any((folder / file).exists() for file in _TOKENIZER_FILES):
@@ -88,7 +90,7 @@ def load_tokenizer(folder: Path, name: str) -> Any:
 
 
 def load_tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of one safetensors file."""
+    """Load the tensors of one safetensors file."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -96,23 +98,24 @@ def load_tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def load_linear_head(path: Path, name: str, width: int, device: torch.device) -> nn.Sequential:
-    """A head of linear layers from tensors `layers.<i>.weight` and `.bias` (any prefix), as the
-    aesthetic predictor and ImageReward keep it: their dropout is gone at inference, and they have
-    no activation.
+    """Build a head of linear layers from tensors `layers.<i>.weight` and `.bias` (any prefix).
+
+    This is the format of the aesthetic predictor and ImageReward. They have no activation, and
+    their dropout does nothing at inference.
     """
-    found: dict[int, dict[str, torch.Tensor]] = {}
+    states: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in load_tensors(path, name).items():
         if match := re.search(r"layers\.(\d+)\.(weight|bias)$", key):
-            found.setdefault(int(match[1]), {})[match[2]] = tensor.float()
+            states.setdefault(int(match[1]), {})[match[2]] = tensor.float()
     head = nn.Sequential()
-    for _, state in sorted(found.items()):
+    for _, state in sorted(states.items()):
         out_width, in_width = state["weight"].shape
         layer = nn.Linear(in_width, out_width)
         layer.load_state_dict(state)
         head.append(layer)
     widths = [layer.in_features for layer in head] + [1]
     if (
-        not found
+        not states
         or widths[0] != width
         or any(layer.out_features != after for layer, after in zip(head, widths[1:], strict=True))
     ):
@@ -123,10 +126,12 @@ def load_linear_head(path: Path, name: str, width: int, device: torch.device) ->
     return head.eval().requires_grad_(False).to(device)
 
 
-def in_batches(compute: Callable[..., torch.Tensor], *rows: Sequence[Any]) -> torch.Tensor:
-    """`compute` of equally long `rows`, some at a time, joined along the first dimension."""
-    parts = range(0, len(rows[0]), _BATCH)
-    return torch.cat([compute(*(row[at : at + _BATCH] for row in rows)) for at in parts])
+def in_batches(
+    compute: Callable[..., torch.Tensor], *rows: Sequence[Any] | np.ndarray
+) -> torch.Tensor:
+    """Apply `compute` to equally long `rows` in batches, concatenated along the first dimension."""
+    starts = range(0, len(rows[0]), _BATCH)
+    return torch.cat([compute(*(row[start : start + _BATCH] for row in rows)) for start in starts])
 
 
 def _unreadable(name: str, path: Path, error: Exception) -> ConfigError:

@@ -1,4 +1,4 @@
-"""What every score and every feature space answers. Stages see only this."""
+"""The interface of every score and every feature space. Stages use only this."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from schemas.report import ScoreCard
 
 
 class Score(Protocol):
-    """Judges pictures, each by itself, for the prompts that they were made from.
+    """Judges each picture separately for the prompt that it was made from.
 
-    Made with (ScoreConfig, torch.device); weights are loaded then, so that a missing one shows
-    before any work.
+    Constructed with (ScoreConfig, torch.device). The constructor loads the weights, so that a
+    missing file is reported before any work starts.
     """
 
     card: ScoreCard
 
     def judge(self, pictures_BHW3: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """(B,) float64 of B uint8 pictures of one size; range and direction are on the card."""
+        """Score B uint8 pictures of one size: (B,) float64. The card gives range and direction."""
         ...
 
 
@@ -31,5 +31,5 @@ class FeatureSpace(Protocol):
     width: int
 
     def features(self, pictures_BHW3: np.ndarray) -> np.ndarray:
-        """(B, width) float32 of B uint8 pictures of one size."""
+        """Embed B uint8 pictures of one size: (B, width) float32."""
         ...

@@ -2,7 +2,7 @@
 back.
 
 A caption states some attributes of a scene and leaves the rest open; only what it states is judged.
-Knows nothing of pictures: `scenes.py` draws, `stages/scores/shapes_judge.py` looks.
+Knows nothing about pictures: `scenes.py` draws them, `judge.py` reads them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FILLERS = {
 _PREPOSITIONS = {"on", "at", "in"}
 
 MAX_WORDS = 14
-"""Longest caption: 14 words and the two marks of the tokenizer make its 16 tokens."""
+"""Longest caption: 14 words plus the tokenizer's start and end tokens make 16 tokens."""
 
 STATED = {
     "color": 0.9,
@@ -59,8 +59,8 @@ STATED = {
     "place": 0.7,
     "relation": 0.8,
 }
-"""Probability that a caption says an attribute. What it leaves unsaid is what makes one-step
-sampling blur.
+"""Probability that a caption states an attribute. The unstated attributes make one-step sampling
+blurry.
 """
 
 
@@ -70,7 +70,7 @@ class CaptionError(ValueError):
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """What a caption says of one object; None where it says nothing."""
+    """What a caption says about one object; None where it says nothing."""
 
     color: str | None = None
     shape: str | None = None
@@ -79,10 +79,10 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """What a caption says of a scene with one or two objects; None where it says nothing.
+    """What a caption says about a scene with one or two objects; None where it says nothing.
 
-    `place` belongs to a single object (half or centre of the picture), `relation` tells where the
-    first of two objects lies as seen from the second.
+    `place` applies to a single object (half or centre of the picture); `relation` says where the
+    first of two objects is relative to the second.
     """
 
     objects: tuple[ObjectSpec, ...]
@@ -166,9 +166,9 @@ def _phrase_once(spec: SceneSpec, rng: random.Random, *, plain: bool = False) ->
 
 
 def parse(text: str) -> SceneSpec:
-    """Read a caption back into what it states.
+    """Parse a caption back into what it states.
 
-    Understands every sentence of `phrase` and close relatives in any case, with commas and full
+    Accepts every sentence of `phrase` and close variants, in any letter case, with commas and full
     stops. Raises CaptionError, naming the word, for a text outside the grammar.
     """
     words = text.lower().replace(",", " ").replace(".", " ").split()
@@ -218,7 +218,7 @@ def parse(text: str) -> SceneSpec:
 
 
 def vocabulary() -> list[str]:
-    """Every word that the grammar can say, sorted: the tokenizer's whole-word tokens."""
+    """Return every word of the grammar, sorted: the tokenizer's whole-word tokens."""
     phrases = [
         p for group in (*_PLACE_PHRASES.values(), *_RELATION_PHRASES.values()) for p in group
     ]

@@ -1,9 +1,9 @@
 """Alignment for the shapes world: which attributes of a caption does a picture show?
 
-A small detector in the manner of CenterNet (Zhou et al. 2019): peaks of a heat map are objects,
-read-outs at the peak tell colour, shape and size. It is trained on ground truth; its pooled
-features are the space in which the embedded default measures Fréchet distances. B pictures, H and W
-their height and width in pixels.
+A small detector like CenterNet (Zhou et al. 2019): peaks of a heat map are objects, and read-outs
+at a peak give colour, shape and size. It is trained on ground truth; the embedded default measures
+Fréchet distances in the space of its pooled features. B pictures, H and W their height and width in
+pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stages.shapes_world.captions import BACKGROUNDS, COLORS, SHAPES, SIZES, Sce
 STRIDE = 4
 FEATURE_WIDTH = 64
 _SLACK = 0.2
-"""Half-width, as a share of the side, of what still counts as the middle of a picture."""
+"""Half-width of the area that counts as the middle of a picture, as a share of its side."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SeenObject:
 
 @dataclass(frozen=True)
 class Seen:
-    """All that the judge found in one picture of `width` x `height` pixels."""
+    """What the judge found in one picture of `width` x `height` pixels."""
 
     width: int
     height: int
@@ -63,7 +63,7 @@ class _Residual(nn.Module):
 
 
 class ShapesJudge(nn.Module):
-    """The detector's network; sides of a picture must be divisible by 8."""
+    """The detector's network; both sides of a picture must be divisible by 8."""
 
     read_outs = (
         ("heat", 1),
@@ -94,7 +94,7 @@ class ShapesJudge(nn.Module):
 
     @staticmethod
     def load(path: Path) -> ShapesJudge:
-        """The trained judge. Raises FileNotFoundError when `path` is missing."""
+        """Load the trained judge. Raises FileNotFoundError when `path` is missing."""
         judge = ShapesJudge()
         judge.load_state_dict(load_file(path))
         return judge.eval().requires_grad_(False)
@@ -148,7 +148,7 @@ class ShapesJudge(nn.Module):
 
 
 def shown(seen: Seen, spec: SceneSpec) -> dict[str, bool]:
-    """Which stated attributes a picture shows, under the matching of objects that shows the most.
+    """Tell which stated attributes a picture shows, matching objects so that it shows the most.
 
     Keys: `count`, `background`, and, when the count is right, per object `color_0`, `shape_0`,
     `size_0`, ... and `place` or `relation`. Attributes that the caption leaves open have no key.

@@ -1,7 +1,7 @@
-"""Draws scenes of the shapes world: what a caption states is obeyed, the rest is drawn at random.
+"""Draws scenes of the shapes world: they obey what a caption states and are otherwise random.
 
-Unsaid and free in every scene: exact place, rotation, proportions, shade, lighting, outline,
-shadow, gradient. Pure numpy; the signed distance functions follow Quilez's 2D list. B scenes, H and
+No caption states exact place, rotation, proportions, shade, lighting, outline, shadow or gradient;
+they vary freely. Pure numpy; the signed distance functions follow Quilez's 2D list. B scenes, H and
 W picture height and width.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,13 +42,13 @@ BACKGROUND_RGB = {
     "pink": (228, 168, 186),
 }
 RADIUS = {"small": (7.0, 8.5), "big": (11.0, 14.0)}
-"""Radius in pixels, in every bucket."""
+"""Radius in pixels, the same in every bucket."""
 TILT = 0.26
-"""Objects stand upright up to this angle, in radians."""
+"""Largest rotation of an object away from upright, in radians."""
 
 SCATTER = 2.0
-"""Objects lie so far, in pixels and along each axis, from where their caption puts them: one that
-states place or relation leaves no more than the exact place open.
+"""Largest offset of an object from where its caption puts it, in pixels along each axis. A caption
+that states place or relation leaves only the exact place open.
 """
 
 _GAP = 2.0
@@ -95,10 +96,11 @@ def sample_scene(
     tilt: float = TILT,
     scatter: float | None = SCATTER,
 ) -> Scene:
-    """Draw a scene of `width` x `height` pixels that shows all that `spec` states.
+    """Draw a scene of `width` x `height` pixels that shows everything `spec` states.
 
-    `tilt` bounds the rotation of objects, in radians; pi turns them freely. `scatter` bounds how
-    far they lie from where place or relation aims them, in pixels; with None they lie anywhere.
+    `tilt` bounds the rotation of objects, in radians; with pi they rotate freely. `scatter` bounds
+    their offset from the position that place or relation aims at, in pixels; with None they may be
+    anywhere that obeys `spec`.
     """
     while True:
         things = [_sample_object(thing, rng, tilt) for thing in spec.objects]
@@ -138,7 +140,7 @@ def _sample_object(spec: ObjectSpec, rng: random.Random, tilt: float) -> dict:
 
 
 def _shade(rng: random.Random) -> tuple[float, float, float]:
-    """A factor per RGB channel: a common brightness and a little tint."""
+    """Draw a factor per RGB channel: a common brightness and a slight tint."""
     brightness = rng.uniform(0.9, 1.08)
     red, green, blue = (brightness * rng.uniform(0.96, 1.04) for _ in range(3))
     return red, green, blue
@@ -152,8 +154,9 @@ def _sample_places(
     rng: random.Random,
     scatter: float | None,
 ) -> list[tuple[float, float]] | None:
-    """Centres inside the picture, apart from each other, obeying place or relation; None if 60
-    draws found none.
+    """Draw centres inside the picture so that objects do not touch and place or relation is obeyed.
+
+    Returns None if 60 draws fail.
     """
     for _ in range(60):
         if scatter is None:
@@ -194,7 +197,7 @@ def _within(centre: float, radius: float, side: int) -> float:
 def _aims(
     spec: SceneSpec, radii: list[float], width: int, height: int, rng: random.Random
 ) -> list[tuple[float, float]]:
-    """Where place or relation puts the objects; one of them at random where it is not stated."""
+    """The positions that place or relation aims at; an unstated one is drawn at random."""
     if len(radii) == 1:
         return [_aim_of_place(spec.place or rng.choice(PLACES), width, height)]
     return _aims_of_relation(spec.relation or rng.choice(RELATIONS), radii, width, height)
@@ -209,7 +212,7 @@ def _aim_of_place(place: str, width: int, height: int) -> tuple[float, float]:
 def _aims_of_relation(
     relation: str, radii: list[float], width: int, height: int
 ) -> list[tuple[float, float]]:
-    """Both on a line through the middle; a slanted one where the picture is too narrow for them."""
+    """Aim both at a line through the middle, slanted if the picture is too narrow for them."""
     across = relation in ("left", "right")
     side, other = (width, height) if across else (height, width)
     apart = sum(radii) + _GAP + SCATTER
@@ -247,11 +250,10 @@ def _is_related(dx: float, dy: float, relation: str | None) -> bool:
 
 
 def describe(scene: Scene, rng: random.Random) -> SceneSpec:
-    """Draw something true to say of a scene, each attribute stated with the probability in
-    `STATED`.
+    """Draw a true description of a scene, each attribute stated with the probability in `STATED`.
 
     The objects may be named in either order; place and relation are stated only where they are
-    plain to see.
+    clearly visible.
     """
 
     def said(attribute: str, value: str) -> str | None:
@@ -304,7 +306,14 @@ def render(scenes: list[Scene]) -> np.ndarray:
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
-def _draw(picture, things: list[SceneObject], shadow, x_HW, y_HW, column) -> np.ndarray:
+def _draw(
+    picture: np.ndarray,
+    things: list[SceneObject],
+    shadow: np.ndarray,
+    x_HW: np.ndarray,
+    y_HW: np.ndarray,
+    column: Callable[[list], np.ndarray],
+) -> np.ndarray:
     x, y = column([t.x for t in things]), column([t.y for t in things])
     radius = column([t.radius for t in things])
     cos, sin = (
@@ -314,7 +323,7 @@ def _draw(picture, things: list[SceneObject], shadow, x_HW, y_HW, column) -> np.
     stretch = column([t.stretch for t in things])
     shapes = [t.shape for t in things]
 
-    def distance(dx, dy):
+    def distance(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
         """Signed distance to the edge in pixels, negative inside."""
         u = (dx * cos + dy * sin) / (radius * (1 + stretch))
         v = (-dx * sin + dy * cos) / (radius * (1 - stretch))
@@ -340,7 +349,7 @@ def _draw(picture, things: list[SceneObject], shadow, x_HW, y_HW, column) -> np.
 
 
 def _signed_distance(u: np.ndarray, v: np.ndarray, shapes: list[str]) -> np.ndarray:
-    """Unit-radius signed distances (B, H, W), one shape a row."""
+    """Return unit-radius signed distances (B, H, W), one shape per row."""
     out = np.empty_like(u)
     for shape in set(shapes):
         rows = [i for i, name in enumerate(shapes) if name == shape]

@@ -1,7 +1,7 @@
-"""A nested training state (modules, optimizers, counters) as one safetensors file: no pickle,
-atomic, exact.
+"""Stores a nested training state (modules, optimizers, counters) in one safetensors file: no
+pickle, atomic, exact.
 
-Knows nothing of what is trained.
+Knows nothing about what is trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StateFileError(ValueError):
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a tree of dicts, lists, tensors and JSON scalars to `path`, whole or not at all.
+    """Write a tree of dicts, lists, tensors and JSON scalars to `path`, atomically.
 
     Dict keys may be str or int. Raises TypeError for a leaf that is neither a tensor nor a JSON
     scalar.
@@ -51,8 +51,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `save_state` wrote. Raises StateFileError naming the file when it is cut short or
-    not ours.
+    """Read what `save_state` wrote. Raises StateFileError naming the file when it is truncated
+    or in another format.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:

@@ -1,5 +1,5 @@
-"""Makes the embedded teacher from nothing: every part in turn, each resumable, then a whole
-diffusers folder.
+"""Trains the embedded teacher from scratch: each part in turn, all resumable. Then writes a
+complete diffusers folder.
 
 The shipped transformer took 5.7 hours on two busy CPU cores; logs are in docs/teacher-training.
 """
@@ -44,16 +44,16 @@ CURRICULUM = (
     (0.09, Freedom(TILT, None)),
     (0.89, Freedom(TILT, SCATTER)),
 )
-"""From which share of the transformer's steps which scenes: objects turned freely and anywhere,
-upright and anywhere, at last as the world is.
+"""The scenes to train on, and the share of the transformer's steps at which they begin: objects
+rotated freely and anywhere, then upright and anywhere, finally as in the shapes world.
 """
 
 
 def train_all(
     work: Path, out: Path, share: float = 1.0, report: Callable[[str], None] = print
 ) -> None:
-    """Train what is missing in `work` and write the pipeline to `out`. `share` scales every number
-    of steps.
+    """Train what is missing in `work` and write the pipeline to `out`. `share` scales the
+    numbers of steps and scenes.
     """
     steps = {name: max(2, round(count * share)) for name, count in STEPS.items()}
     scenes = max(500, round(SCENES * share))
@@ -102,8 +102,8 @@ def assemble(
     towers: list[CLIPTextModelWithProjection],
     judge: ShapesJudge,
 ) -> None:
-    """Write a complete `StableDiffusion3Pipeline` folder in bfloat16, the judge beside it, and
-    their revision.
+    """Write a complete `StableDiffusion3Pipeline` folder in bfloat16, including the judge and
+    a REVISION file.
     """
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer.to(torch.bfloat16),
@@ -119,8 +119,8 @@ def assemble(
     shutil.rmtree(out, ignore_errors=True)
     pipeline.save_pretrained(out, safe_serialization=True)
     for name in ("text_encoder", "text_encoder_2"):
-        # Unasked, transformers loads the dtype of the configuration, diffusers float32: said so
-        # here, a pipeline is of one dtype.
+        # By default transformers loads the dtype of the configuration, but diffusers loads float32.
+        # Setting float32 here gives the whole pipeline one dtype.
         config = out / name / "config.json"
         config.write_text(
             json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n"
@@ -133,8 +133,8 @@ def assemble(
 
 
 def revision_of(folder: Path) -> str:
-    """12 hex digits over every file but this mark: what keys of artifacts know the embedded teacher
-    by.
+    """Hash every file except REVISION to 12 hex digits, which identify the embedded teacher in
+    artifact keys.
     """
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "REVISION"):

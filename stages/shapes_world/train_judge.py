@@ -1,8 +1,8 @@
 """Trains the judge of the shapes world on drawn scenes, half of them passed through the
 autoencoder.
 
-The detour through noisy latents makes the judge look at what a picture shows, not at how crisp its
-edges are.
+Pictures from noisy latents make the judge look at what a picture shows, not at how crisp its edges
+are.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ from stages.shapes_world.training_loop import run_training, step_rng
 def train_judge(
     folder: Path, vae: AutoencoderKL, *, steps: int, batch_size: int = 48, seed: int = 0
 ) -> ShapesJudge:
-    """Train on one bucket a step; every other step sees pictures that went through the
+    """Train on one bucket per step; every other step uses pictures that went through the
     autoencoder.
     """
     torch.manual_seed(seed)
-    judge = ShapesJudge().to(memory_format=torch.channels_last)
+    judge: ShapesJudge = ShapesJudge().to(
+        memory_format=torch.channels_last  # type: ignore[call-overload]  # torch's stubs lack it
+    )
     with torch.no_grad():  # start the heat map at the rate of true peaks, as focal losses need
-        judge.objects.bias[0] = -math.log(1 / 0.02 - 1)
+        bias = judge.objects.bias
+        assert bias is not None
+        bias[0] = -math.log(1 / 0.02 - 1)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-2)
 
     def update(step: int) -> dict[str, float]:
@@ -52,6 +56,7 @@ def train_judge(
             out = judge(picture)
         losses = _losses({name: value.float() for name, value in out.items()}, scenes)
         loss = sum(losses.values())
+        assert isinstance(loss, Tensor)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
@@ -75,12 +80,13 @@ def _through_latents(
 
 
 def _losses(out: dict[str, Tensor], scenes: list[Scene]) -> dict[str, Tensor]:
-    """Focal loss on the heat map (CenterNet, equation 1), cross-entropy and L1 at the true
+    """Focal loss on the heat map (CenterNet, equation 1), plus cross-entropy and L1 at the true
     centres.
     """
     heat = torch.zeros(out["heat"].shape)
     grid_y, grid_x = (torch.arange(n) + 0.5 for n in heat.shape[-2:])
-    where, offsets, labels = [], [], {"color": [], "shape": [], "size": []}
+    where, offsets = [], []
+    labels: dict[str, list[int]] = {"color": [], "shape": [], "size": []}
     for b, scene in enumerate(scenes):
         for thing in scene.objects:
             x, y = thing.x / STRIDE, thing.y / STRIDE
@@ -98,7 +104,7 @@ def _losses(out: dict[str, Tensor], scenes: list[Scene]) -> dict[str, Tensor]:
     focal = torch.where(heat == 1, (1 - yes) ** 2 * log_yes, (1 - heat) ** 4 * yes**2 * log_no)
     losses = {"heat": -focal.sum() / len(where)}
     losses["offset"] = F.l1_loss(out["offset"][b, :, i, j], torch.tensor(offsets))
-    for name, values in labels.items():
-        losses[name] = F.cross_entropy(out[name][b, :, i, j], torch.tensor(values))
+    for name, indices in labels.items():
+        losses[name] = F.cross_entropy(out[name][b, :, i, j], torch.tensor(indices))
     backgrounds = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
     return losses | {"background": F.cross_entropy(out["background"], backgrounds)}

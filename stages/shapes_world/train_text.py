@@ -1,7 +1,7 @@
 """Makes the tokenizer and trains the two CLIP text towers of the embedded teacher.
 
-Each tower learns to tell what a caption states: from its pooled embedding the whole scene, from its
-penultimate hidden state at each noun that object. These are the two outputs that SD3 feeds to its
+Each tower learns to encode what a caption states: its pooled embedding predicts the whole scene,
+its penultimate hidden state at each noun predicts that object. SD3 feeds these two outputs to its
 transformer.
 """
 
@@ -24,6 +24,7 @@ from stages.shapes_world.captions import (
     RELATIONS,
     SHAPES,
     SIZES,
+    ObjectSpec,
     SceneSpec,
     phrase,
     sample_spec,
@@ -37,11 +38,11 @@ _OBJECT_FIELDS = {"color": COLORS, "shape": SHAPES, "size": SIZES}
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer of 16 tokens: one token for each word of the grammar, bytes for all other
-    text.
+    """Build a CLIP tokenizer with 16 tokens per text: one token for each word of the grammar, bytes
+    for all other text.
 
-    Its vocabulary is kept, not made anew: `tokenizers` breaks ties between merges by chance, and
-    with other ids a tower no longer knows its words.
+    Its vocabulary is stored, not rebuilt: `tokenizers` breaks ties between merges at random, and
+    trained towers do not work with other ids.
     """
     kept = json.loads(VOCABULARY.read_text())
     merges = [tuple(merge.split(" ")) for merge in kept["merges"]]
@@ -49,8 +50,8 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def build_towers(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProjection]:
-    """Two untrained text towers; their widths concatenate to SD3's joint width and pooled width
-    (192).
+    """Build two untrained text towers; their widths concatenate to SD3's joint width and pooled
+    width (192).
     """
     return [
         CLIPTextModelWithProjection(
@@ -72,8 +73,8 @@ def build_towers(tokenizer: CLIPTokenizer) -> list[CLIPTextModelWithProjection]:
 
 
 class AttributeReader(nn.Module):
-    """Linear read-outs that make a tower's embeddings tell what a caption states; thrown away after
-    training.
+    """Linear read-outs that train a tower's embeddings to encode what a caption states; discarded
+    after training.
     """
 
     def __init__(self, width: int) -> None:
@@ -91,8 +92,8 @@ class AttributeReader(nn.Module):
         specs: list[SceneSpec],
         noun_ids: Tensor,
     ) -> tuple[Tensor, float]:
-        """Cross-entropy over all read-outs, and the share of captions whose pooled read-out is
-        right everywhere.
+        """Return the cross-entropy over all read-outs, and the share of captions with every pooled
+        read-out right.
         """
         output = tower(input_ids=ids_BL, output_hidden_states=True)
         rows, columns = torch.isin(ids_BL, noun_ids).nonzero(as_tuple=True)
@@ -113,7 +114,7 @@ class AttributeReader(nn.Module):
         ), right
 
 
-def _object_labels(thing) -> list[int]:
+def _object_labels(thing: ObjectSpec) -> list[int]:
     values = (thing.color, thing.shape, thing.size)
     return [
         0 if v is None else 1 + names.index(v)
@@ -123,11 +124,11 @@ def _object_labels(thing) -> list[int]:
 
 def _scene_labels(spec: SceneSpec) -> list[int]:
     second = _object_labels(spec.objects[1]) if len(spec.objects) == 2 else [0, 0, 0]
-    rest = ((spec.background, BACKGROUNDS), (spec.place, PLACES), (spec.relation, RELATIONS))
+    fields = ((spec.background, BACKGROUNDS), (spec.place, PLACES), (spec.relation, RELATIONS))
     return (
         _object_labels(spec.objects[0])
         + second
-        + [0 if v is None else 1 + n.index(v) for v, n in rest]
+        + [0 if v is None else 1 + n.index(v) for v, n in fields]
     )
 
 
@@ -141,7 +142,7 @@ def _grouped_loss(logits: Tensor, labels: Tensor, sizes: list[int]) -> tuple[Ten
 def train_text(
     folder: Path, *, steps: int, batch_size: int = 256, seed: int = 0
 ) -> tuple[CLIPTokenizer, list[CLIPTextModelWithProjection]]:
-    """Train both towers on captions of the grammar; no picture is seen."""
+    """Train both towers on captions of the grammar, without pictures."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     towers = build_towers(tokenizer)
@@ -158,6 +159,7 @@ def train_text(
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 30, 0.02 + (1 - step / steps) / 0.6)
         results = [r.loss(t, ids_BL, specs, noun_ids) for r, t in zip(readers, towers, strict=True)]
         loss = sum(loss for loss, _ in results)
+        assert isinstance(loss, Tensor)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)

@@ -1,8 +1,8 @@
 """Trains the SD3 transformer of the embedded teacher by rectified flow on encoded scenes.
 
-Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest, a constant rate and then a
-linear decay; logit-normal noise levels as in SD3 (Esser et al. 2024, section 3.1), with a bias to
-high noise, where the layout is decided. Every visit of a scene gets a new caption.
+Muon (Jordan et al. 2024) trains the blocks' matrices, AdamW the rest; the learning rate is constant
+and then decays linearly. Noise levels are logit-normal as in SD3 (Esser et al. 2024, section 3.1),
+biased to high noise, where the layout is decided. A scene gets a new caption each time it is used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CAPTION_DROP = 0.1
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """An untrained MMDiT: 6 blocks, 192 wide, 7.8 M parameters, 60 to 64 image tokens a picture."""
+    """An untrained MMDiT: 6 blocks, 192 wide, 7.8 M parameters, 60-64 image tokens per picture."""
     width = sum(TOWER_WIDTHS)
     return SD3Transformer2DModel(
         sample_size=16,
@@ -55,33 +55,31 @@ def build_transformer() -> SD3Transformer2DModel:
 
 @dataclass(frozen=True)
 class EncodedScenes:
-    """Scenes of one bucket with their latents (n, 16, H, W), float16, already shifted and
-    scaled.
-    """
+    """Scenes of one bucket with their latents (n, 16, H, W), float16, shifted and scaled."""
 
     scenes: list[Scene]
     latents: Tensor
 
     @cached_property
     def pairs(self) -> list[int]:
-        """Which of the scenes have two objects."""
+        """Indices of the scenes with two objects."""
         return [i for i, scene in enumerate(self.scenes) if len(scene.objects) == 2]
 
     def pick(self, rng: random.Random) -> int:
-        """Draw a scene; every other time one with two objects, which are harder."""
+        """Draw a scene's index; half of the draws use only scenes with two objects (harder)."""
         return rng.choice(self.pairs) if rng.random() < 0.5 else rng.randrange(len(self.scenes))
 
 
 @dataclass(frozen=True)
 class Freedom:
-    """How freely the objects of a set of scenes lie, as `sample_scene` takes it."""
+    """How freely objects are placed in a set of scenes; see `sample_scene`."""
 
     tilt: float
     scatter: float | None
 
 
 def scene_of(index: int, seed: int, freedom: Freedom) -> Scene:
-    """The `index`-th scene of a training set; its bucket is `index` modulo the number of
+    """Draw the `index`-th scene of a training set; its bucket is `index` modulo the number of
     buckets.
     """
     rng = random.Random(f"scene/{seed}/{index}")
@@ -102,8 +100,8 @@ def encode_scenes(
     for bucket in range(len(BUCKETS)):
         scenes = [scene_of(i, seed, freedom) for i in range(bucket, count, len(BUCKETS))]
         latents = []
-        for at in range(0, len(scenes), 64):
-            picture = torch.from_numpy(render(scenes[at : at + 64])).permute(0, 3, 1, 2)
+        for start in range(0, len(scenes), 64):
+            picture = torch.from_numpy(render(scenes[start : start + 64])).permute(0, 3, 1, 2)
             picture = (picture.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 mean = vae.encode(picture).latent_dist.mean.float()
@@ -116,7 +114,7 @@ def encode_scenes(
 
 
 class TextConditioner:
-    """Captions to conditioning exactly as diffusers' SD3 pipeline without T5 does it."""
+    """Turns captions into conditioning exactly as diffusers' SD3 pipeline without T5 does."""
 
     def __init__(self, tokenizer: CLIPTokenizer, towers: list[CLIPTextModelWithProjection]) -> None:
         self.tokenizer = tokenizer
@@ -136,11 +134,11 @@ class TextConditioner:
 
 
 class LayoutReader(nn.Module):
-    """Reads off an inner block which object will cover each image token: colour, shape and size, or
-    none.
+    """Predicts from an inner block which object will cover each image token: colour, shape and
+    size, or none.
 
-    An auxiliary loss in the spirit of REPA (Yu et al. 2024): a block that has to know the layout
-    learns to plan it, and shapes are learnt several times sooner. Thrown away after training.
+    An auxiliary loss in the spirit of REPA (Yu et al. 2024): a block that must predict the layout
+    learns to plan it, and shapes are learnt several times sooner. Discarded after training.
     """
 
     block = 3
@@ -154,14 +152,16 @@ class LayoutReader(nn.Module):
 
     def loss(self, tokens_BND: Tensor, labels_BN3: Tensor) -> Tensor:
         parts = self.logits(self.norm(tokens_BND)).flatten(0, 1).split(self.sizes, dim=1)
-        return sum(
+        loss = sum(
             F.cross_entropy(part, labels_BN3[..., i].flatten()) for i, part in enumerate(parts)
         )
+        assert isinstance(loss, Tensor)
+        return loss
 
 
 def layout_of(scene: Scene, token: int = 8) -> Tensor:
-    """Labels (N, 3) int64 of each token's colour, shape and size, counted from 1; 0 where no
-    object's disc lies.
+    """Return labels (N, 3) int64 of each token's colour, shape and size, counted from 1; 0 outside
+    every object's disc.
     """
     y, x = np.meshgrid(
         np.arange(scene.height // token) * token + token / 2,
@@ -191,9 +191,9 @@ def train_transformer(
     decay_from: float = 0.5,
     seed: int = 0,
 ) -> SD3Transformer2DModel:
-    """Train and return the averaged weights. One bucket a step, each bucket as often as the others.
+    """Train and return the averaged weights. Each step uses one bucket; all are used equally often.
 
-    `stages` is a curriculum: each set of scenes serves from its step on.
+    `stages` is a curriculum: each set of scenes is used from its step on.
     """
     torch.manual_seed(seed)
     transformer = build_transformer()
@@ -219,27 +219,15 @@ def train_transformer(
         data = [scenes for first, scenes in stages if first <= step][-1]
         group = data[step % len(data)]
         rows = [group.pick(rng) for _ in range(batch_size)]
-        latents = group.latents[rows].float()
-        texts = [
-            "" if rng.random() < CAPTION_DROP else phrase(describe(group.scenes[i], rng), rng)
-            for i in rows
-        ]
         scale = min(1.0, (step + 1) / 100, max(0.02, (1 - step / steps) / (1 - decay_from)))
         for optimizer, rate in ((muon, muon_rate), (adam, adam_rate)):
             for param_group in optimizer.param_groups:
                 param_group["lr"] = rate * scale
-        sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) * 1.1 + 0.9)
-        noise = torch.randn(latents.shape, generator=generator)
-        level = sigma.view(-1, 1, 1, 1)
-        conditioning = conditioner(texts)
+        conditioning = conditioner(_captions(group, rows, rng))
+        loss = _flow_loss(backbone, group.latents[rows].float(), conditioning, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            velocity = backbone.velocity(
-                (1 - level) * latents + level * noise, sigma, conditioning
-            ).float()
-            layout = reader.loss(
-                inner.pop("tokens"), torch.stack([layout_of(group.scenes[i]) for i in rows])
-            )
-        loss = (velocity - (noise - latents)).square().mean()
+            layouts = torch.stack([layout_of(group.scenes[i]) for i in rows])
+            layout = reader.loss(inner.pop("tokens"), layouts)
         (loss + reader.weight * layout.float()).backward()
         norm = torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
         for optimizer in (muon, adam):
@@ -258,3 +246,27 @@ def train_transformer(
     run_training("transformer", folder, parts, steps, update)
     average.copy_to(transformer)
     return transformer.eval()
+
+
+def _captions(group: EncodedScenes, rows: list[int], rng: random.Random) -> list[str]:
+    """A new caption for each scene; some are dropped, which trains the unconditional model."""
+    return [
+        "" if rng.random() < CAPTION_DROP else phrase(describe(group.scenes[i], rng), rng)
+        for i in rows
+    ]
+
+
+def _flow_loss(
+    backbone: SD3Backbone,
+    latents_BCHW: Tensor,
+    conditioning: Conditioning,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean squared error of the velocity, at noise levels biased to high noise."""
+    sigma = torch.sigmoid(torch.randn(len(latents_BCHW), generator=generator) * 1.1 + 0.9)
+    noise = torch.randn(latents_BCHW.shape, generator=generator)
+    level = sigma.view(-1, 1, 1, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        noised = (1 - level) * latents_BCHW + level * noise
+        velocity = backbone.velocity(noised, sigma, conditioning).float()
+    return (velocity - (noise - latents_BCHW)).square().mean()

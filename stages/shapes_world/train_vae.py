@@ -1,7 +1,7 @@
 """Trains the autoencoder of the embedded teacher: AutoencoderKL, factor 4, 16 latent channels.
 
-Most steps see small crops around objects (edges are what is hard), the last quarter sees whole
-pictures, so that the group statistics are those of use.
+Most steps use small crops around objects, since edges are the hard part. The last quarter uses
+whole pictures, so that the group norms see the statistics of real use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stages.shapes_world.scenes import Scene, render, sample_scene
 from stages.shapes_world.training_loop import run_training, step_rng
 
 KL_WEIGHT = 2e-3
-"""Of the mean KL per latent element. Keeps the latents smooth enough for a flow to learn."""
+"""Weight of the mean KL per latent element. Keeps the latents smooth enough for a flow to learn."""
 
 CROP = 32
 
@@ -44,8 +44,8 @@ def build_vae() -> AutoencoderKL:
 def train_vae(
     folder: Path, *, steps: int, batch_size: int = 24, learning_rate: float = 2e-3, seed: int = 0
 ) -> AutoencoderKL:
-    """Train with L1 on colours and on their differences, and a small KL; measure shift and scaling
-    at the end.
+    """Train with L1 on colours and on differences between neighbouring pixels, and a small KL;
+    measure shift and scaling at the end.
     """
     torch.manual_seed(seed)
     vae = build_vae().to(memory_format=torch.channels_last)
@@ -71,6 +71,7 @@ def train_vae(
             output = vae.decode(latents).sample.float()
         color = F.l1_loss(output, picture)
         edges = sum(F.l1_loss(output.diff(dim=d), picture.diff(dim=d)) for d in (-1, -2))
+        assert isinstance(edges, Tensor)
         kl = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
         loss = color + edges + KL_WEIGHT * kl
         optimizer.zero_grad(set_to_none=True)
@@ -89,7 +90,7 @@ def train_vae(
 
 
 def pictures_of(scenes: list[Scene]) -> Tensor:
-    """Scenes of one size as (B, 3, H, W) float32 in [-1, 1]."""
+    """Render scenes of one size as (B, 3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(render(scenes)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -98,7 +99,7 @@ def _any_scene(width: int, height: int, rng: random.Random) -> Scene:
 
 
 def _crops(count: int, rng: random.Random) -> Tensor:
-    """Square crops that hold at least a part of an object, two from each scene."""
+    """Draw square crops that each contain at least part of an object, two from each scene."""
     scenes = [_any_scene(64, 64, rng) for _ in range(count // 2)]
     pictures = pictures_of(scenes)
     crops = []

@@ -1,8 +1,8 @@
-"""One resumable training loop for all nets of the embedded teacher: saves by the clock, continues
-exactly.
+"""The resumable training loop of all networks of the embedded teacher: saves at intervals and
+resumes exactly.
 
 Every random draw of a step comes from `step_rng(seed, step)`, so a resumed training equals an
-undisturbed one.
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Stateful(Protocol):
 
 
 def step_rng(seed: int, step: int) -> tuple[random.Random, torch.Generator]:
-    """The random numbers of one training step, for Python and for torch."""
+    """Return the random generators of one training step, for Python and for torch."""
     rng = random.Random(f"{seed}/{step}")
     return rng, torch.Generator().manual_seed(rng.getrandbits(62))
 
@@ -45,7 +45,7 @@ def run_training(
     `steps`.
 
     `parts` are saved and restored together with the step. Metrics, averaged over `log_every` steps,
-    go to `folder/name.jsonl` and as a line to `report`.
+    go to `folder/name.jsonl` and, as one line, to `report`.
     """
     path = folder / f"{name}.safetensors"
     first, elapsed = 0, 0.0
@@ -79,8 +79,8 @@ def run_training(
                 log.write(json.dumps(row) + "\n")
             left = (time.monotonic() - start) / (done - first) * (steps - done)
             report(f"{name} {done}/{steps}  {_spell(row)}  {left / 60:.1f} min left")
-        # A save falls on a logged step, so that the averages of a resumed log equal the undisturbed
-        # ones.
+        # Save only at a logged step, so that the averages in a resumed log equal those of an
+        # uninterrupted training.
         if done == steps or (done % log_every == 0 and time.monotonic() - saved > save_every_s):
             save(done)
             saved = time.monotonic()

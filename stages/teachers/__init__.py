@@ -1,7 +1,7 @@
 """Teacher families. A new family is one file here and one line in `FAMILIES`.
 
-Nothing else in the project knows families: stages open teachers and students through this page and
-see `protocol.Teacher` alone. Importing it loads neither torch nor diffusers.
+No other code knows the families: stages open teachers and students through this module and see
+only `protocol.Teacher`. Importing it loads neither torch nor diffusers.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from schemas.config import PipelineConfig, TeacherConfig, WorkerPool
     from stages.teachers.protocol import Teacher
 
-# transformers warns at import that torchvision is absent; nothing here needs it.
+# transformers warns at import that torchvision is absent; this project does not need it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of a family are, each as `module:name`, imported when it is used."""
+    """The parts of a family. Code is named as `module:name` and imported when it is used."""
 
     teacher: str
-    """A class that answers `protocol.Teacher`, made with a TeacherConfig."""
+    """A class that implements `protocol.Teacher` and is constructed from a TeacherConfig."""
     pipeline: str
-    """`_class_name` in the model_index.json of its folders."""
+    """`_class_name` in the model_index.json of the family's folders."""
     memory: str | None = None
-    """A function of PipelineConfig and the teacher's folder that gives the bytes of a training
-    worker and imports no torch. Without it `plan` names no memory.
+    """A function of PipelineConfig and the teacher's folder that returns the bytes that a training
+    worker needs, and does not import torch. Without it `plan` reports no memory.
     """
     embedded: Path | None = None
-    """The weights that ship with the project, for a configuration that names no model."""
+    """Weights that ship with the project, for a configuration that names no model."""
 
 
 EMBEDDED = Path(__file__).parents[1] / "shapes_world" / "weights"
@@ -51,8 +51,8 @@ FAMILIES = {
 
 
 def pinned(config: TeacherConfig) -> TeacherConfig:
-    """Fill in the revision of an embedded teacher, so that new weights make new artifacts. Reads
-    one small file at most.
+    """Fill in the revision of an embedded teacher, so that new weights give new artifacts. Reads at
+    most one small file.
     """
     family = FAMILIES.get(config.family)
     if family is None or family.embedded is None or config.model or config.revision:
@@ -63,16 +63,16 @@ def pinned(config: TeacherConfig) -> TeacherConfig:
 
 
 def open_teacher(config: TeacherConfig) -> Teacher:
-    """The teacher that a configuration names; weights are loaded when they are first used.
+    """The teacher that a configuration names; its weights are loaded on first use.
 
-    Raises ConfigError for an unknown family, and for a model that is missing or incomplete.
+    Raises ConfigError for an unknown family, and for a missing or incomplete model.
     """
     teacher: Teacher = _load(_family(config.family).teacher)(config)
     return teacher
 
 
 def open_teacher_in(pool: WorkerPool, config: TeacherConfig) -> Teacher:
-    """`open_teacher` in a worker of a pool, placed on that worker's device."""
+    """Call `open_teacher` in a worker of a pool, and place the teacher on that worker's device."""
     from stages.teachers.devices import pool_device
 
     teacher = open_teacher(config)
@@ -81,8 +81,8 @@ def open_teacher_in(pool: WorkerPool, config: TeacherConfig) -> Teacher:
 
 
 def folder_config(folder: Path) -> TeacherConfig:
-    """The configuration that opens a saved student's folder. Raises ArtifactError when no family
-    saves such folders.
+    """The configuration that opens a saved student's folder. Raises ArtifactError when the folder
+    is not from a known family.
     """
     from schemas.config import TeacherConfig
 
@@ -101,8 +101,8 @@ def folder_config(folder: Path) -> TeacherConfig:
 
 
 def training_memory(config: PipelineConfig) -> int | None:
-    """Bytes that `distill` needs on each worker's device. None where the family does not say, and
-    where the teacher's files are not on this machine. Imports no torch.
+    """Bytes that `distill` needs on each worker's device. None when the family has no estimate, or
+    the teacher's files are not on this machine or incomplete. Does not import torch.
     """
     from stages.teachers.hub import local_folder
 
@@ -114,7 +114,7 @@ def training_memory(config: PipelineConfig) -> int | None:
         return None
     try:
         memory: int = _load(family.memory)(config, folder)
-    except (OSError, ValueError, KeyError):  # an incomplete folder: opening the teacher says so
+    except (OSError, ValueError, KeyError):  # an incomplete folder: opening the teacher reports it
         return None
     return memory
 

@@ -1,4 +1,4 @@
-"""The device of a worker: the GPU that Ray gave it, else its CPUs."""
+"""The device of a worker: the GPU that Ray assigned to it, else the CPU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from schemas.config import WorkerPool
 
 
 def worker_device(cpus: float, gpus: float | None) -> torch.device:
-    """The GPU that Ray made visible, for a worker that holds `gpus` of them; None means one where
-    there is any. Otherwise the CPU, with as many threads as the worker holds CPUs: Ray hides no GPU
-    from a worker that asked for none.
+    """The GPU that Ray made visible, else the CPU with one thread per CPU of the worker.
+
+    `gpus` is the number of GPUs of the worker; None means one if any is visible. With 0 it is the
+    CPU even if a GPU is visible: Ray does not hide GPUs from a worker that asked for none.
     """
     if gpus != 0 and torch.cuda.is_available():
         return torch.device("cuda")

@@ -1,4 +1,4 @@
-"""A model's folder: a folder here, or a snapshot from the Hugging Face hub."""
+"""A model's folder: a local folder, or a snapshot from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def model_folder(
     patterns: Sequence[str],
     ignored: Sequence[str] = (),
 ) -> Path:
-    """`model` itself where it is a folder, else the files of the hub's `model` that match
+    """`model` itself if it is a folder, else a snapshot of the hub's `model`: the files that match
     `patterns` and none of `ignored`.
 
     Raises ConfigError, naming the configuration's `field`, for a model that is neither or that is
-    gated, and ServiceUnavailable where the hub answers that it cannot serve for now.
+    gated, and ServiceUnavailable when the hub answers that it is temporarily unable to serve it.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -52,18 +52,18 @@ def model_folder(
         answer = getattr(error.__cause__ or error, "response", None)
         if answer is not None and (answer.status_code == 429 or answer.status_code >= 500):
             raise ServiceUnavailable(
-                f"{field}: the hub does not serve {model!r} for now (HTTP {answer.status_code}); "
-                "wait a while, and go on"
+                f"{field}: the hub cannot serve {model!r} right now (HTTP {answer.status_code}); "
+                "wait a while, then run the command again"
             ) from error
         raise ConfigError(
-            f"{field}: {model!r} is neither a folder here nor a model that the hub gives us "
+            f"{field}: {model!r} is neither a local folder nor a model that the hub provides "
             f"(revision {revision or 'main'}); check the name, the network and HF_TOKEN"
         ) from error
 
 
 def local_folder(teacher: TeacherConfig) -> Path | None:
-    """The teacher's folder if it is on this machine: a folder, or a snapshot in the hub's cache.
-    Downloads nothing.
+    """The teacher's folder if it is on this machine: a local folder, or a snapshot in the hub's
+    cache. Downloads nothing.
     """
     assert teacher.model is not None
     if Path(teacher.model).is_dir():
@@ -72,7 +72,7 @@ def local_folder(teacher: TeacherConfig) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(teacher.model, "model_index.json", revision=teacher.revision)
+        index = try_to_load_from_cache(teacher.model, "model_index.json", revision=teacher.revision)
     except HFValidationError:
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(index).parent if isinstance(index, str) else None

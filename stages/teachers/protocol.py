@@ -1,4 +1,4 @@
-"""What every teacher family answers. Stages see only this."""
+"""The interface that every teacher family implements. Stages see only this."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from schemas.bucket import Bucket
 from schemas.config import LoraConfig
-from stages.ladd.backbone import Conditioning
+from stages.ladd.backbone import Backbone, Conditioning
 
 
 class Adapters(Protocol):
     """Low-rank adapters on one backbone."""
 
     def off(self) -> AbstractContextManager[None]:
-        """Within it the backbone computes as if it had none."""
+        """A context in which the backbone computes as if it had no adapters."""
         ...
 
     def scale(self, factor: float) -> None:
-        """Let them act `factor` times as strongly as they were trained to."""
+        """Set the adapters' strength to `factor` times that of their training."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write them as stock diffusers loads them."""
+        """Write the adapters in the format that stock diffusers loads."""
         ...
 
     def merge(self) -> None:
-        """Fold them into the backbone's own weights, as strongly as they act; they are gone
-        then.
+        """Merge the adapters, at their current strength, into the backbone's weights, and remove
+        them.
         """
         ...
 
@@ -42,18 +42,18 @@ class Teacher(Protocol):
     """A text-to-image rectified-flow model with its text encoders and autoencoder."""
 
     device: torch.device
-    """Where it loads and computes; the CPU until `place` says otherwise."""
+    """The device it loads on and computes on; the CPU until `place` is called."""
     vae_factor: int
-    """Pixels along a side for each of a latent's."""
+    """Pixels per latent position along one side."""
     max_tokens: int
-    """Tokens that the first text encoder takes, its marks left out."""
+    """Maximum number of tokens of the first text encoder, without its start and end tokens."""
 
     def check_bucket(self, bucket: Bucket) -> None:
-        """Raises ConfigError unless the model can make pictures of this size."""
+        """Raise ConfigError unless the model can make pictures of this size."""
         ...
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt, marks left out, as the first text encoder counts them."""
+        """Tokens of each prompt for the first text encoder, without its start and end tokens."""
         ...
 
     def place(self, device: torch.device) -> None:
@@ -66,28 +66,29 @@ class Teacher(Protocol):
         dtype: torch.dtype | None = None,
         checkpoint_blocks: bool = False,
         lora: LoraConfig | None = None,
-        shard: Callable[[nn.Module], None] | None = None,
-    ) -> nn.Module:
-        """A new copy of the transformer as a `stages.ladd.backbone.Backbone`; by default in the
-        teacher's dtype. With `lora`, adapters that change nothing yet; they alone take gradients.
+        shard: Callable[[Backbone], None] | None = None,
+    ) -> Backbone:
+        """A new copy of the transformer as a `stages.ladd.backbone.Backbone`, by default in the
+        teacher's dtype. With `lora` it has adapters, initially without effect, and only they take
+        gradients.
 
-        `shard` cuts the backbone up while its weights take no memory yet; then each rank loads its
-        own shards alone. All ranks call this together.
+        `shard` splits the backbone into shards while its weights take no memory yet; then each rank
+        loads only its own shards. All ranks call this together.
         """
         ...
 
     def add_adapters(
-        self, backbone: nn.Module, lora: LoraConfig, *, field: str, seed: int
+        self, backbone: Backbone, lora: LoraConfig, *, field: str, seed: int
     ) -> Adapters:
-        """Freeze a backbone and put float32 adapters on it that change nothing yet; they alone take
-        gradients. The same seed gives the same first weights.
+        """Freeze a backbone and put float32 adapters on it, initially without effect. Only they
+        take gradients. The same seed gives the same initial weights.
 
-        Raises ConfigError naming `field` for a target that names no layer.
+        Raises ConfigError naming `field` for a target that matches no layer.
         """
         ...
 
-    def load_adapters(self, backbone: nn.Module, folder: Path) -> Adapters:
-        """Put the adapters that `Adapters.save` wrote on a backbone that has none."""
+    def load_adapters(self, backbone: Backbone, folder: Path) -> Adapters:
+        """Put the adapters that `Adapters.save` wrote on a backbone without adapters."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -95,19 +96,19 @@ class Teacher(Protocol):
         ...
 
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
-        """uint8 pictures to shifted and scaled latents (B, C, H, W) float32: mean 0 and deviation
-        1, roughly.
+        """Encode uint8 pictures to shifted and scaled latents (B, C, H, W) float32, with mean 0 and
+        deviation 1, roughly.
         """
         ...
 
     def decode_latents(self, latents_BCHW: Tensor) -> np.ndarray:
-        """Latents as `encode_pictures` makes them to uint8 pictures (B, H, W, 3). NaN
-        becomes 0: look at the latents to notice it.
+        """Decode latents, as from `encode_pictures`, to uint8 pictures (B, H, W, 3). NaN becomes 0,
+        so check the latents to detect it.
         """
         ...
 
     def release(self) -> None:
-        """Give the memory of text encoders and autoencoder back; what is used again is loaded
+        """Free the memory of text encoders and autoencoder; each is loaded again when it is used
         again.
         """
         ...
@@ -117,30 +118,34 @@ class Teacher(Protocol):
         ...
 
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
-        """The teacher's own noise levels for so many steps: from 1 down, and 0 at the end."""
+        """The teacher's own noise levels for this many steps: falling from 1, with a final 0."""
         ...
 
     def save_student(
         self,
         folder: Path,
-        load_weights: Callable[[nn.Module], None],
+        load_weights: Callable[[Backbone], None],
         grid: Sequence[float],
         *,
         lora: LoraConfig | None = None,
     ) -> None:
-        """Write a complete diffusers folder around a student that samples on `grid` in stock
+        """Write a complete diffusers folder for a student that samples on `grid` in stock
         diffusers.
 
-        `load_weights` fills the fresh backbone that it is given. Adapters are merged, and kept
-        beside in the folder `lora`.
+        `load_weights` fills the new backbone that it is given. Adapters are merged, and also saved
+        separately in the subfolder `lora`.
         """
         ...
 
-    def student(self) -> tuple[nn.Module, list[float]]:
-        """The student that `save_student` wrote into this teacher's folder: its backbone in
-        float32, ready to sample, and its sampling grid.
+    def student(self) -> tuple[Backbone, list[float]]:
+        """The student that `save_student` wrote to this teacher's folder: its backbone in float32,
+        ready to sample, and its sampling grid.
 
-        Raises ArtifactError when the folder holds no student, or not the scheduler that was saved
-        with it.
+        Raises ArtifactError when the folder holds no student, or a scheduler other than the one
+        saved with it.
         """
+        ...
+
+    def usage(self, steps: Sequence[int]) -> str:
+        """Markdown for the model card: how to draw with a saved student in one of `steps`."""
         ...

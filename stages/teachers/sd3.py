@@ -23,7 +23,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     retrieve_timesteps,
 )
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     CLIPTextModelWithProjection,
@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 from schemas.bucket import Bucket
 from schemas.config import LoraConfig, TeacherConfig
 from schemas.errors import ArtifactError, ConfigError
-from stages.ladd.backbone import Conditioning
+from stages.ladd.backbone import Backbone, Conditioning
 from stages.teachers.hub import model_folder
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
@@ -47,7 +47,7 @@ transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
 _TWINS = "*.fp16*"
-"""Half-precision copies of the same weights, as SD3.5's folders hold them: never read."""
+"""Half-precision copies of the same weights, as in SD3.5's folders. They are never read."""
 _PARTS = (
     "transformer",
     "vae",
@@ -60,8 +60,8 @@ _PARTS = (
 
 
 class SD3Teacher:
-    """A `Teacher` of the SD3 family. Parts are loaded when first used and stay on the placed
-    device.
+    """A `Teacher` of the SD3 family. Parts are loaded on first use and stay on the device set by
+    `place`.
     """
 
     def __init__(self, config: TeacherConfig) -> None:
@@ -91,7 +91,7 @@ class SD3Teacher:
         return [len(row) for row in rows["input_ids"]]
 
     def check_bucket(self, bucket: Bucket) -> None:
-        """Raises ConfigError unless the transformer can work on pictures of this size."""
+        """Raise ConfigError unless the transformer can process pictures of this size."""
         try:
             bucket.require_divisible(self.unit)
         except ValueError as error:
@@ -100,7 +100,7 @@ class SD3Teacher:
         if max(bucket) > limit:
             raise ConfigError(
                 f"prompts.buckets: {bucket} is larger than the teacher's position table: "
-                f"{limit} pixels a side"
+                f"{limit} pixels per side"
             )
 
     def backbone(
@@ -109,8 +109,8 @@ class SD3Teacher:
         dtype: torch.dtype | None = None,
         checkpoint_blocks: bool = False,
         lora: LoraConfig | None = None,
-        shard: Callable[[nn.Module], None] | None = None,
-    ) -> nn.Module:
+        shard: Callable[[Backbone], None] | None = None,
+    ) -> SD3Backbone:
         if shard is not None:
             return self._sharded(dtype or self.dtype, checkpoint_blocks, lora, shard)
         transformer = self._load(SD3Transformer2DModel, "transformer", dtype or self.dtype)
@@ -187,7 +187,7 @@ class SD3Teacher:
     def save_student(
         self,
         folder: Path,
-        load_weights: Callable[[nn.Module], None],
+        load_weights: Callable[[Backbone], None],
         grid: Sequence[float],
         *,
         lora: LoraConfig | None = None,
@@ -214,7 +214,7 @@ class SD3Teacher:
             index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
-    def student(self) -> tuple[nn.Module, list[float]]:
+    def student(self) -> tuple[Backbone, list[float]]:
         try:
             scheduler, record = (
                 json.loads((self.folder / name).read_text())
@@ -229,12 +229,29 @@ class SD3Teacher:
             )
         return self.backbone(dtype=torch.float32).eval(), record["grid"]
 
+    def usage(self, steps: Sequence[int]) -> str:
+        parts = "folder" if self.has_t5 else "folder, text_encoder_3=None, tokenizer_3=None"
+        text = (
+            "```python\n"
+            "from diffusers import StableDiffusion3Pipeline\n\n"
+            f"pipe = StableDiffusion3Pipeline.from_pretrained({parts})\n"
+            f"picture = pipe(prompt, num_inference_steps={max(steps)}, guidance_scale=0)"
+            ".images[0]\n"
+            "```"
+        )
+        if 1 in steps:
+            text += (
+                "\n\nFor a single step, set `pipe.scheduler = FlowMatchEulerDiscreteScheduler"
+                '.from_pretrained(folder, subfolder="scheduler_one_step")` first.'
+            )
+        return text
+
     def _sharded(
         self,
         dtype: torch.dtype,
         checkpoint_blocks: bool,
         lora: LoraConfig | None,
-        shard: Callable[[nn.Module], None],
+        shard: Callable[[Backbone], None],
     ) -> SD3Backbone:
         transformer, adapters = on_meta(self._json("transformer/config.json"), dtype, lora)
         backbone = SD3Backbone(transformer, checkpoint_blocks=checkpoint_blocks)
@@ -261,9 +278,8 @@ class SD3Teacher:
         for part in _PARTS:
             if not (folder / part).is_dir():
                 raise ConfigError(
-                    f"teacher.model: {folder} has no folder {part!r}; it must be a whole "
-                    "Stable Diffusion 3 pipeline "
-                    "as `save_pretrained` writes it"
+                    f"teacher.model: {folder} has no folder {part!r}; it must be a complete "
+                    "Stable Diffusion 3 pipeline as `save_pretrained` writes it"
                 )
         return folder
 
@@ -274,7 +290,7 @@ class SD3Teacher:
         except (OSError, ValueError) as error:
             raise ConfigError(f"teacher.model: {path} cannot be read: {error}") from error
 
-    def _load(self, kind: type, part: str, dtype: torch.dtype) -> Any:
+    def _load(self, kind: type[Any], part: str, dtype: torch.dtype) -> Any:
         try:
             return kind.from_pretrained(
                 self.folder / part, torch_dtype=dtype, local_files_only=True
@@ -302,9 +318,7 @@ class SD3Teacher:
 
     @cached_property
     def _text_pipeline(self) -> StableDiffusion3Pipeline:
-        """Diffusers' pipeline with the text encoders alone: its `encode_prompt` is the
-        reference.
-        """
+        """Diffusers' pipeline with only the text encoders: its `encode_prompt` is the reference."""
         encoders: list[Any] = [
             self._load(CLIPTextModelWithProjection, name, torch.float32)
             .eval()
@@ -322,7 +336,7 @@ class SD3Teacher:
             )
             third_tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer_3")
         scheduler = FlowMatchEulerDiscreteScheduler()
-        with torch.device("meta"):  # encode_prompt asks it for a width
+        with torch.device("meta"):  # encode_prompt reads only a width from it
             transformer = SD3Transformer2DModel.from_config(
                 self._json("transformer/config.json") | {"num_layers": 1}
             )
@@ -340,12 +354,12 @@ class SD3Teacher:
 
 
 def student_scheduler(grid: Sequence[float]) -> FlowMatchEulerDiscreteScheduler:
-    """A stock scheduler that samples an evenly spaced `grid` exactly: `len(grid)` steps, or 2 for
-    its two ends.
+    """A stock scheduler that samples an evenly spaced `grid` exactly: in `len(grid)` steps, or in 2
+    steps at its two ends.
 
-    diffusers applies `shift` to any sigmas and divides by zero on one step with a terminal level,
-    hence the shift of 1 and the terminal level for grids alone. Raises ValueError for an uneven
-    grid, which no setting reproduces.
+    diffusers applies `shift` even to custom sigmas, so `shift` is 1. With a terminal level it
+    divides by zero on one step, so only a grid of several levels gets one. Raises ValueError for an
+    uneven grid, which no setting reproduces.
     """
     steps = len(grid)
     even = [1 - (1 - grid[-1]) * i / max(steps - 1, 1) for i in range(steps)]

@@ -1,10 +1,8 @@
-"""SD3's transformer as LADD sees it: velocity and block features, with the empty T5 rows folded
-into one token.
+"""SD3's transformer as a LADD `Backbone`, with the empty T5 rows folded into one token.
 
-Without T5, SD3 appends 256 rows of zeros to the text sequence. SD3 gives text no positions, so
-equal rows stay equal through every block, and m of them act exactly as one whose attention logit is
-raised by log(m). Folding them is exact and, for short sequences, several times cheaper. Holds for
-SD3 and SD3.5 (dual attention, QK norm).
+Without T5, SD3 appends 256 rows of zeros to the text, which has no positions: equal rows stay equal
+through every block, and m of them act exactly as one with its attention logit raised by log(m).
+Exact, for SD3.5 too (dual attention, QK norm); several times cheaper for short sequences.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from stages.ladd.backbone import Conditioning
+from stages.ladd.backbone import Backbone, Conditioning
 
 
-class SD3Backbone(nn.Module):
-    """A `Backbone` around an `SD3Transformer2DModel`; shares its parameters, changes none of its
-    numbers.
+class SD3Backbone(Backbone):
+    """A `Backbone` around an `SD3Transformer2DModel`. Shares its parameters and gives the same
+    results.
     """
 
     def __init__(
@@ -36,7 +34,7 @@ class SD3Backbone(nn.Module):
         self.tap_widths = [transformer.inner_dim] * len(transformer.transformer_blocks)
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]  # its name in the checkpoint
         return self.transformer.transformer_blocks
 
     @property
@@ -59,8 +57,8 @@ class SD3Backbone(nn.Module):
         *,
         want_features: bool,
     ) -> Tensor | list[Tensor]:
-        """One pass through the blocks; both public calls come through here so that wrappers (DDP,
-        FSDP) see it.
+        """One pass through the blocks. `velocity` and `features` both call this, so that wrappers
+        (DDP, FSDP) see the call.
         """
         net = self.transformer
         patch = net.config.patch_size
@@ -98,7 +96,7 @@ class SD3Backbone(nn.Module):
 
 
 class FoldedJointAttention:
-    """Joint attention of SD3 (Esser et al. 2024, section 4) that honours an additive bias over its
+    """SD3's joint attention (Esser et al. 2024, section 4) with an optional additive bias over its
     keys.
 
     Equals diffusers' `JointAttnProcessor2_0` when no bias is given.
@@ -119,7 +117,7 @@ class FoldedJointAttention:
         key = split(attn.to_k(hidden_states), attn.norm_k)
         value = split(attn.to_v(hidden_states), None)
         if encoder_hidden_states is None:
-            attention_mask = None  # SD3.5's second attention sees the image alone
+            attention_mask = None  # SD3.5's second attention sees only the image
         else:
             text_query = split(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)
             text_key = split(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)
@@ -140,8 +138,8 @@ class FoldedJointAttention:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention over (B, heads, N, D). On CPU the fused kernel's backward takes four times
-    as long as this.
+    """Softmax attention over (B, heads, N, D). Written out for the CPU, where the fused kernel's
+    backward takes four times as long.
     """
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(

@@ -1,4 +1,4 @@
-"""Low-rank adapters on SD3's transformer, by peft and in diffusers' own LoRA format."""
+"""Low-rank adapters on SD3's transformer, made by peft and saved in diffusers' LoRA format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schemas.config import LoraConfig
 from schemas.errors import ConfigError
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-"""The name by which diffusers finds adapters in a folder."""
+"""The file name that diffusers looks for in a folder of adapters."""
 
 
 def add_adapters(
@@ -27,11 +27,11 @@ def add_adapters(
     field: str = "distill.lora",
     seed: int = 0,
 ) -> SD3Adapters:
-    """Freeze the transformer and put float32 adapters on the layers named by `lora.targets`; they
-    alone take gradients, and change nothing before they are trained.
+    """Freeze the transformer and put float32 adapters on the layers named by `lora.targets`. Only
+    they take gradients, and they have no effect before they are trained.
 
-    The same `seed` gives the same first weights, on every rank. Raises ConfigError naming `field`
-    when a target names no layer.
+    The same `seed` gives the same initial weights on every rank. Raises ConfigError naming `field`
+    when a target matches no layer.
     """
     names = [name for name, _ in transformer.named_modules()]
     for target in lora.targets:
@@ -52,7 +52,7 @@ def add_adapters(
 
 
 def load_adapters(transformer: SD3Transformer2DModel, folder: Path) -> SD3Adapters:
-    """Put the adapters that lie in `folder`, in diffusers' format, on a transformer without any."""
+    """Put the adapters in `folder`, in diffusers' format, on a transformer without adapters."""
     transformer.load_lora_adapter(
         folder, weight_name=WEIGHTS, use_safetensors=True, local_files_only=True
     )
@@ -60,8 +60,9 @@ def load_adapters(transformer: SD3Transformer2DModel, folder: Path) -> SD3Adapte
 
 
 def save_and_merge(transformer: SD3Transformer2DModel, folder: Path) -> None:
-    """Write the adapters to `folder` as `StableDiffusion3Pipeline.load_lora_weights` reads them,
-    and fold them into the transformer's own weights.
+    """Write the adapters to `folder` in the format that
+    `StableDiffusion3Pipeline.load_lora_weights` reads, and merge them into the transformer's
+    weights.
     """
     adapters = SD3Adapters(transformer)
     adapters.save(folder)
@@ -77,7 +78,7 @@ class SD3Adapters:
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """Within it the transformer computes as if it had none."""
+        """A context in which the transformer computes as if it had no adapters."""
         self._transformer.disable_adapters()
         try:
             yield
@@ -85,13 +86,13 @@ class SD3Adapters:
             self._transformer.enable_adapters()
 
     def scale(self, factor: float) -> None:
-        """Let them act `factor` times as strongly as they were trained to."""
+        """Set the adapters' strength to `factor` times that of their training."""
         self._transformer.set_adapters([self._name], [factor])
 
     def save(self, folder: Path) -> None:
-        """Write them to `folder` as `StableDiffusion3Pipeline.load_lora_weights` reads them."""
+        """Write the adapters for `StableDiffusion3Pipeline.load_lora_weights` to `folder`."""
         metadata = self._transformer.peft_config[self._name].to_dict()
-        metadata["target_modules"] = sorted(metadata["target_modules"])  # a set: in any order
+        metadata["target_modules"] = sorted(metadata["target_modules"])  # a set has no fixed order
         StableDiffusion3Pipeline.save_lora_weights(
             folder,
             weight_name=WEIGHTS,
@@ -103,16 +104,16 @@ class SD3Adapters:
         _put_metadata_in_order(folder / WEIGHTS)
 
     def merge(self) -> None:
-        """Fold them into the transformer's own weights, as strongly as they act; they are gone
-        then.
+        """Merge the adapters, at their current strength, into the transformer's weights, and remove
+        them.
         """
         self._transformer.fuse_lora()
         self._transformer.unload_lora()
 
 
 def _put_metadata_in_order(path: Path) -> None:
-    """Sort the metadata in a safetensors header, where the library leaves them in a random order:
-    the same adapters give the same bytes.
+    """Sort the metadata in a safetensors header, so that the same adapters give the same bytes: the
+    library writes it in random order.
     """
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")

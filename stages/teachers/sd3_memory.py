@@ -1,8 +1,8 @@
-"""How much memory an update of LADD on SD3's transformer takes, from shapes alone: no torch here.
+"""Memory of one LADD update on SD3's transformer, estimated from shapes only. Imports no torch.
 
-Counts what autograd keeps of each layer (found with `torch.autograd.graph.saved_tensors_hooks`, see
-tests/unit/test_memory.py), the weights and all that goes with them. Text encoders and VAE are not
-counted, nor what the program itself takes. Legend: N image tokens, L text tokens, D width.
+Counts the weights, their gradients, moments and average, and what autograd keeps for each layer
+(found with `torch.autograd.graph.saved_tensors_hooks`, see tests/unit/test_memory.py). Does not
+count text encoders, VAE and the program itself. Legend: N image tokens, L text tokens, D width.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the transformer sees in one update of one worker."""
+    """Sizes of the transformer's input in one update of one worker."""
 
     rows: int
     """Token rows of the largest bucket: latent height over patch size."""
     columns: int
     text: int
-    """Text tokens, SD3's empty T5 rows counted as one."""
+    """Text tokens; SD3's empty T5 rows count as one."""
     share: int
-    """Samples of a worker."""
+    """Samples per worker."""
     on_gpu: bool
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one worker's device at the fullest moment of an update."""
+    """Bytes on one worker's device at the peak of an update."""
 
     weights: int
     """Of student, teacher and heads."""
     average: int
     moments: int
     working: int
-    """Gradients and activations, as many as there are at one time."""
+    """Gradients and activations that exist at the same time."""
 
     @property
     def total(self) -> int:
@@ -51,7 +51,7 @@ class Memory:
 
 
 def training_memory(config: PipelineConfig, folder: Path) -> int:
-    """Bytes of `update_memory` for a configuration, from the JSON files of the teacher's folder.
+    """Total bytes of `update_memory` for a configuration, from the teacher folder's JSON files.
 
     Raises OSError, ValueError or KeyError when the folder is incomplete.
     """
@@ -77,15 +77,15 @@ def training_memory(config: PipelineConfig, folder: Path) -> int:
 
 
 def _expects_gpu(config: PipelineConfig) -> bool:
-    """Whether the workers will have GPUs, as far as this machine can tell."""
+    """Whether the workers will probably have GPUs, judged from this machine."""
     if config.distill.use_gpu is not None:
         return config.distill.use_gpu
     return config.ray.address is not None or shutil.which("nvidia-smi") is not None
 
 
 def linear_layers(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
-    """Name, inputs and outputs of every linear layer that a `transformer/config.json` stands
-    for.
+    """Name, inputs and outputs of every linear layer of the transformer that a
+    `transformer/config.json` describes.
     """
     width, blocks = _width(transformer), transformer["num_layers"]
     for name, inputs in (
@@ -114,7 +114,7 @@ def linear_layers(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]
 
 
 def parameters(transformer: dict[str, Any]) -> int:
-    """How many a `transformer/config.json` stands for."""
+    """Number of parameters of the transformer that a `transformer/config.json` describes."""
     width, blocks = _width(transformer), transformer["num_layers"]
     patch = transformer["patch_size"] ** 2 * transformer["in_channels"]
     dual = len(transformer.get("dual_attention_layers") or ())
@@ -126,7 +126,7 @@ def parameters(transformer: dict[str, Any]) -> int:
 
 
 def adapter_parameters(transformer: dict[str, Any], rank: int, targets: list[str]) -> int:
-    """How many low-rank adapters have on the layers whose names end in one of `targets`."""
+    """Parameters of low-rank adapters on the layers whose names end in one of `targets`."""
     return sum(
         rank * (inputs + outputs)
         for name, inputs, outputs in linear_layers(transformer)
@@ -135,7 +135,7 @@ def adapter_parameters(transformer: dict[str, Any], rank: int, targets: list[str
 
 
 def head_parameters(transformer: dict[str, Any], discriminator: DiscriminatorConfig) -> int:
-    """How many the discriminator's heads have."""
+    """Number of parameters of the discriminator's heads."""
     width, pooled = _width(transformer), transformer["pooled_projection_dim"]
     channels = discriminator.channels
     convolutions = 9 * (width + channels) * channels + 3 * channels + 1
@@ -147,7 +147,7 @@ def head_parameters(transformer: dict[str, Any], discriminator: DiscriminatorCon
 def update_memory(
     transformer: dict[str, Any], teacher_dtype: str, distill: DistillConfig, shapes: Shapes
 ) -> Memory:
-    """What an update takes on each worker, after the first (which makes the moments)."""
+    """Memory of an update on each worker, after the first update (which makes the moments)."""
     whole = trained = parameters(transformer)
     if distill.lora is not None:
         trained = adapter_parameters(transformer, distill.lora.rank, distill.lora.targets)
@@ -169,7 +169,7 @@ def update_memory(
 
 
 class _Working:
-    """Activations, gradients and copies of weights at the moments when there may be most."""
+    """Activations, gradients and weight copies at each moment that may be the peak."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _Working:
         self.batch = distill.micro_batch or shapes.share
         self.is_low = distill.precision == "bfloat16"
         self.number = 2 if self.is_low else 4
-        """Bytes of an activation."""
+        """Bytes per element of an activation."""
         self.casts_teacher = self.is_low and teacher_dtype == "float32"
         self.is_full = distill.lora is None
         self.image = self.batch * shapes.rows * shapes.columns * _width(transformer)
@@ -196,13 +196,13 @@ class _Working:
         maps = taps * self.image * self.number
         sent_back = _heads(self.transformer, distill.discriminator) * self.image * self.number
         judged = maps + sent_back + self._judged()
-        # FSDP2: the block in use and the next one gathered, where nothing is sharded in float32;
-        # gradients are reduced in float32.
+        # FSDP2 gathers the current block and the next one, in float32 where nothing is sharded,
+        # and reduces gradients in float32.
         block = _block_weights(self.transformer) if distill.workers > 1 else 0
         number = self.number if distill.shard_over > 1 else 4
         gathered, reduced = 2 * block * number, block * (number + 6)
         teacher_gathered = gathered if distill.shard_teacher else 0
-        # 1. The way back begins: all is there, and the teacher's last block is worked on.
+        # 1. The backward pass begins: everything is in memory; the teacher's last block runs.
         begin = copies + teacher_copies + judged + teacher.passing + teacher_gathered
         if distill.checkpoint_blocks:
             inputs = taps * (self.image + self.text) * self.number
@@ -210,38 +210,38 @@ class _Working:
         else:
             begin += student.all + teacher.all
         if self.batch < self.shapes.share:
-            begin += gradients + head_gradients  # of the micro-batches before
-        # 2. It ends at the student's first block, beside nearly all gradients.
+            begin += gradients + head_gradients  # of earlier micro-batches
+        # 2. It ends at the student's first block; nearly all gradients are in memory.
         end = gradients + judged + student.block + student.passing + gathered + reduced
-        # 3. The heads judge the data's features too, with R1 those beside them, and those under
-        # the prompts of others.
+        # 3. The heads also judge features of the data, with R1 those of the perturbed data, and
+        # those of the data with mismatched prompts.
         objective = distill.objective
         slots = mismatched_slots(distill.global_batch, objective.mismatched_share)
-        sides = 1 + (objective.r1_weight > 0)
+        sides: float = 1 + (objective.r1_weight > 0)
         if slots:
             sides += max(len(slots) / distill.global_batch, 1 / self.batch)
         real = gradients + judged + sides * (maps + self._judged())
         real += teacher.passing + teacher_gathered
         # 4. The optimizers step.
         step = gradients + head_gradients
-        return max(begin, end, real, step) + self._inputs()
+        return int(max(begin, end, real, step)) + self._inputs()
 
     def _blocks(self, kind: str) -> _Blocks:
-        """A student (trained or adapted) or a frozen net that passes gradients on."""
+        """Blocks of a student (trained or adapted), or of a frozen net that passes gradients on."""
         transformer, shapes, number = self.transformer, self.shapes, self.number
         image, text, is_low = self.image, self.text, self.is_low
-        # So many tensors of the size of the tokens does a block keep, beside the joint attention;
-        # a second attention, that of the image alone; and the last block of the text.
+        # Number of token-sized tensors kept: by every block besides its joint attention; by a
+        # second attention, of the image only; and by the last block for the text.
         every = {"trained": 17, "adapted": 15 if is_low else 13, "frozen": 6}[kind] * number
         second = {"trained": 6, "adapted": 5, "frozen": 3}[kind] * number
         last = {"trained": 3, "adapted": 2, "frozen": 1}[kind] * number
         norms = 0
-        if transformer.get("qk_norm") is not None:  # they work in float32
+        if transformer.get("qk_norm") is not None:  # they run in float32
             norms = {"trained": 4, "adapted": 2, "frozen": 2}[kind] * 4 + (4 if is_low else 0)
-        if is_low and shapes.on_gpu:  # there layer norms work in float32 too
+        if is_low and shapes.on_gpu:  # there layer norms run in float32 too
             every += 8 if kind == "trained" else 4
         scores = second_scores = 0
-        if not shapes.on_gpu:  # on a CPU attention weights are kept, see `sd3_backbone._attend`
+        if not shapes.on_gpu:  # a CPU keeps the attention weights, see `sd3_backbone._attend`
             each = self.batch * transformer["num_attention_heads"] * number
             tokens = shapes.rows * shapes.columns
             scores, second_scores = each * (tokens + shapes.text) ** 2, each * tokens**2
@@ -251,24 +251,26 @@ class _Working:
         whole = transformer["num_layers"] * block - (every - last) * text
         whole += dual * ((second + norms) * image + second_scores)
         if kind != "frozen":
-            whole += 3 * image * number  # behind the last block
+            whole += 3 * image * number  # after the last block
         return _Blocks(whole, block, max(scores + joint, 8 * (image + text) * number))
 
     def _judged(self) -> int:
-        """What autograd keeps of the heads for one side."""
+        """Bytes that autograd keeps of the heads for one set of features."""
         inner = 6 * self.image // _width(self.transformer) * self.distill.discriminator.channels
         kept = (self.image + inner) * self.number
-        if self.is_low and self.shapes.on_gpu:  # there group norms work in float32
+        if self.is_low and self.shapes.on_gpu:  # there group norms run in float32
             kept += 2 * inner
         return _heads(self.transformer, self.distill.discriminator) * kept
 
     def _copies(self) -> tuple[int, int]:
-        """Under autocast a float32 matrix is cast, and the copy kept for the way back: student's
-        and teacher's. Not so where blocks are made anew, or gathered in low precision.
+        """Bytes of low-precision weight copies of student and teacher.
+
+        Autocast casts a float32 matrix, and the copy is kept for the backward pass, but not where
+        blocks are recomputed or weights are gathered in low precision.
         """
         if not self.is_low:
             return 0, 0
-        # The modulation's matrices act on the noise level: kept only where they are trained.
+        # The modulation's matrices act on the noise level: copies are kept only if trained.
         inner = [
             inputs * outputs
             for name, inputs, outputs in linear_layers(self.transformer)
@@ -277,12 +279,12 @@ class _Working:
         student = 2 * (parameters(self.transformer) if self.is_full else sum(inner))
         teacher = 2 * sum(inner) if self.casts_teacher else 0
         if self.distill.checkpoint_blocks:
-            # Autocast itself holds on to those of weights that are trained.
+            # Autocast's cache still keeps the copies of trained weights.
             student, teacher = student if self.is_full else 0, 0
         return 0 if self.distill.shard_over > 1 else student, teacher
 
     def _inputs(self) -> int:
-        """Latents in their many states of noise, and the conditioning of the whole share."""
+        """Latents at their various noise levels, and the conditioning of the worker's samples."""
         transformer, shapes = self.transformer, self.shapes
         places = shapes.rows * shapes.columns * transformer["patch_size"] ** 2
         latents = 4 * self.batch * places * transformer["in_channels"]
@@ -291,12 +293,12 @@ class _Working:
 
 
 class _Blocks(NamedTuple):
-    """Bytes that autograd keeps of a net's blocks."""
+    """Bytes of a net's blocks that autograd keeps: of all, of one, and temporary ones."""
 
     all: int
     block: int
     passing: int
-    """Comes and goes while one block is worked on."""
+    """Temporary while one block runs."""
 
 
 def _block_weights(transformer: dict[str, Any]) -> int:

@@ -1,5 +1,5 @@
-"""A transformer that no process holds whole: built on the meta device, cut up, then filled from its
-safetensors files, each rank reading its own shards.
+"""Loads a transformer that no process holds whole: it is built on the meta device, sharded, then
+filled from its safetensors files. Each rank reads its own shards.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, distributed, nn
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from schemas.config import LoraConfig
@@ -27,15 +28,16 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 def on_meta(
     config: dict[str, Any], dtype: torch.dtype, lora: LoraConfig | None = None
 ) -> tuple[SD3Transformer2DModel, dict[str, Tensor]]:
-    """The transformer of a `config.json` with weights that take no memory, and the first weights of
-    its adapters by name: small, whole, and the same as on a transformer that was loaded whole.
+    """The transformer of a `config.json` with weights that take no memory, and its adapters'
+    initial weights by name. These are small, unsharded, and the same as on a transformer that was
+    loaded whole.
     """
     with torch.device("meta"):
         transformer = SD3Transformer2DModel.from_config(config).to(dtype).eval()
     adapters = {}
     if lora is not None:
-        # peft draws adapters where the layers are: for that they are numbers without storage of
-        # their own.
+        # peft draws adapters on the layers' device: first put the layers on the CPU, as expanded
+        # scalars, which take no storage.
         transformer._apply(lambda t: torch.zeros((), dtype=t.dtype).expand(t.shape))
         add_adapters(transformer, lora)
         adapters = {n: p.detach() for n, p in transformer.named_parameters() if p.requires_grad}
@@ -44,26 +46,26 @@ def on_meta(
 
 
 def fill(transformer: nn.Module, folder: Path, adapters: dict[str, Tensor]) -> None:
-    """Load weights and buffers, each in the dtype that it has, from a folder as diffusers writes
-    it, in one file or several. All ranks call this.
+    """Load weights and buffers, each in its current dtype, from a folder in diffusers' format, in
+    one file or several. All ranks call this.
 
     Raises ConfigError when the folder lacks a weight or cannot be read.
     """
     tensors = transformer.state_dict()
-    lost = {name for name, _ in transformer.named_buffers()} - set(tensors)
-    assert not lost, f"buffers that no file holds: {lost}"
+    unsaved = {name for name, _ in transformer.named_buffers()} - set(tensors)
+    assert not unsaved, f"buffers that are in no file: {unsaved}"
     with torch.no_grad():
         for name, whole in adapters.items():
             _put(tensors.pop(name), whole)
     tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items()}
-    # The reader takes every safetensors file of a folder: show it those of the index alone.
+    # The reader reads every safetensors file of a folder: show it only those in the index.
     with tempfile.TemporaryDirectory() as view:
         for name in _files(folder):
             os.symlink((folder / name).resolve(), Path(view) / name)
         try:
-            dcp.load(
+            load(
                 tensors,
-                storage_reader=dcp.HuggingFaceStorageReader(view),
+                storage_reader=HuggingFaceStorageReader(view),
                 no_dist=not distributed.is_initialized(),
             )
         except (Exception, CheckpointException) as error:

@@ -1,5 +1,5 @@
-"""The embedded default: a small SD3 pipeline that ships with the project; `sd3.py` does all the
-work.
+"""The embedded default teacher: a small SD3 pipeline that ships with the project. `sd3.py` does all
+the work.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from stages.teachers import EMBEDDED
 from stages.teachers.sd3 import SD3Teacher
 
 WEIGHTS = EMBEDDED
-"""A complete `StableDiffusion3Pipeline` folder, and the judge beside it."""
+"""A complete `StableDiffusion3Pipeline` folder, which also holds the judge."""
 
 
 class ShapesTeacher(SD3Teacher):
-    """The embedded teacher; `model` may name another folder that `ladd-pipeline teacher train
-    shapes` made.
+    """The embedded teacher. `model` may name another folder, written by `ladd-pipeline teacher
+    train shapes`.
     """
 
     def __init__(self, config: TeacherConfig) -> None:

@@ -1,1 +1,1 @@
-"""What a prompt is: where prompts come from, how they are cleaned and named, which are held out."""
+"""Prompts: where they come from, how they are cleaned and named, and which are held out."""

@@ -15,10 +15,10 @@ from stages.texts.identity import hash_fraction
 def chosen_prompts(
     planned: Artifact, count: int, purpose: str, last: frozenset[str] = frozenset()
 ) -> list[dict[str, Any]]:
-    """At most `count` training prompts of a `prompts` artifact, ordered by a hash of text and
-    purpose: rows with prompt_id, prompt, width and height.
+    """Choose at most `count` training prompts of a `prompts` artifact, ordered by a hash of text
+    and purpose. Returns rows with prompt_id, prompt, width and height.
 
-    Prompts whose ids are in `last` are taken only when the others do not suffice.
+    Prompts whose ids are in `last` are chosen only if the others are too few.
     """
 
     def order(row: dict[str, Any]) -> tuple[bool, float, str]:
@@ -29,7 +29,7 @@ def chosen_prompts(
 
 
 def _training_prompts(planned: Artifact) -> Iterator[dict[str, Any]]:
-    """Each training prompt once: the row of its first picture."""
+    """Yield each training prompt once: the row of its first picture."""
     columns = ["prompt_id", "prompt", "width", "height"]
     for shard in planned.manifest.details["shards"]:
         with planned.checked(planned.entry(f"{shard}.parquet")) as path:

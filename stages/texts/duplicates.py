@@ -1,8 +1,8 @@
-"""Equal and nearly equal texts among millions, out of core: MinHash signatures in a file, bands
-sorted in numpy.
+"""Finds equal and nearly equal texts among millions, out of core: MinHash signatures in a file,
+bands sorted in numpy.
 
 Memory is a few dozen bytes a text. Follows Broder 1997 and the banding of Leskovec et al., Mining
-of Massive Datasets, chapter 3; the signatures are datasketch's.
+of Massive Datasets, chapter 3; datasketch computes the signatures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHUNK = 1 << 16
 
 
 def signatures(texts: list[str]) -> np.ndarray:
-    """MinHash signatures (n, 64) uint32 of the texts' five-letter shingles, case folded."""
+    """MinHash signatures (n, 64) uint32 of the case-folded texts' five-character shingles."""
     if not texts:
         return np.empty((0, PERMUTATIONS), np.uint32)
     shingles = [_shingles(text.casefold()) for text in texts]
@@ -42,10 +42,10 @@ def first_of_equals(path: Path, total: int) -> np.ndarray:
 
 
 def first_of_similar(path: Path, keep: np.ndarray, threshold: float) -> np.ndarray:
-    """Thin a mask further: drop each row whose estimated Jaccard similarity to an earlier kept one
-    reaches `threshold`.
+    """Return a thinner mask: drop each row whose estimated Jaccard similarity to an earlier kept
+    row reaches `threshold`.
 
-    Candidates share one of 16 bands of 4 values; each is compared to the first survivor of its
+    Candidates share one of 16 bands of 4 values; each is compared only to the first survivor of its
     group.
     """
     table = np.memmap(path, dtype=np.uint32, mode="r", shape=(len(keep), PERMUTATIONS))
@@ -55,8 +55,8 @@ def first_of_similar(path: Path, keep: np.ndarray, threshold: float) -> np.ndarr
         rows = np.flatnonzero(keep)
         hashes = np.concatenate(
             [
-                _band_hash(table, rows[at : at + _CHUNK], band, width)
-                for at in range(0, len(rows), _CHUNK)
+                _band_hash(table, rows[start : start + _CHUNK], band, width)
+                for start in range(0, len(rows), _CHUNK)
             ]
         )
         order = np.argsort(hashes, kind="stable")
@@ -64,8 +64,8 @@ def first_of_similar(path: Path, keep: np.ndarray, threshold: float) -> np.ndarr
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
         firsts = np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
         later = np.flatnonzero(firsts != np.arange(len(ordered)))
-        for at in range(0, len(later), _CHUNK):
-            places = later[at : at + _CHUNK]
+        for start in range(0, len(later), _CHUNK):
+            places = later[start : start + _CHUNK]
             row, first = rows[order[places]], rows[order[firsts[places]]]
             alike = (table[row] == table[first]).mean(axis=1) >= threshold
             keep[row[alike]] = False

@@ -22,7 +22,7 @@ from stages.texts.sources import read_file, require_prompt_file
 
 
 def check_prompts(config: PipelineConfig) -> None:
-    """Raises ConfigError when the named prompt file is not there, or nothing is held out."""
+    """Raise ConfigError if the file in `eval.url` is missing, or no prompts are held out."""
     if config.eval.url is not None:
         require_prompt_file(FileSource(kind="file", url=config.eval.url))
     elif config.prompts.held_out_fraction == 0:
@@ -30,8 +30,8 @@ def check_prompts(config: PipelineConfig) -> None:
 
 
 def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
-    """At most `eval.prompts` samples with key, prompt_id, prompt, seed, width, height, bucket and
-    category, in an order that depends on the prompts alone.
+    """Choose at most `eval.prompts` samples with key, prompt_id, prompt, seed, width, height,
+    bucket and category, in an order that depends only on the prompts.
 
     Raises ConfigError when there are fewer than eight.
     """
@@ -40,8 +40,8 @@ def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
         rows = _rows(context.inputs["prompts"], "held_out.parquet")
         tags: dict[str, str] = {}
     else:
-        once = {row["prompt_id"]: row for row in _from_file(config, config.eval.url)}
-        rows = iter(once.values())
+        by_id = {row["prompt_id"]: row for row in _from_file(config, config.eval.url)}
+        rows = iter(by_id.values())
         tags = _tags(config.eval.url) if config.eval.url.endswith(".jsonl") else {}
     chosen = heapq.nsmallest(config.eval.prompts, rows, key=lambda row: row["prompt_id"])
     categories = _categories([row["prompt"] for row in chosen], tags)
@@ -58,9 +58,9 @@ def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
 
 
 def prove_held_out(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) -> dict[str, Any]:
-    """What the manifest says of it: a digest of the samples' prompt ids, and the artifacts whose
-    training prompts they were compared with, and how many those are. Raises ArtifactError naming a
-    prompt that was trained on.
+    """Check that no sample's prompt was trained on. Returns the proof for the manifest: a digest of
+    the samples' prompt ids, and the number of training prompts compared in each artifact. Raises
+    ArtifactError naming a prompt that was trained on.
     """
     chosen = {sample["prompt_id"]: sample["prompt"] for sample in samples}
     compared: Counter[str] = Counter()
@@ -72,13 +72,13 @@ def prove_held_out(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) 
             if row["prompt_id"] in chosen:
                 raise ArtifactError(
                     f"eval: the prompt {chosen[row['prompt_id']]!r} was trained on "
-                    f"({artifact.url}/{name}); judge on held-out prompts alone"
+                    f"({artifact.url}/{name}); judge only on held-out prompts"
                 )
     return {"prompt_ids": digest_of(list(chosen)), "compared_with": dict(compared)}
 
 
 def _trained_lists(lineage: dict[str, Artifact]) -> Iterator[tuple[Artifact, str]]:
-    """Tables with the `prompt_id` of what distillation and tuning have seen."""
+    """Yield the tables with the `prompt_id`s that distillation and tuning have seen."""
     encoded = lineage["encode"]
     for name in encoded.manifest.details["prompts"]:
         yield encoded, name
@@ -109,7 +109,7 @@ def _from_file(config: PipelineConfig, url: str) -> Iterator[dict[str, Any]]:
 
 
 def _tags(url: str) -> dict[str, str]:
-    """GenEval's `tag` of each prompt, where the file has it."""
+    """Return GenEval's `tag` of each prompt that has one in the file."""
     tags = {}
     with fsspec.open(url, "rt", encoding="utf-8-sig", errors="replace") as file:
         for line in file:
@@ -118,18 +118,18 @@ def _tags(url: str) -> dict[str, str]:
                 if isinstance(row["tag"], str):
                     tags[clean(row["prompt"])] = row["tag"]
             except (ValueError, KeyError, TypeError):
-                continue  # `read_file` says what is wrong with it, if it is
+                continue  # `read_file` reports unreadable lines
     return tags
 
 
 def _categories(prompts: list[str], tags: dict[str, str]) -> list[str]:
-    """What each prompt asks for: its tag, or how a caption of the shapes world is built. Where no
-    prompt has either, all are of one category.
+    """Return what each prompt asks for: its tag, or the structure of its shapes-world caption. If
+    no prompt has either, all are in one category.
     """
-    found = [tags.get(prompt) or _caption_category(prompt) for prompt in prompts]
-    if not any(found):
+    categories = [tags.get(prompt) or _caption_category(prompt) for prompt in prompts]
+    if not any(categories):
         return ["all"] * len(prompts)
-    return [category or "other" for category in found]
+    return [category or "other" for category in categories]
 
 
 def _caption_category(prompt: str) -> str | None:

@@ -1,7 +1,7 @@
 """What a prompt is: its cleaned text, its id, and the split, bucket and seeds that follow from it.
 
-Everything here is a pure function of the text, so adding prompts to a file changes nothing for the
-prompts that were there before.
+Every function is a pure function of the text, so adding prompts to a file does not change the
+existing prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 import pyarrow as pa
 
 HELD_OUT = "its prompt is held out for evaluation"
-"""The reason that sidecars record for a sample that is left out of training."""
+"""The reason that sidecars record for a sample left out of training."""
 
 SAMPLE_SCHEMA = pa.schema(
     {
@@ -24,7 +24,7 @@ SAMPLE_SCHEMA = pa.schema(
         "height": pa.int32(),
     }
 )
-"""A planned sample: one picture that a model is to draw."""
+"""A planned sample: one picture for a model to make."""
 
 
 def clean(text: str) -> str:
@@ -40,7 +40,7 @@ def prompt_id(prompt: str) -> str:
 
 
 def hash_fraction(text: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on text and purpose alone; splits and buckets use it."""
+    """A number in [0, 1) that depends only on text and purpose; splits and buckets use it."""
     digest = hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -51,7 +51,7 @@ def split_of(prompt: str, held_out_fraction: float) -> str:
 
 
 def bucket_of(prompt: str, buckets: dict[str, float]) -> str:
-    """The prompt's bucket; each bucket gets the share of prompts that its weight says."""
+    """The prompt's bucket; each bucket gets a share of prompts in proportion to its weight."""
     place = hash_fraction(prompt, "bucket") * sum(buckets.values())
     for name, weight in buckets.items():
         place -= weight
@@ -61,6 +61,6 @@ def bucket_of(prompt: str, buckets: dict[str, float]) -> str:
 
 
 def seed_of(base: int, prompt: str, image: int, *, purpose: str = "seed") -> int:
-    """A sample's seed, 63 bits: a different one for each base seed, prompt, picture and purpose."""
+    """A sample's seed, 63 bits; it differs for each base seed, prompt, picture and purpose."""
     digest = hashlib.sha256(f"{purpose}\0{base}\0{image}\0{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

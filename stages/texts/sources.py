@@ -26,7 +26,7 @@ FORMATS = ("txt", "jsonl", "csv", "parquet")
 
 
 def mixed(sources: list[Source], seed: int) -> Iterator[tuple[str, str]]:
-    """Prompts and their source's name, drawn by weight until every source is dry."""
+    """Yield prompts with their source's name, drawn by weight until every source is exhausted."""
     open_sources = [(source_name(s), read_source(s, seed), s.weight) for s in sources]
     rng = random.Random(f"mix/{seed}")
     while open_sources:
@@ -53,7 +53,7 @@ def read_source(source: Source, seed: int) -> Iterator[str]:
 
 
 def read_grammar(seed: int) -> Iterator[str]:
-    """Captions of the shapes world, without end; the i-th depends on seed and i alone."""
+    """Yield captions of the shapes world endlessly; caption i depends only on seed and i."""
     index = 0
     while True:
         rng = random.Random(f"grammar/{seed}/{index}")
@@ -62,20 +62,20 @@ def read_grammar(seed: int) -> Iterator[str]:
 
 
 def require_prompt_file(source: FileSource) -> None:
-    """Raises ConfigError when the file is missing or its format unknown."""
+    """Raise ConfigError if the file is missing or its format is unknown."""
     _format_of(source)
     try:
         filesystem, path = fsspec.core.url_to_fs(source.url)
-        there = filesystem.isfile(path)
+        exists = filesystem.isfile(path)
     except (ValueError, ImportError, OSError) as error:
         raise ConfigError(f"prompts.sources: {source.url} cannot be opened: {error}") from error
-    if not there:
+    if not exists:
         raise ConfigError(f"prompts.sources: there is no file {source.url}")
 
 
 def read_file(source: FileSource) -> Iterator[str]:
-    """The file's prompts in order. Raises ConfigError naming file and place for what cannot be
-    read.
+    """Yield the file's prompts in order. Raises ConfigError naming the file and the place that
+    cannot be read.
     """
     count = 0
     with fsspec.open(source.url, "rb") as file:
@@ -144,8 +144,8 @@ def _parquet(file: Any, source: FileSource) -> Iterator[str]:
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise ConfigError(
-            f"prompts.sources: {source.url}: its column {source.column!r} holds {kind}, no text; "
-            "set `column`"
+            f"prompts.sources: {source.url}: column {source.column!r} holds {kind}, not text; set "
+            "`column`"
         )
     for batch in table.iter_batches(8192, columns=[source.column]):
         for value in batch.column(0).to_pylist():

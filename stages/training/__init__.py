@@ -1,1 +1,1 @@
-"""What the two training loops share, and the loops."""
+"""The two training loops, and what they share."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline.base.training import TrainingRun
 from schemas.config import DistillConfig, PipelineConfig
 from schemas.errors import StageFailed
 from stages.data.latent_batches import LatentData
+from stages.ladd.backbone import Backbone
 from stages.ladd.batch_plan import BatchPlan, slots_of
 from stages.ladd.parallelize import compile_blocks, spread
 from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
@@ -52,9 +52,9 @@ def train(run: TrainingRun) -> None:
                     metrics = trainer.update(latents_BCHW, conditioning)
                 except TrainingDiverged as error:
                     raise StageFailed(
-                        f"distill: {error}; the last good checkpoint is kept, but would diverge "
-                        "again. Lower distill.learning_rate or "
-                        "distill.discriminator.learning_rate: that starts a new training"
+                        f"distill: {error}; the last good checkpoint is kept, but training from it "
+                        "would diverge again. Lower distill.learning_rate or "
+                        "distill.discriminator.learning_rate: that starts a new training run"
                     ) from error
                 trace.add(trainer.step, {"bucket": bucket, **metrics})
                 done = trainer.step == distill.total_steps
@@ -69,20 +69,21 @@ def train(run: TrainingRun) -> None:
 def _wanted(
     plan: BatchPlan, run: TrainingRun, start: int, distill: DistillConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Bucket and rows of this worker's part of every update from `start` on."""
+    """Yield the bucket and this worker's rows of every update from `start` on."""
     mine = slots_of(distill.global_batch, run.rank, run.world)
+    more = 1 if distill.objective.mismatched_share > 0 else 0
     for step in range(start, distill.total_steps):
-        yield plan.part(step, mine, more=distill.objective.mismatched_share > 0)
+        yield plan.part(step, mine, more=more)
 
 
-def _student(teacher: Teacher, config: PipelineConfig) -> nn.Module:
-    """In float32, spread over the workers, its weights gathered in the passes' precision."""
+def _student(teacher: Teacher, config: PipelineConfig) -> Backbone:
+    """The student in float32, spread over the workers; its weights are gathered in `precision`."""
     gathered = getattr(torch, config.distill.precision)
     return _backbone(teacher, config, gathered, dtype=torch.float32, lora=config.distill.lora)
 
 
-def _frozen_teacher(teacher: Teacher, config: PipelineConfig) -> nn.Module:
-    """Whole on each worker, unless `shard_teacher` spreads it as the student is spread."""
+def _frozen_teacher(teacher: Teacher, config: PipelineConfig) -> Backbone:
+    """The frozen teacher: whole on each worker, or with `shard_teacher` spread like the student."""
     dtype = getattr(torch, config.frozen_dtype)
     gathered = dtype if config.distill.shard_teacher else None
     return _backbone(teacher, config, gathered, dtype=dtype)
@@ -90,14 +91,14 @@ def _frozen_teacher(teacher: Teacher, config: PipelineConfig) -> nn.Module:
 
 def _backbone(
     teacher: Teacher, config: PipelineConfig, gathered: torch.dtype | None, **options: Any
-) -> nn.Module:
-    """A backbone, its blocks compiled where the configuration says so. Unless `gathered` is None
-    it is spread over the workers and its weights are gathered in that dtype; where they are
-    sharded, each worker loads its own shards alone.
+) -> Backbone:
+    """Load a backbone, and compile its blocks if the configuration says so. Unless `gathered` is
+    None, the backbone is spread over the workers and its weights are gathered in that dtype; if
+    they are sharded, each worker loads only its shards.
     """
     distill = config.distill
 
-    def prepare(net: nn.Module) -> None:
+    def prepare(net: Backbone) -> None:
         if distill.compile_blocks:
             compile_blocks(net)
         if gathered is not None:

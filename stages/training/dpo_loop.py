@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from pipeline.base.stage import StageContext
 from pipeline.base.training import TrainingRun
 from schemas.config import DpoConfig
 from schemas.errors import StageFailed
 from stages.data.pair_batches import PairData
+from stages.ladd.backbone import Backbone
 from stages.ladd.batch_plan import BatchPlan, round_size, slots_of
 from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
 from stages.ladd.grid import student_sigmas
@@ -26,7 +26,7 @@ from stages.teachers.protocol import Teacher
 from stages.training.trace import LORA, TrainingTrace, fill_checkpoint, resume
 
 HELD_OUT_PAIRS = 256
-"""A look judges at most this many held-out pairs, each with `HELD_OUT_DRAWS` noises."""
+"""The most held-out pairs that a look judges, each with `HELD_OUT_DRAWS` draws of noise."""
 HELD_OUT_DRAWS = 4
 
 
@@ -68,8 +68,8 @@ def train(run: TrainingRun) -> None:
                     trace.add_look(trainer.step, looked)
             except TrainingDiverged as error:
                 raise StageFailed(
-                    f"dpo: {error}; the last good checkpoint is kept, but would diverge again. "
-                    "Lower dpo.learning_rate: that starts a new training"
+                    f"dpo: {error}; the last good checkpoint is kept, but training from it would "
+                    "diverge again. Lower dpo.learning_rate: that starts a new training run"
                 ) from error
             if trainer.done or trainer.step % dpo.checkpoint_every == 0:
                 run.save(metrics, fill)
@@ -83,9 +83,9 @@ def train(run: TrainingRun) -> None:
         trace.close()
 
 
-def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[nn.Module, list[float] | None]:
-    """What is tuned, in the precision of the forward passes, and the noise levels to tune it on:
-    None for the teacher's own.
+def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[Backbone, list[float] | None]:
+    """Return the net to tune, in the precision of the forward passes, and the noise levels to tune
+    it on: None for the teacher's.
     """
     config = context.config
     dpo, dtype = config.dpo, getattr(torch, config.dpo.precision)
@@ -99,8 +99,8 @@ def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[nn.Module, list
 def held_out_batches(
     data: PairData, config: DpoConfig, rank: int, world: int
 ) -> Iterator[tuple[range, Pairs]]:
-    """This rank's part of the held-out pairs that a look judges, in batches of one bucket. A pair
-    has one slot for each noise that it gets.
+    """Yield this rank's part of the held-out pairs that a look judges, in batches of one bucket. A
+    pair has one slot for each of its draws of noise.
     """
     sizes = data.sizes["held_out"]
     stride = math.ceil(sum(sizes.values()) / HELD_OUT_PAIRS)

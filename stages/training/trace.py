@@ -1,5 +1,5 @@
-"""What a training leaves behind while it runs: checkpoints, and each update's metrics in the trace,
-on TensorBoard and in the progress.
+"""What a training run records: checkpoints, and each update's metrics in the trace, on TensorBoard
+and in the progress.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from schemas.errors import ArtifactError
 from stages.ladd.checkpoint import CheckpointError
 
 STATE, TRACE, LORA = "state", "trace.jsonl", "lora"
-"""What a checkpoint's folder holds: the trainer's state, the lines of its trace, and at the end of
-`dpo` the adapters.
+"""The contents of a checkpoint's folder: the trainer's state, the lines of its trace, and at the
+end of `dpo` the adapters.
 """
 
 
 class Trainer(Protocol):
-    """What has a state that is saved."""
+    """Anything whose state can be saved and loaded."""
 
     def save(self, folder: Path) -> None: ...
 
@@ -29,9 +29,9 @@ class Trainer(Protocol):
 
 
 def resume(run: TrainingRun, trainer: Trainer) -> list[str]:
-    """Load the latest checkpoint that can be read, if there is one; returns the lines of its trace.
+    """Load the latest readable checkpoint, if there are any checkpoints; returns its trace's lines.
 
-    Warns of each damaged checkpoint. Raises ArtifactError when all of them are damaged.
+    Warns about each damaged checkpoint. Raises ArtifactError when all are damaged.
     """
     stage = run.context.stage
     damaged: CheckpointError | None = None
@@ -42,13 +42,13 @@ def resume(run: TrainingRun, trainer: Trainer) -> list[str]:
             except CheckpointError as error:
                 damaged = error
                 if run.rank == 0:
-                    run.context.warn(f"{error}; trying the one before it")
+                    run.context.warn(f"{error}; trying the previous one")
             else:
                 return (folder / TRACE).read_text().splitlines()
     if damaged is not None:
         raise ArtifactError(
-            f"{stage}: {damaged}, and none is before it; `ladd-pipeline run --force {stage}` "
-            "trains from the beginning"
+            f"{stage}: {damaged}, and there is no earlier one; `ladd-pipeline run --force {stage}` "
+            "trains from scratch"
         ) from damaged
     return []
 
@@ -61,13 +61,13 @@ def fill_checkpoint(folder: Path, trainer: Trainer, trace: TrainingTrace, rank: 
 
 
 Watch = Callable[[dict[str, Any]], list[str]]
-"""Takes an update's metrics, gives new warnings."""
+"""Takes an update's metrics and returns new warnings."""
 
 
 class TrainingTrace:
-    """Metrics of every update. All ranks keep the lines; rank 0 alone shows them.
+    """Metrics of every update. All ranks keep the lines; only rank 0 shows them.
 
-    `resumed` are the lines of the checkpoint from which the training resumes.
+    `resumed` are the lines of the checkpoint that the training resumes from.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class TrainingTrace:
             self._context.report("updates", self._step, total)
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
-        """Take in update `step`, counted from 1."""
+        """Record the metrics of update `step`, counted from 1."""
         self._keep(step, metrics)
         self.warn(self._watch(metrics))
-        self._latest |= metrics  # not every update has all, when the heads also learn alone
+        self._latest |= metrics  # updates that train only the heads lack some metrics
         if step % self._log_every == 0 or step == self._total:
             self._show(step, self._latest)
 
     def add_look(self, step: int, metrics: dict[str, float]) -> None:
-        """Take in what was seen between updates, behind `step`."""
+        """Record the metrics of a held-out look after update `step`."""
         self._keep(step, metrics)
         self._show(step, metrics)
 

@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -20,27 +19,14 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline.base.store import ArtifactStore
 from stages.compare.votes import open_votes
-from tests.evaluation import COLOURS, make_evaluation, system_of
+from tests.support.command import COMMAND, ROOT
+from tests.support.evaluation import COLOURS, make_evaluation, options_for, system_of
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 HOSTILE = (
     "<script>window.hacked = true</script><img src=x onerror=\"window.hacked = true\"> & 'more'"
 )
-SERVE = """
-import sys
-from pathlib import Path
-from pipeline.commands.compare import compare
-from pipeline.base.store import ArtifactStore
-
-store, votes, port = sys.argv[1:]
-compare(
-    ArtifactStore(store).find("eval", "e" * 16), Path(votes), systems=(), prompts=128,
-    questions=["quality", "alignment"], results=False, as_json=False, export=None,
-    host="127.0.0.1", port=int(port),
-)
-"""
 # What the rater sees: the first pixel of each picture tells the test which system made it.
 CARD = """
 const vote = document.getElementById("vote");
@@ -71,11 +57,12 @@ return (async () => {
 class Server:
     """`ladd-pipeline compare` in a process of its own, always at the same address."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: ArtifactStore) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.votes = folder / "votes.sqlite"
-        self._arguments = [str(folder / "store"), str(self.votes), str(self.port)]
+        where = ["--votes", str(self.votes), "--port", str(self.port)]
+        self._command = [*COMMAND, "compare", *where, *options_for(store)]
         self.start()
 
     @property
@@ -83,9 +70,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, *self._arguments], cwd=ROOT, stderr=subprocess.DEVNULL
-        )
+        self.process = subprocess.Popen(self._command, cwd=ROOT, stderr=subprocess.DEVNULL)
         for _ in range(600):
             with contextlib.suppress(OSError), urllib.request.urlopen(self.url, timeout=5):
                 return
@@ -101,8 +86,9 @@ class Server:
 @pytest.fixture
 def server(tmp_path):
     prompts = [HOSTILE, *(f"a quiet prompt, number {i}" for i in range(9))]
-    make_evaluation(ArtifactStore(str(tmp_path / "store")), prompts)
-    server = Server(tmp_path)
+    store = ArtifactStore(str(tmp_path / "store"))
+    make_evaluation(store, prompts)
+    server = Server(tmp_path, store)
     yield server
     server.kill()
 

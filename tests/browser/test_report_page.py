@@ -7,11 +7,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from stages.report.page import render_report
-from tests.example_report import SCRIPT, example_pictures, example_report
+from tests.support.browser import WIDTHS, show
+from tests.support.example_report import SCRIPT, example_pictures, example_report
 
 pytestmark = pytest.mark.slow
 
-WIDTHS = (390, 820, 1440)
 ROWS, COLUMNS, MORE_COLUMNS = 6, 5, 3
 
 
@@ -21,16 +21,6 @@ def address(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render_report(report, example_pictures(report)), encoding="utf-8")
     return path.as_uri()
-
-
-def show(browser, address: str, width: int, theme: str = "light") -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    media = [{"name": "prefers-color-scheme", "value": theme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-    browser.get(address)
 
 
 def brightness(browser, script: str) -> float:

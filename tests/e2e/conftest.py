@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.browser.driver import browser, one_browser, start_browser
-from tests.e2e.command import call
-
-__all__ = ["browser", "one_browser", "start_browser"]
+from tests.support.command import call
 
 
 @pytest.fixture(scope="session")

@@ -13,18 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import build_pipeline, make_tiny_config
-from tests.e2e.command import ROOT, artifact, call, run_and_kill, start_until
+from tests.support.command import ROOT, artifact, call, run_and_kill, start_until
+from tests.support.tiny_sd3 import build_pipeline, write_config
 
 pytestmark = pytest.mark.slow
-
-
-def write_config(folder: Path, model: Path, store: Path, **sections) -> Path:
-    path = folder / "pipeline.yaml"
-    path.write_text(
-        yaml.safe_dump(make_tiny_config(model, store, **sections).model_dump(mode="json"))
-    )
-    return path
 
 
 @pytest.fixture(scope="module")

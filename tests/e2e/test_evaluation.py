@@ -11,8 +11,8 @@ from selenium.webdriver.common.by import By
 
 from pipeline.base.store import ArtifactStore
 from stages.compare.study import plan_study
-from tests.browser.test_report_page import WIDTHS, show
-from tests.e2e.command import artifact, call, run_and_kill
+from tests.support.browser import WIDTHS, show
+from tests.support.command import artifact, call, run_and_kill
 
 pytestmark = pytest.mark.slow
 GATES = "eval.gates={student_4.attributes: '>= 1.5', teacher.diversity: '> 0'}"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import build_pipeline
-from tests.e2e.command import artifact, call
-from tests.unit.test_scores import save_clip
+from tests.support.command import artifact, call
+from tests.support.scores import save_clip
+from tests.support.tiny_sd3 import build_pipeline
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import artifact, call, run_and_kill
+from tests.support.command import artifact, call, run_and_kill
 
 pytestmark = pytest.mark.slow
 SETTINGS = {

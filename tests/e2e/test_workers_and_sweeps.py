@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import build_pipeline
-from tests.e2e.command import artifact, call, start_until
-from tests.e2e.test_chain import write_config
+from tests.support.command import artifact, call, start_until
+from tests.support.tiny_sd3 import build_pipeline, write_config
 
 pytestmark = pytest.mark.slow
 

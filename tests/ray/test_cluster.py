@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from pipeline.base.store import ArtifactStore
-from tests.conftest import make_tiny_config
-from tests.e2e.command import COMMAND, ROOT, call
+from tests.support.command import COMMAND, ROOT, call
+from tests.support.tiny_sd3 import make_tiny_config
 
 pytestmark = pytest.mark.slow
 STEPS = 24

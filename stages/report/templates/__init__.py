@@ -1,4 +1,4 @@
-"""The pages' templates, and the one environment that renders them: what users wrote is escaped."""
+"""The templates of the pages, and the one environment that renders them: it escapes user text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.report.numbers import count, duration, moment, number, percent, shar
 
 
 def template_environment() -> Environment:
-    """Every template escapes what is put in, but for Markdown, which has the filter `markdown`."""
+    """Every template escapes inserted text, except Markdown, which uses the filter `markdown`."""
     environment = Environment(
         loader=PackageLoader("stages.report", "templates"),
         autoescape=lambda name: name is None or not name.endswith(".md.j2"),
@@ -31,6 +31,6 @@ def template_environment() -> Environment:
 
 
 def as_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, also within a table."""
+    """Escape text so that Markdown shows it verbatim, on one line, also within a table."""
     one_line = " ".join(text.split())
     return re.sub(r"([\\`*_{}\[\]<>#|~$!&])", r"\\\1", one_line)

@@ -1,3 +1,0 @@
-from tests.browser.driver import browser, one_browser, start_browser
-
-__all__ = ["browser", "one_browser", "start_browser"]

@@ -1,0 +1,1 @@
+"""What several test modules build from: tiny models, configurations, artifacts, processes."""

@@ -1,0 +1,39 @@
+"""What tests of bad input share: a command that must refuse, in one clear sentence."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import yaml
+
+from pipeline import cli
+from tests.support.tiny_sd3 import make_tiny_config
+
+
+@pytest.fixture
+def refused(tiny_sd3, tmp_path, monkeypatch, capsys):
+    """Call the command in this process and expect it to refuse; gives the exit code and the
+    sentence.
+    """
+
+    def call(*arguments, **sections):
+        config = make_tiny_config(tiny_sd3, tmp_path / "store").model_dump(mode="json")
+        for name, values in sections.items():
+            config[name] = {**config[name], **values} if isinstance(values, dict) else values
+        path = tmp_path / "pipeline.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command, *rest = arguments or ("run",)
+        monkeypatch.setattr(
+            sys, "argv", ["ladd-pipeline", command, "-c", str(path), *map(str, rest)]
+        )
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        output = capsys.readouterr()
+        errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, output.err
+        assert "Traceback" not in output.err
+        assert not list((tmp_path / "store").glob("artifacts/*/*/manifest.json"))
+        return stop.value.code, errors[0]
+
+    return call

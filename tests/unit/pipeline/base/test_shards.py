@@ -1,0 +1,70 @@
+"""Shards: the same bytes for the same samples, readable by others, damage named."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+import webdataset
+
+from pipeline.base.shards import ShardWriter, finished_shards, read_tar, write_tar
+from schemas.errors import ArtifactError
+
+SAMPLES = [
+    ("b", {"txt": b"two", "png": b"2"}),
+    ("a", {"png": b"1", "txt": b"one", "latent.npy": b"n"}),
+]
+
+
+def test_same_samples_same_bytes(tmp_path):
+    write_tar(tmp_path / "1.tar", SAMPLES)
+    write_tar(tmp_path / "2.tar", SAMPLES[::-1])
+    assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
+    with tarfile.open(tmp_path / "1.tar") as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members] == ["a.latent.npy", "a.png", "a.txt", "b.png", "b.txt"]
+    assert {(m.mtime, m.uid, m.gid) for m in members} == {(0, 0, 0)}
+
+
+def test_stock_webdataset_groups_our_samples(tmp_path):
+    write_tar(tmp_path / "1.tar", SAMPLES)
+    read = list(webdataset.WebDataset(str(tmp_path / "1.tar"), shardshuffle=False))
+    assert [(s["__key__"], s["txt"]) for s in read] == [("a", b"one"), ("b", b"two")]
+    assert list(read_tar(tmp_path / "1.tar", "x")) == sorted(SAMPLES)
+
+
+def test_folders_are_part_of_a_key_as_in_stock_webdataset(tmp_path):
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        for name in ("a/1.jpg", "b/1.jpg", "b/1.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    stock = webdataset.WebDataset(str(tmp_path / "1.tar"), shardshuffle=False)
+    ours = list(read_tar(tmp_path / "1.tar", "x"))
+    assert [key for key, _ in ours] == [sample["__key__"] for sample in stock] == ["a/1", "b/1"]
+    assert ours[1][1] == {"jpg": b"x", "txt": b"x"}
+
+
+@pytest.mark.parametrize("key", ["a.b", "a/b"])
+def test_keys_that_readers_would_split_are_refused(tmp_path, key):
+    with pytest.raises(ValueError, match="dot or a slash"):
+        write_tar(tmp_path / "1.tar", [(key, {})])
+
+
+@pytest.mark.parametrize("length", [0, 100, 700, 1600])
+def test_tar_cut_short_is_named(tmp_path, length):
+    write_tar(tmp_path / "1.tar", [("a", {"png": b"x" * 2000, "txt": b"t"})])
+    (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes()[:length])
+    with pytest.raises(ArtifactError, match=r"s3://b/1\.tar is damaged or cut short"):
+        list(read_tar(tmp_path / "1.tar", "s3://b/1.tar"))
+
+
+def test_a_shard_counts_only_with_its_marker_and_whole_files(store):
+    writer = ShardWriter(store, "artifacts/synthesize/k", "shards/64x64/000000")
+    write_tar(writer.file(".tar"), SAMPLES)
+    assert finished_shards(store, "artifacts/synthesize/k") == {}
+    stats = writer.commit({"ok": 2})
+    assert finished_shards(store, "artifacts/synthesize/k") == {"shards/64x64/000000": stats}
+    store.write("artifacts/synthesize/k/shards/64x64/000000.tar", b"cut")
+    assert finished_shards(store, "artifacts/synthesize/k") == {}

@@ -1,0 +1,158 @@
+"""What training workers ask Ray for, and what becomes of what they raise, without Ray."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.base import training
+from pipeline.base.stage import StageContext
+from pipeline.base.store import ArtifactStore
+from pipeline.base.training import Share, TrainingPlan, TrainingRun, worker_share
+from schemas.errors import (
+    ArtifactError,
+    ConfigError,
+    ServiceUnavailable,
+)
+from tests.support.context import make_context
+from tests.support.tiny_sd3 import make_tiny_config
+
+
+def plan_for(workers: int, **changes) -> TrainingPlan:
+    nothing_set = dict.fromkeys(("min_workers", "cpus_per_worker", "use_gpu"))
+    return TrainingPlan(
+        **nothing_set | {"workers": workers, "retries": 0, "checkpoints_kept": 1} | changes
+    )
+
+
+HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("workers", "changes", "nodes", "share"),
+    [
+        (1, {}, [{"CPU": 2.0}], Share(2, False)),
+        (2, {}, [{"CPU": 2.0}], Share(1, False)),
+        (3, {}, [{"CPU": 8.0}, {"CPU": 8.0}], Share(4, False)),
+        # Bug: share out the head's CPUs too; 16 beside a GPU are on no node.
+        (2, {}, [HEAD, GPU_NODE, GPU_NODE], Share(8, True)),
+        # Bug: take GPUs only where there is one for each worker at this moment.
+        (8, {"min_workers": 4}, [HEAD, *[GPU_NODE] * 7], Share(8, True)),
+        (2, {"use_gpu": False}, [HEAD, GPU_NODE, GPU_NODE], Share(8, False)),
+        (2, {"cpus_per_worker": 3}, [HEAD], Share(3, False)),
+        (2, {}, [{"CPU": 1.0}], Share(1, False)),
+        # Bug: ask for what the head has, or for one CPU, until the last GPU node is there.
+        (2, {"use_gpu": True}, [HEAD], Share(1, True)),
+        (2, {}, [HEAD, GPU_NODE], Share(8, True)),
+        (4, {"min_workers": 2}, [{"CPU": 3.0}], Share(1, False)),
+        # Bug: take the whole node; then trials of a sweep wait for each other beside idle GPUs.
+        (1, {}, [HEAD, {"CPU": 64.0, "GPU": 8.0}], Share(8, True)),
+    ],
+)
+def test_a_worker_asks_for_what_nodes_have(workers, changes, nodes, share):
+    assert worker_share(plan_for(workers, **changes), nodes) == share
+
+
+def test_parts_of_a_cpu_fit_as_often_as_they_go_into_it():
+    """Bug: count with `//`; 1 // 0.1 is 9."""
+    assert Share(0.1, False).room([{"CPU": 1.0}, {"CPU": 0.35}]) == 13
+
+
+@pytest.mark.parametrize(("share", "devices"), [(Share(3, False), 6), (Share(3, True), 2)])
+def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypatch):
+    """Bug: take the time of the last start alone."""
+    place = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 2)
+    monkeypatch.setattr("ray.train.get_context", lambda: place)
+    monkeypatch.setattr("ray.train.report", lambda metrics, **checkpoint: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    clock = SimpleNamespace(monotonic=lambda: 0.0)
+    monkeypatch.setattr(training, "time", clock)
+    store = ArtifactStore(str(tmp_path / "store"))
+    config = make_tiny_config(tmp_path, tmp_path / "store")
+    context = make_context("distill", config, store)
+    for begins in (0.0, 36_000.0):
+        clock.monotonic = lambda now=begins: now
+        run = TrainingRun(context, share)
+        for seconds in (1800.0, 3600.0):
+            clock.monotonic = lambda now=begins + seconds: now
+            run.save({}, lambda folder: None)
+    assert training._device_hours(context) == pytest.approx(2 * devices)
+
+
+def test_workers_that_never_fit_on_this_machine_are_refused(tmp_path, monkeypatch):
+    def context(address: str | None) -> StageContext:
+        config = make_tiny_config(tmp_path, tmp_path / "store", ray={"address": address})
+        return make_context("distill", config, ArtifactStore(str(tmp_path)), warn=warnings.append)
+
+    warnings: list[str] = []
+    nodes = [{"Alive": True, "Resources": GPU_NODE}, {"Alive": False, "Resources": GPU_NODE}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    with pytest.raises(ConfigError, match="2 workers with 8 CPUs and a GPU each do not fit"):
+        training._own_share(context(None), plan_for(2))
+    assert training._own_share(context(None), plan_for(2, min_workers=1)).gpu
+    assert not warnings
+    assert training._own_share(context("auto"), plan_for(2)).gpu
+    assert warnings == [
+        "the cluster has room for 1 of 2 workers with 8 CPUs and a GPU each; waiting"
+    ]
+    warnings.clear()
+    nodes[:] = [{"Alive": True, "Resources": HEAD}]
+    assert not training._own_share(context(None), plan_for(2)).gpu and not warnings
+    assert not training._own_share(context("auto"), plan_for(2)).gpu
+    assert "no GPU" in warnings[0] and len(warnings) == 1
+    assert training._own_share(context("auto"), plan_for(2, use_gpu=True)).gpu
+    assert warnings[1:] == [
+        "the cluster has room for 0 of 2 workers with 1 CPU and a GPU each; waiting"
+    ]
+
+
+def test_what_may_pass_is_left_to_ray_train(loop, tmp_path):
+    """Bug: leave a verdict; then a store that was away for a moment ends the training for good."""
+    arguments, _, _ = loop
+
+    def work(run):
+        raise ServiceUnavailable("SlowDown")
+
+    with pytest.raises(ServiceUnavailable):
+        training._entry(arguments | {"worker": work})
+    assert training._failure(arguments["context"]) is None
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch):
+    """What Ray Train hands to each worker, and the number of workers."""
+    world = SimpleNamespace(world=2)
+    monkeypatch.setattr(training, "TrainingRun", lambda context, share: world)
+    store = ArtifactStore(str(tmp_path / "store"))
+    config = make_tiny_config(tmp_path, tmp_path / "store")
+    context = make_context("distill", config, store)
+    calls = []
+
+    def work(run):
+        calls.append(run)
+        raise ArtifactError("a latent file is damaged")
+
+    arguments = {"worker": work, "share": Share(1, False)}
+    arguments |= {"context": context, "cwd": "/none"}
+    return arguments, world, calls
+
+
+def test_others_do_not_wait_for_a_worker_that_failed_and_none_tries_again(loop):
+    """Bug: return after the failure; then the other ranks wait in a collective until it times
+    out.
+    """
+    arguments, _, calls = loop
+    with pytest.raises(ArtifactError):
+        training._entry(arguments)
+    training._entry(arguments)  # Ray Train starts all of them again
+    assert len(calls) == 1
+    failure = training._failure(arguments["context"])
+    assert isinstance(failure, ArtifactError) and "latent file" in str(failure)
+
+
+def test_a_worker_alone_ends_without_a_new_start(loop):
+    arguments, world, _ = loop
+    world.world = 1
+    training._entry(arguments)
+    assert isinstance(training._failure(arguments["context"]), ArtifactError)

@@ -1,0 +1,95 @@
+"""What would run, and why."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.dag import STAGES
+from pipeline.planning import Selection, changed_fields, make_plan
+from schemas.errors import ArtifactError
+from tests.support.manifests import manifest_of
+
+
+def commit(store, config, *names):
+    for stage in make_plan(config, store, Selection()):
+        if stage.name in names:
+            store.commit(
+                manifest_of(
+                    stage.name,
+                    key=stage.key,
+                    version=STAGES[stage.name].version,
+                    identity=STAGES[stage.name].identity(config),
+                )
+            )
+
+
+def actions(config, store, **selection):
+    return {s.name: s.action for s in make_plan(config, store, Selection(**selection))}
+
+
+ALL = ("prompts", "synthesize", "encode", "distill", "pairs", "dpo", "eval")
+
+
+def test_fresh_store_runs_everything(config, store):
+    assert set(actions(config, store).values()) == {"run"}
+    assert actions(config, store, until="synthesize") == dict(
+        zip(ALL, ["run", "run", *["skip"] * 5], strict=True)
+    )
+
+
+def test_finished_work_is_not_repeated_even_when_its_inputs_are_gone(config, store):
+    commit(store, config, "distill")
+    assert actions(config, store, until="distill") == dict(
+        zip(ALL, ["skip", "skip", "skip", "done", *["skip"] * 3], strict=True)
+    )
+    assert actions(config, store) == dict(
+        zip(ALL, ["run", "skip", "skip", "done", "run", "run", "run"], strict=True)
+    )
+    assert actions(config, store, until="encode")["encode"] == "run"
+
+
+def test_force_runs_a_finished_stage_and_what_it_misses(config, store):
+    commit(store, config, *ALL)
+    assert actions(config, store, force=frozenset({"encode"})) == dict(
+        zip(ALL, ["done", "done", "run", *["done"] * 4], strict=True)
+    )
+
+
+def test_from_and_only_need_their_inputs(config, store):
+    commit(store, config, "prompts", "synthesize")
+    assert actions(config, store, only="encode")["encode"] == "run"
+    with pytest.raises(ArtifactError, match=r"needs the artifact of encode.*--until encode"):
+        make_plan(config, store, Selection(start="distill"))
+    with pytest.raises(ArtifactError, match="needs the artifact of encode"):
+        make_plan(config, store, Selection(only="distill"))
+
+
+def test_plan_says_which_field_changed_from_what_to_what(config, store):
+    commit(store, config, *ALL)
+    other = config.model_copy(
+        update={"synthesize": config.synthesize.model_copy(update={"guidance_scale": 2.5})}
+    )
+    why = {s.name: s.why for s in make_plan(other, store, Selection())}
+    assert (
+        why["synthesize"]
+        == f"synthesize.guidance_scale changed from {config.synthesize.guidance_scale} to 2.5"
+    )
+    assert why["encode"] == "input changed: synthesize"
+
+
+def test_changed_fields_reach_into_lists_and_missing_sections():
+    assert changed_fields({"a": {"b": 1}}, {"a": {"b": 2, "c": None}}) == [
+        "a.b changed from 1 to 2"
+    ]
+
+
+def test_unknown_stage(refused):
+    code, text = refused("run", "--until", "distil")
+    assert code == 2, text
+    assert "unknown stage 'distil'; did you mean distill?" in text
+
+
+def test_only_without_its_inputs(refused):
+    code, text = refused("run", "--only", "encode")
+    assert code == 4, text
+    assert "`ladd-pipeline run --until" in text

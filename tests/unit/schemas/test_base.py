@@ -1,0 +1,11 @@
+"""Which fields make an artifact what it is, and which only say how it is made."""
+
+from __future__ import annotations
+
+from schemas.base import identity_of
+
+
+def test_runtime_fields_are_not_in_the_identity(config):
+    identity = identity_of(config.distill)
+    assert "learning_rate" in identity and "workers" not in identity and "log_every" not in identity
+    assert "pool" not in identity_of(config.synthesize)

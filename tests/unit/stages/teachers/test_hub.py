@@ -1,0 +1,15 @@
+"""Models that are nowhere."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.slow
+def test_model_that_is_nowhere(refused):
+    code, text = refused(teacher={"model": "nobody/no-such-model"})
+    assert code == 2, text
+    assert (
+        "teacher.model: 'nobody/no-such-model' is neither a folder here nor a model that the "
+        "hub gives us" in text
+    )

@@ -1,0 +1,142 @@
+"""The SD3 family against stock diffusers: geometry, embeddings, latents, schedulers, all text
+encoders.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from schemas.bucket import Bucket
+from schemas.config import TeacherConfig
+from schemas.errors import ConfigError
+from stages.ladd.sampling import initial_noise, sample_euler
+from stages.teachers import open_teacher
+from stages.teachers.sd3 import student_scheduler
+
+
+@pytest.mark.slow
+def test_teacher_folder_without_a_transformer(refused, tiny_sd3, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_sd3, broken)
+    shutil.rmtree(broken / "transformer")
+    code, text = refused(teacher={"model": str(broken)})
+    assert code == 2, text
+    assert f"{broken} has no folder 'transformer'" in text
+
+
+@pytest.mark.slow
+def test_bucket_that_does_not_fit_the_teacher(refused):
+    code, text = refused(prompts={"buckets": {"32x32": 1, "44x20": 1}})
+    assert code == 2, text
+    assert (
+        "bucket 44x20 does not fit the teacher: both sides must be divisible by 8" in text
+        and "use 48x16" in text
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny_sd3", "tiny_sd35_t5"])
+def test_sampling_equals_the_stock_pipeline(name, request):
+    """Prompt encoding, sigmas, guidance and decoding together: the same picture as diffusers' own
+    pipeline.
+    """
+    folder = request.getfixturevalue(name)
+    has_t5 = name.endswith("t5")
+    teacher = open_teacher(
+        TeacherConfig(model=str(folder), dtype="float32", use_t5=has_t5, max_sequence_length=12)
+    )
+    assert teacher.has_t5 is has_t5
+    bucket = Bucket(48, 32)
+    noise, _ = initial_noise([3], teacher.latent_shape(bucket))
+    told, untold = teacher.encode_prompts(["a red circle"]), teacher.encode_prompts([""])
+    assert told.null_tokens == (0 if has_t5 else 12)
+    latents = sample_euler(
+        teacher.backbone(),
+        noise,
+        told,
+        teacher.sigmas(3, bucket),
+        guidance_scale=4.0,
+        unconditional=untold,
+    )
+    absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, **absent)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        "a red circle",
+        height=32,
+        width=48,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        latents=noise.clone(),
+        max_sequence_length=12,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(latents, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_geometry_and_bucket_checks(tiny_teacher):
+    assert (tiny_teacher.unit, tiny_teacher.vae_factor, tiny_teacher.latent_channels) == (8, 4, 4)
+    assert tiny_teacher.latent_shape(Bucket(48, 32)) == (4, 8, 12)
+    with pytest.raises(ConfigError, match=r"divisible by 8.*use 48x16"):
+        tiny_teacher.check_bucket(Bucket(44, 20))
+    with pytest.raises(ConfigError, match="larger than the teacher's position table: 128"):
+        tiny_teacher.check_bucket(Bucket(256, 16))
+
+
+def test_tokens_are_the_teachers_own(tiny_teacher):
+    assert tiny_teacher.max_tokens == 14
+    assert tiny_teacher.count_tokens(["a red circle", "", "zebra"]) == [3, 0, 5]
+
+
+@pytest.mark.parametrize(("steps", "sigmas"), [(4, [1, 0.75, 0.5, 0.25, 0]), (2, [1, 0.25, 0])])
+def test_stock_scheduler_samples_on_the_grid(steps, sigmas):
+    scheduler = student_scheduler([1.0, 0.75, 0.5, 0.25])
+    scheduler.set_timesteps(steps)
+    assert scheduler.sigmas.tolist() == pytest.approx(sigmas)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000 * s for s in sigmas[:-1]])
+    assert scheduler.config.stochastic_sampling and scheduler.config.shift == 1.0
+
+
+def test_one_step_scheduler_is_finite():
+    scheduler = student_scheduler([1.0])
+    scheduler.set_timesteps(1)
+    assert scheduler.sigmas.tolist() == [1, 0]
+
+
+def test_uneven_grid_is_refused():
+    with pytest.raises(ValueError, match="evenly spaced"):
+        student_scheduler([1.0, 0.9, 0.25])
+
+
+def test_student_folder_is_complete_and_loads(tiny_teacher, tmp_path):
+    with torch.no_grad():
+        tiny_teacher.save_student(
+            tmp_path / "m", lambda b: [p.zero_() for p in b.parameters()], [1.0, 0.5]
+        )
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        tmp_path / "m", text_encoder_3=None, tokenizer_3=None
+    )
+    assert all(p.abs().sum() == 0 for p in pipe.transformer.parameters())
+    assert json.loads((tmp_path / "m" / "student.json").read_text()) == {"grid": [1.0, 0.5]}
+    pipe.scheduler.set_timesteps(2)
+    assert pipe.scheduler.sigmas.tolist() == pytest.approx([1, 0.5, 0])
+
+
+def test_a_student_takes_along_only_what_the_pipeline_names(tiny_sd3, tmp_path):
+    """SD3.5's folders hold the same weights up to four times."""
+    model, student = tmp_path / "model", tmp_path / "student"
+    shutil.copytree(tiny_sd3, model)
+    weights = model / "text_encoder" / "model.safetensors"
+    shutil.copy(weights, weights.with_name("model.fp16.safetensors"))
+    shutil.copytree(model / "text_encoder", model / "text_encoders")
+    teacher = open_teacher(TeacherConfig(family="sd3", model=str(model), use_t5=False))
+    net = teacher.backbone()
+    teacher.save_student(student, lambda new: new.load_state_dict(net.state_dict()), [1.0, 0.5])
+    assert not (student / "text_encoders").exists()
+    assert [path.name for path in (student / "text_encoder").glob("*.safetensors")] == [
+        weights.name
+    ]

@@ -1,0 +1,95 @@
+"""Stage `encode`: which samples it takes, and why it leaves others out."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.base.shards import write_tar
+from pipeline.base.store import ArtifactStore
+from stages import encode
+from stages.data.latent_batches import LatentData
+from stages.pictures.files import encode_image
+from stages.texts.identity import split_of
+from tests.support.samples import samples_of
+
+
+def test_each_prompt_is_stored_once_in_lists_sorted_by_id(chain, monkeypatch):
+    monkeypatch.setattr(encode, "PROMPTS_PER_SHARD", 3)
+    _, artifacts = chain()
+    made, lists = artifacts["encode"], []
+    for name in made.manifest.details["prompts"]:
+        with made.checked(made.entry(name)) as path:
+            lists.append(pq.read_table(path).to_pylist())
+    assert len(lists) > 2 and {len(rows) for rows in lists[:-1]} == {3}
+    ids = [row["prompt_id"] for rows in lists for row in rows]
+    assert ids == sorted(set(ids))
+    texts = {members["txt"].decode() for members in samples_of(artifacts["synthesize"]).values()}
+    assert {row["prompt"] for rows in lists for row in rows} == texts
+
+
+def test_samples_whose_prompts_are_held_out_are_not_trained_on(chain, tmp_path):
+    """External data may hold what evaluation asks for."""
+    texts = ["a red circle", "a blue ring", "a white cross", "a green square", "a purple triangle"]
+    picture = encode_image(np.zeros((32, 32, 3), np.uint8), "png", 100)
+    members = [(f"{i:09d}", {"png": picture, "txt": t.encode()}) for i, t in enumerate(texts)]
+    write_tar(tmp_path / "00000.tar", members)
+    external = {"external": [str(tmp_path / "00000.tar")]}
+    _, artifacts = chain(encode=external, prompts={"held_out_fraction": 0.1})
+    kept = {text for text in texts if split_of(text, 0.1) == "train"}
+    assert 0 < len(kept) < len(texts)
+    assert set(LatentData(artifacts["encode"]).prompts) == kept
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"txt": b"a"}, "no picture among its members"),
+        ({"jpg": b"junk", "txt": b"a"}, "its jpg cannot be read"),
+        ({"jpg": b"junk"}, "no txt and no json"),
+        ({"jpg": b"junk", "txt": b"\xff\xfe"}, "its caption cannot be read"),
+        ({"jpg": b"junk", "json": b"{}"}, "its caption cannot be read"),
+    ],
+)
+def test_samples_that_cannot_be_used_say_why(tiny_config, tmp_path, members, reason):
+    good = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(good, "PNG")
+    write_tar(
+        tmp_path / "x.tar",
+        [("a", members), ("b", {"png": good.getvalue(), "json": b'{"caption": "c"}'})],
+    )
+    store = ArtifactStore(str(tmp_path / "store"))
+    worker = encode.Encoder(
+        tiny_config, store, "out", {"shards/0": {"url": str(tmp_path / "x.tar")}}
+    )
+    stats = worker("shards/0")
+    assert stats.counts == {"ok": 1, "failed": 1}
+    rows = pq.read_table(tmp_path / "store/out/shards/0.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["failed", "ok"]
+    assert reason in rows[0]["reason"]
+
+
+def test_a_store_of_shards_that_nobody_knows(refused):
+    code, text = refused("run", "--until", "encode", encode={"external": ["nosuch://x/*.tar"]})
+    assert code == 2, text
+    assert "encode.external: nosuch://x/*.tar" in text
+
+
+@pytest.mark.slow
+def test_truncated_shard(refused, tmp_path):
+    from pipeline.base.shards import write_tar
+
+    write_tar(
+        tmp_path / "00000.tar", [(f"{i:09d}", {"jpg": b"x" * 3000, "txt": b"a"}) for i in range(3)]
+    )
+    content = (tmp_path / "00000.tar").read_bytes()
+    (tmp_path / "00000.tar").write_bytes(content[:6000])
+    code, text = refused(
+        "run", "--until", "encode", encode={"external": [str(tmp_path / "00000.tar")]}
+    )
+    assert code == 4, text
+    assert "00000.tar is damaged or cut short" in text

@@ -1,0 +1,29 @@
+"""What an evaluation refuses before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.errors import ConfigError
+from stages.eval import check
+from tests.support.held_out import configured
+
+
+@pytest.mark.parametrize("setting", ["eval.student_steps=[1,3]", "eval.tuned_steps=3"])
+def test_steps_off_the_students_grid_are_refused_before_anything_starts(setting):
+    field = setting.split("=")[0]
+    with pytest.raises(ConfigError, match=rf"{field} is 3, .* takes 4 or 2 or 1"):
+        check(configured(setting))
+
+
+@pytest.mark.parametrize(
+    ("gate", "reason"),
+    [
+        ("student_3.attributes: '>= 0.5'", "names no system.*did you mean"),
+        ("student_4.atributes: '>= 0.5'", "names nothing that is measured.*did you mean"),
+        ("student_4.attributes: about 1", "is not a demand"),
+    ],
+)
+def test_a_gate_that_means_nothing_is_refused_before_anything_runs(gate, reason):
+    with pytest.raises(ConfigError, match=reason):
+        check(configured(f"eval.gates={{{gate}}}"))

@@ -1,0 +1,39 @@
+"""Stage `synthesize`: what its shards hold, and what is recorded of broken pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from stages import synthesize
+from tests.support.samples import samples_of
+
+
+def test_shards_hold_picture_text_and_record_and_sidecars_every_planned_sample(chain):
+    _, artifacts = chain()
+    samples = samples_of(artifacts["synthesize"])
+    rows = []
+    for entry in artifacts["synthesize"].files("shards/", ".parquet"):
+        with artifacts["synthesize"].checked(entry) as path:
+            rows += pq.read_table(path).to_pylist()
+    assert {row["key"] for row in rows} == set(samples)
+    for row in rows:
+        members = samples[row["key"]]
+        assert Image.open(io.BytesIO(members["png"])).size == (row["width"], row["height"])
+        assert members["txt"].decode() == row["prompt"]
+        assert json.loads(members["json"])["seed"] == row["seed"]
+        assert row["status"] == "ok"
+
+
+def test_flat_pictures_are_recorded_as_filtered_and_broken_ones_as_failed(chain, tiny_config):
+    with pytest.raises(Exception, match=r"no picture was usable.*filtered"):
+        chain(synthesize={"flat_below": 200.0})
+    maker = synthesize.Synthesizer(tiny_config, None, "x")
+    maker.draw = lambda samples: torch.full((len(samples), 4, 8, 8), float("nan"))
+    sample = {"key": "k", "prompt": "a", "seed": 1, "width": 32, "height": 32}
+    assert maker._make([sample]) == [("failed", "not finite", {})]

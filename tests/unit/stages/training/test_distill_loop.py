@@ -1,0 +1,157 @@
+"""The loop of one worker of `distill`, without Ray: from an encode artifact to checkpoints, alone
+and on two ranks that hold half of each weight.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from pipeline.base.stage import StageContext
+from pipeline.base.store import Artifact, ArtifactStore
+from stages import encode, prompts, synthesize
+from stages.pictures import sample_grids
+from stages.training import distill_loop
+from stages.training.trace import STATE, TRACE
+from tests.support.context import commit, make_context
+from tests.support.mapping import map_in_this_process
+from tests.support.tiny_sd3 import make_tiny_config
+
+STEPS = 6
+SHARDED = {"workers": 2, "shard_over": 2, "shard_teacher": True, "ema_device": "cpu"}
+
+
+class Run:
+    """What Ray Train gives to a worker; checkpoints go to a folder, which may hold one already."""
+
+    context: StageContext
+
+    def __init__(self, folder: Path, rank: int = 0, world: int = 1) -> None:
+        self.folder, self.rank, self.world = folder, rank, world
+        self.cpus, self.gpus = 1.0, 0
+
+    def checkpoint_folders(self):
+        if (self.folder / TRACE).exists():
+            yield self.folder
+
+    def save(self, metrics, fill) -> None:
+        fill(self.folder)
+
+
+def train(
+    model: Path, store: str, artifacts: dict[str, Artifact], run: Run, name: str, **changes: Any
+) -> list[dict[str, Any]]:
+    """The trace after the loop, from `run`'s checkpoint if it holds one."""
+    options = {
+        "steps": STEPS,
+        "discriminator": {"channels": 8},
+        "sample_every": STEPS,
+        "checkpoint_every": 3,
+        "learning_rate": 1e-3,
+    }
+    teacher = changes.pop("teacher", {})
+    config = make_tiny_config(model, Path(store), distill=options | changes, teacher=teacher)
+    inputs = (artifacts["prompts"], artifacts["encode"])
+    run.context = make_context("distill", config, ArtifactStore(config.store), inputs, key=name)
+    distill_loop.train(run)
+    return [json.loads(line) for line in (run.folder / TRACE).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def data(tiny_sd3, tmp_path_factory) -> tuple[str, dict[str, Artifact]]:
+    """A store, and the artifacts that training reads."""
+    url = str(tmp_path_factory.mktemp("loop") / "store")
+    config, store, artifacts = make_tiny_config(tiny_sd3, Path(url)), ArtifactStore(url), {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        map_in_this_process(patch)
+        for name, module in (("prompts", prompts), ("synthesize", synthesize), ("encode", encode)):
+            context = make_context(name, config, store, artifacts.values())
+            artifacts[name] = commit(context, module.run(context))
+    return url, artifacts
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_sd3, data, tmp_path_factory) -> list[dict[str, Any]]:
+    return train(tiny_sd3, *data, Run(tmp_path_factory.mktemp("alone")), "alone")
+
+
+def test_the_loop_visits_what_the_plan_says_and_draws_at_the_end(alone, data):
+    assert [row["step"] for row in alone] == list(range(1, STEPS + 1))
+    assert len({row["student_loss"] for row in alone}) == STEPS
+    names = ArtifactStore(data[0]).list("artifacts/distill/alone")
+    assert f"samples/step-{STEPS:06d}.png" in names
+
+
+def test_sample_grids_are_drawn_on_the_levels_that_are_trained(
+    tiny_sd3, data, tmp_path, monkeypatch
+):
+    levels = [1.0, 0.6, 0.2]
+    drawn = []
+    paint = sample_grids.student_sampler
+
+    def record(teacher, student, device, sigmas, **options):
+        drawn.append(sigmas)
+        return paint(teacher, student, device, sigmas, **options)
+
+    monkeypatch.setattr(sample_grids, "student_sampler", record)
+    even = {"probabilities": [0.4, 0.3, 0.3], "warmup_probabilities": [0.0, 0.5, 0.5]}
+    train(tiny_sd3, *data, Run(tmp_path), "levels", student_time={"grid": levels, **even})
+    assert {len(sigmas) for sigmas in drawn} == {3, 2, 1}
+    assert {round(sigma, 6) for sigmas in drawn for sigma in sigmas} == set(levels)
+
+
+def test_a_loop_that_was_cut_goes_on_where_its_checkpoint_is(
+    alone, tiny_sd3, data, tmp_path, monkeypatch
+):
+    """In the middle of an epoch: the reader must begin at the batch of the checkpoint."""
+    save = Run.save
+
+    def save_and_die(run, metrics, fill):
+        save(run, metrics, fill)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_sd3, *data, Run(tmp_path), "cut")
+    assert len((tmp_path / TRACE).read_text().splitlines()) == 3
+    assert train(tiny_sd3, *data, Run(tmp_path), "cut") == alone
+
+
+def test_a_low_precision_teacher_judges_in_the_precision_of_the_training(tiny_sd3, data, tmp_path):
+    """Bug: load the frozen copy in the teacher's dtype; without autocast the two do not meet."""
+    low = train(tiny_sd3, *data, Run(tmp_path), "low", teacher={"dtype": "bfloat16"})
+    assert all(math.isfinite(row["student_loss"]) for row in low)
+
+
+def _rank(rank: int, port: int, model: Path, data: tuple, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    train(model, *data, Run(folder, rank, 2), "two", **SHARDED)
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_with_half_of_each_weight_follow_the_trace_of_one(
+    alone, tiny_sd3, data, tmp_path
+):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_rank, (port, tiny_sd3, data, tmp_path), nprocs=2)
+    found = [json.loads(line) for line in (tmp_path / TRACE).read_text().splitlines()]
+    assert len(found) == len(alone)
+    for row, expected in zip(found, alone, strict=True):
+        assert row.pop("bucket") == expected["bucket"]
+        wanted = {name: value for name, value in expected.items() if name != "bucket"}
+        assert row == pytest.approx(wanted, rel=2e-3, abs=2e-4)
+    assert len(list((tmp_path / STATE).glob("*.safetensors"))) == 2

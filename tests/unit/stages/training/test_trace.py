@@ -1,0 +1,141 @@
+"""What trainings leave behind while they run."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.base.store import ArtifactStore
+from schemas.errors import ArtifactError
+from stages.training.trace import STATE, TRACE, TrainingTrace, fill_checkpoint, resume
+from tests.support.context import make_context
+from tests.support.tiny_sd3 import make_tiny_config
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+def context_of(folder, said):
+    """Of `dpo`; what it reports and warns of is kept in `said`."""
+    return make_context(
+        "dpo",
+        make_tiny_config(folder, folder),
+        ArtifactStore(str(folder)),
+        report=lambda *progress: said.append(progress),
+        warn=said.append,
+    )
+
+
+def make_trace(folder, said, *, rank=0, resumed=None, watch=lambda row: []):
+    run = SimpleNamespace(rank=rank, context=context_of(folder, said))
+    return TrainingTrace(run, resumed or [], total=10, log_every=4, watch=watch)
+
+
+def test_every_update_and_look_is_a_line(tmp_path, said):
+    trace = make_trace(tmp_path, said)
+    trace.add(1, {"bucket": "64x64", "loss": 0.5})
+    trace.add_look(1, {"held_out_loss": 0.25})
+    trace.close()
+    assert [json.loads(line) for line in trace.lines] == [
+        {"step": 1, "bucket": "64x64", "loss": 0.5},
+        {"step": 1, "held_out_loss": 0.25},
+    ]
+    assert list((tmp_path / "artifacts/dpo/k/tensorboard").iterdir())
+
+
+def test_progress_goes_on_from_the_last_line(tmp_path, said):
+    trace = make_trace(tmp_path, said, resumed=['{"step": 3}', '{"step": 3, "held_out_loss": 1}'])
+    trace.add(4, {"loss": 1.0})
+    trace.add(5, {"loss": 1.0})
+    trace.close()
+    assert said == [("updates", 3, 10), ("updates", 4, 10)]
+    assert len(trace.lines) == 4
+
+
+def test_one_rank_alone_speaks(tmp_path, said):
+    def watch(row):
+        return ["too high"] if row["loss"] > 1 else []
+
+    quiet = make_trace(tmp_path, said, rank=1, watch=watch)
+    quiet.add(4, {"loss": 2.0})
+    assert said == [] and len(quiet.lines) == 1
+    assert not (tmp_path / "artifacts").exists()
+    loud = make_trace(tmp_path, said, watch=watch)
+    loud.add(1, {"loss": 2.0})
+    loud.close()
+    assert said[-1] == "too high"
+
+
+class Counter:
+    """A trainer whose state is a number."""
+
+    step = 0
+
+    def save(self, folder):
+        folder.mkdir(parents=True)
+        (folder / "step").write_text(str(self.step))
+
+    def load(self, folder):
+        from stages.ladd.checkpoint import CheckpointError
+
+        try:
+            self.step = int((folder / "step").read_text())
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint {folder} cannot be read") from error
+
+
+class Run:
+    rank = 0
+
+    def __init__(self, context, *folders):
+        self.context, self.folders = context, folders
+
+    def checkpoint_folders(self):
+        yield from self.folders
+
+
+def test_a_checkpoint_brings_state_and_lines_back(tmp_path, said):
+    trainer, trace = Counter(), make_trace(tmp_path, said)
+    context = context_of(tmp_path, said)
+    trainer.step = 7
+    trace.add(7, {"loss": 1.0})
+    trace.close()
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    fill_checkpoint(checkpoint, trainer, trace, 0)
+    fresh = Counter()
+    assert resume(Run(context, checkpoint), fresh) == trace.lines
+    assert fresh.step == 7
+    assert resume(Run(context), Counter()) == []
+    other = tmp_path / "of another rank"
+    other.mkdir()
+    fill_checkpoint(other, trainer, trace, 1)
+    assert (other / STATE).exists() and not (other / TRACE).exists()
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    folder = tmp_path / "damaged"
+    (folder / STATE).mkdir(parents=True)
+    (folder / STATE / "step").write_text("oops")
+    return folder
+
+
+def test_behind_a_damaged_checkpoint_the_one_before_it_is_taken(tmp_path, damaged, said):
+    whole, trainer = tmp_path / "whole", Counter()
+    trainer.step = 3
+    trainer.save(whole / STATE)
+    (whole / TRACE).write_text('{"step": 3}\n')
+    fresh = Counter()
+    assert resume(Run(context_of(tmp_path, said), damaged, whole), fresh) == ['{"step": 3}']
+    assert fresh.step == 3
+    assert [f"the checkpoint {damaged / STATE}" in text for text in said] == [True]
+
+
+def test_where_all_checkpoints_are_damaged_the_error_says_how_to_begin_anew(damaged, said):
+    with pytest.raises(ArtifactError, match=f"dpo: the checkpoint {damaged}.*--force dpo"):
+        resume(Run(context_of(damaged.parent, said), damaged), Counter())
