@@ -27,7 +27,9 @@ class TeacherConfig(Frozen):
     when the weights change.
     """
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of the frozen teacher. Distillation in float32 uses a float32 teacher."""
+    """Precision of the frozen teacher. Distillation in float32 uses a float32 teacher; so does a
+    CPU without bfloat16 instructions.
+    """
     use_t5: bool = True
     """Whether to load the third text encoder (T5). Without it, zeros replace its output, as in
     diffusers.
@@ -322,7 +324,9 @@ class DistillConfig(Frozen):
     clip_norm: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down, separately for student and heads."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of the forward passes; master weights stay float32."""
+    """Precision of the forward passes; master weights stay float32. A CPU without bfloat16
+    instructions computes in float32 instead, which is far faster there.
+    """
     seed: Seed = 0
     """Seed of batches, noise and the heads' initial weights."""
     student_time: StudentTimeConfig = StudentTimeConfig()

@@ -35,6 +35,7 @@ from stages.ladd.dpo_loss import (
     preference_margin,
 )
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
+from stages.ladd.precision import autocast
 from stages.ladd.trainer import TrainingDiverged
 
 Pairs = tuple[Tensor, Tensor, Conditioning]
@@ -171,9 +172,7 @@ class DpoTrainer:
                 adapter.copy_(self.best[name])
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        )
+        return autocast(self.device, enabled=self.config.precision == "bfloat16")
 
     def save(self, folder: Path) -> None:
         """Write all state that the next update depends on. Every rank calls this."""

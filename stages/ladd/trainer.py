@@ -28,6 +28,7 @@ from stages.ladd.ema import ExponentialAverage
 from stages.ladd.flow import add_noise, draw
 from stages.ladd.heads import DiscriminatorHeads, channel_moments
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
+from stages.ladd.precision import autocast
 from stages.ladd.rollout import rolled_out
 from stages.ladd.update import MicroBatch, Mismatched, Nets, accumulate_gradients
 
@@ -193,9 +194,7 @@ class LaddTrainer:
         self.heads.calibrate(moments)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-        )
+        return autocast(self.device, enabled=self.config.precision == "bfloat16")
 
     def save(self, folder: Path) -> None:
         """Write everything that the next update depends on. Every rank calls this."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from schemas.bucket import Bucket
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.precision import autocast
 from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler
 from stages.teachers.protocol import Teacher
 
@@ -31,9 +32,8 @@ def teacher_sampler(
 
     def draw(samples: Sequence[PlannedSample]) -> Tensor:
         noise, _, conditioning, bucket = _start(teacher, samples, device)
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=next(backbone.parameters()).dtype == torch.bfloat16
-        ):
+        in_bfloat16 = next(backbone.parameters()).dtype == torch.bfloat16
+        with autocast(device, enabled=in_bfloat16):
             return sample_euler(
                 backbone,
                 noise,
@@ -58,7 +58,7 @@ def student_sampler(
 
     def draw(samples: Sequence[PlannedSample]) -> Tensor:
         noise, generators, conditioning, _ = _start(teacher, samples, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with autocast(device, enabled=bfloat16):
             return sample_consistency(backbone, noise, conditioning, sigmas, generators)
 
     return draw

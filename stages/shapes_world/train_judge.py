@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.ladd.precision import autocast
 from stages.shapes_world.captions import BACKGROUNDS, COLORS, SHAPES, SIZES, sample_spec
 from stages.shapes_world.judge import STRIDE, ShapesJudge
 from stages.shapes_world.scenes import Scene, sample_scene
@@ -52,7 +53,7 @@ def train_judge(
             picture = _through_latents(vae, picture, rng, generator)
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 50, 0.01 + (1 - step / steps) / 0.7)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(torch.device("cpu")):
             out = judge(picture)
         losses = _losses({name: value.float() for name, value in out.items()}, scenes)
         loss = sum(losses.values())
@@ -73,7 +74,7 @@ def train_judge(
 def _through_latents(
     vae: AutoencoderKL, picture: Tensor, rng: random.Random, generator: torch.Generator
 ) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(torch.device("cpu")):
         mean = vae.encode(picture).latent_dist.mean
         noise = torch.randn(mean.shape, generator=generator) / vae.config.scaling_factor
         return vae.decode(mean + rng.uniform(0, 0.25) * noise).sample.float().clamp(-1, 1)

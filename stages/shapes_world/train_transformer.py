@@ -22,6 +22,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from stages.ladd.backbone import Conditioning
 from stages.ladd.ema import ExponentialAverage
+from stages.ladd.precision import autocast
 from stages.shapes_world.captions import COLORS, SHAPES, SIZES, phrase, sample_spec
 from stages.shapes_world.scenes import Scene, describe, render, sample_scene
 from stages.shapes_world.train_text import TOWER_WIDTHS
@@ -103,7 +104,7 @@ def encode_scenes(
         for start in range(0, len(scenes), 64):
             picture = torch.from_numpy(render(scenes[start : start + 64])).permute(0, 3, 1, 2)
             picture = (picture.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with autocast(torch.device("cpu")):
                 mean = vae.encode(picture).latent_dist.mean.float()
             latents.append(
                 ((mean - vae.config.shift_factor) * vae.config.scaling_factor).half().contiguous()
@@ -225,7 +226,7 @@ def train_transformer(
                 param_group["lr"] = rate * scale
         conditioning = conditioner(_captions(group, rows, rng))
         loss = _flow_loss(backbone, group.latents[rows].float(), conditioning, generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(torch.device("cpu")):
             layouts = torch.stack([layout_of(group.scenes[i]) for i in rows])
             layout = reader.loss(inner.pop("tokens"), layouts)
         (loss + reader.weight * layout.float()).backward()
@@ -266,7 +267,7 @@ def _flow_loss(
     sigma = torch.sigmoid(torch.randn(len(latents_BCHW), generator=generator) * 1.1 + 0.9)
     noise = torch.randn(latents_BCHW.shape, generator=generator)
     level = sigma.view(-1, 1, 1, 1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(torch.device("cpu")):
         noised = (1 - level) * latents_BCHW + level * noise
         velocity = backbone.velocity(noised, sigma, conditioning).float()
     return (velocity - (noise - latents_BCHW)).square().mean()

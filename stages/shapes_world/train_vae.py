@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.ladd.precision import autocast
 from stages.shapes_world.captions import sample_spec
 from stages.shapes_world.scenes import Scene, render, sample_scene
 from stages.shapes_world.training_loop import run_training, step_rng
@@ -64,7 +65,7 @@ def train_vae(
         rate = learning_rate * min(1.0, (step + 1) / 50, 0.02 + (1 - progress) / 0.6)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(torch.device("cpu")):
             posterior = vae.encode(picture).latent_dist
             mean, std = posterior.mean.float(), posterior.std.float()
             latents = mean + std * torch.randn(mean.shape, generator=generator)

@@ -36,6 +36,7 @@ from schemas.bucket import Bucket
 from schemas.config import LoraConfig, TeacherConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.precision import autocast, computed_dtype
 from stages.teachers.hub import model_folder
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
@@ -111,9 +112,10 @@ class SD3Teacher:
         lora: LoraConfig | None = None,
         shard: Callable[[Backbone], None] | None = None,
     ) -> SD3Backbone:
+        dtype = computed_dtype(dtype or self.dtype, self.device)
         if shard is not None:
-            return self._sharded(dtype or self.dtype, checkpoint_blocks, lora, shard)
-        transformer = self._load(SD3Transformer2DModel, "transformer", dtype or self.dtype)
+            return self._sharded(dtype, checkpoint_blocks, lora, shard)
+        transformer = self._load(SD3Transformer2DModel, "transformer", dtype)
         if lora is not None:
             add_adapters(transformer, lora)
         return SD3Backbone(transformer.to(self.device), checkpoint_blocks=checkpoint_blocks)
@@ -314,7 +316,7 @@ class SD3Teacher:
         return vae.to(self.device, memory_format=torch.channels_last)
 
     def _vae_autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cpu")
+        return autocast(self.device, enabled=self.device.type == "cpu")
 
     @cached_property
     def _text_pipeline(self) -> StableDiffusion3Pipeline:
@@ -329,7 +331,9 @@ class SD3Teacher:
         third = third_tokenizer = None
         if self.has_t5:
             third = (
-                self._load(T5EncoderModel, "text_encoder_3", self.dtype)
+                self._load(
+                    T5EncoderModel, "text_encoder_3", computed_dtype(self.dtype, self.device)
+                )
                 .eval()
                 .requires_grad_(False)
                 .to(self.device)

@@ -32,6 +32,8 @@ class Shapes:
     share: int
     """Samples per worker."""
     on_gpu: bool
+    has_bfloat16: bool = True
+    """Whether the device computes in bfloat16; if not, it computes in float32 instead."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def training_memory(config: PipelineConfig, folder: Path) -> int:
         text=tokenizer["model_max_length"] + (config.teacher.max_sequence_length if has_t5 else 1),
         share=-(-config.distill.global_batch // config.distill.workers),
         on_gpu=_expects_gpu(config),
+        has_bfloat16=_expects_gpu(config) or _cpu_has_bfloat16(),
     )
     return update_memory(transformer, config.frozen_dtype, config.distill, shapes).total
 
@@ -81,6 +84,16 @@ def _expects_gpu(config: PipelineConfig) -> bool:
     if config.distill.use_gpu is not None:
         return config.distill.use_gpu
     return config.ray.address is not None or shutil.which("nvidia-smi") is not None
+
+
+def _cpu_has_bfloat16() -> bool:
+    """`stages.ladd.precision.cpu_has_bfloat16` without torch, for Linux on x86; elsewhere True."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    is_x86 = "GenuineIntel" in flags or "AuthenticAMD" in flags
+    return not is_x86 or "avx512bw" in flags
 
 
 def linear_layers(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
@@ -148,6 +161,8 @@ def update_memory(
     transformer: dict[str, Any], teacher_dtype: str, distill: DistillConfig, shapes: Shapes
 ) -> Memory:
     """Memory of an update on each worker, after the first update (which makes the moments)."""
+    if not shapes.has_bfloat16:
+        teacher_dtype = "float32"
     whole = trained = parameters(transformer)
     if distill.lora is not None:
         trained = adapter_parameters(transformer, distill.lora.rank, distill.lora.targets)
@@ -180,7 +195,7 @@ class _Working:
     ) -> None:
         self.transformer, self.distill, self.shapes = transformer, distill, shapes
         self.batch = distill.micro_batch or shapes.share
-        self.is_low = distill.precision == "bfloat16"
+        self.is_low = distill.precision == "bfloat16" and shapes.has_bfloat16
         self.number = 2 if self.is_low else 4
         """Bytes per element of an activation."""
         self.casts_teacher = self.is_low and teacher_dtype == "float32"

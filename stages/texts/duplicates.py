@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from datasketch import MinHash
 
 PERMUTATIONS = 64
 BANDS = 16
@@ -20,6 +19,8 @@ _CHUNK = 1 << 16
 
 def signatures(texts: list[str]) -> np.ndarray:
     """MinHash signatures (n, 64) uint32 of the case-folded texts' five-character shingles."""
+    from datasketch import MinHash  # brings scipy, and `plan` imports this file
+
     if not texts:
         return np.empty((0, PERMUTATIONS), np.uint32)
     shingles = [_shingles(text.casefold()) for text in texts]

@@ -16,6 +16,7 @@ from stages.data.latent_batches import LatentData
 from stages.ladd.backbone import Backbone
 from stages.ladd.batch_plan import BatchPlan, slots_of
 from stages.ladd.parallelize import compile_blocks, spread
+from stages.ladd.precision import computed_dtype
 from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
 from stages.pictures.sample_grids import SampleGrids
 from stages.teachers import open_teacher
@@ -78,13 +79,13 @@ def _wanted(
 
 def _student(teacher: Teacher, config: PipelineConfig) -> Backbone:
     """The student in float32, spread over the workers; its weights are gathered in `precision`."""
-    gathered = getattr(torch, config.distill.precision)
+    gathered = computed_dtype(getattr(torch, config.distill.precision), teacher.device)
     return _backbone(teacher, config, gathered, dtype=torch.float32, lora=config.distill.lora)
 
 
 def _frozen_teacher(teacher: Teacher, config: PipelineConfig) -> Backbone:
     """The frozen teacher: whole on each worker, or with `shard_teacher` spread like the student."""
-    dtype = getattr(torch, config.frozen_dtype)
+    dtype = computed_dtype(getattr(torch, config.frozen_dtype), teacher.device)
     gathered = dtype if config.distill.shard_teacher else None
     return _backbone(teacher, config, gathered, dtype=dtype)
 

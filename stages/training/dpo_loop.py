@@ -18,6 +18,7 @@ from stages.ladd.backbone import Backbone
 from stages.ladd.batch_plan import BatchPlan, round_size, slots_of
 from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
 from stages.ladd.grid import student_sigmas
+from stages.ladd.precision import computed_dtype
 from stages.ladd.trainer import TrainingDiverged
 from stages.pictures.student import student_of
 from stages.teachers import open_teacher
@@ -88,7 +89,7 @@ def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[Backbone, list[
     it on: None for the teacher's.
     """
     config = context.config
-    dpo, dtype = config.dpo, getattr(torch, config.dpo.precision)
+    dpo, dtype = config.dpo, computed_dtype(getattr(torch, config.dpo.precision), teacher.device)
     if config.pairs.model == "teacher":
         return teacher.backbone(dtype=dtype, checkpoint_blocks=dpo.checkpoint_blocks), None
     net, grid = student_of(context.inputs["distill"], teacher.device)

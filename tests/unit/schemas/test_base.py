@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pipeline.commands.opening import open_config
 from schemas.base import identity_of
 
 
-def test_runtime_fields_are_not_in_the_identity(config):
+def test_runtime_fields_are_not_in_the_identity():
+    config = open_config(preset="shapes", environment={})
     identity = identity_of(config.distill)
     assert "learning_rate" in identity and "workers" not in identity and "log_every" not in identity
     assert "pool" not in identity_of(config.synthesize)

@@ -35,7 +35,7 @@ def test_mismatched_prompts_in_batches_of_one(refused):
         "plan", distill={"global_batch": 1, "objective": {"mismatched_share": 0.2}}
     )
     assert code == 2, text
-    assert "mismatched_share needs a global_batch of 2" in text
+    assert "mismatched_share needs a global_batch of at least 2" in text
 
 
 def test_bucket_that_is_no_size(refused):

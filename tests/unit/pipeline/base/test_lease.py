@@ -39,7 +39,7 @@ def put(store: ArtifactStore, holder: _Holder) -> None:
 def test_a_second_run_is_refused_while_the_first_is_alive(store):
     with (
         held(store, FOLDER, "distill"),
-        pytest.raises(Locked, match="distill: another run is at work on it") as refusal,
+        pytest.raises(Locked, match="distill: another run is using it") as refusal,
         held(store, FOLDER, "distill"),
     ):
         pass

@@ -30,5 +30,5 @@ def test_the_command_prints_results_and_exports(evaluation, study, tmp_path, cap
     compare(**where, votes=path, export=target)
     assert json.loads(target.read_text())["winner_system"] == "student_4"
     assert "must be judged on others" in capsys.readouterr().err
-    with pytest.raises(ArtifactError, match="there is no file of votes"):
+    with pytest.raises(ArtifactError, match="there is no vote file"):
         compare(**where, votes=tmp_path / "no", results=True)

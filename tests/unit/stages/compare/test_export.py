@@ -40,7 +40,7 @@ def test_export_writes_majority_pairs_with_their_pictures(study, pictures, tmp_p
     for field, system in (("winner", "teacher"), ("loser", "student_4")):
         content = (path.parent / row[field]).read_bytes()
         assert content == pictures.original(system, hostile)
-    with pytest.raises(ArtifactError, match="every pair of pictures is even"):
+    with pytest.raises(ArtifactError, match="no pair of pictures has a majority"):
         export_pairs(study, pictures, votes[4:], path)
-    with pytest.raises(ArtifactError, match="no vote is about this study"):
+    with pytest.raises(ArtifactError, match="no vote belongs to this study"):
         export_pairs(study, pictures, [], path)

@@ -120,13 +120,13 @@ def test_each_commit_waits_for_the_disk(votes, tmp_path):
 
 def test_files_that_hold_no_votes_are_named(tmp_path):
     with (
-        pytest.raises(ArtifactError, match=r"no file of votes .*none\.sqlite"),
+        pytest.raises(ArtifactError, match=r"no vote file .*none\.sqlite"),
         _reading(tmp_path / "none.sqlite"),
     ):
         pass
     (tmp_path / "text").write_text("not a database, and long enough to be read as one" * 40)
     with (
-        pytest.raises(ArtifactError, match="text is not a file of votes"),
+        pytest.raises(ArtifactError, match="text is not a vote file"),
         _reading(tmp_path / "text"),
     ):
         pass
@@ -134,7 +134,7 @@ def test_files_that_hold_no_votes_are_named(tmp_path):
     other.execute("CREATE TABLE mine (x)")
     other.close()
     with (
-        pytest.raises(ArtifactError, match="other is not a file of votes"),
+        pytest.raises(ArtifactError, match="other is not a vote file"),
         _reading(tmp_path / "other"),
     ):
         pass

@@ -48,7 +48,7 @@ def test_each_student_is_judged_at_the_steps_of_its_own_grid(monkeypatch):
         ("shapes", ["prompts.held_out_fraction=0"], 500, "nothing to judge on"),
         ("shapes", ["prompts.held_out_fraction=0.0001"], 500, "of the 500 to judge on"),
         ("shapes", [], 5, "fewer than two"),
-        ("shapes", [], 0, "nothing to judge on"),
+        ("shapes", [], 0, "0 held-out prompts are too few to judge on"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(preset, settings, count, words):

@@ -206,7 +206,7 @@ def test_the_watch_warns_of_errors_that_grow_together_and_of_spikes():
     watch = TuningWatch()
     said = [text for _ in range(60) for text in watch.observe(row)]
     assert len(said) == 1 and "grow together" in said[0] and "120%" in said[0]
-    assert "leapt to 3.00" in watch.observe({**row, "loss": 3.0})[0]
+    assert "jumped to 3.00" in watch.observe({**row, "loss": 3.0})[0]
     calm = TuningWatch()
     sane = {**row, "winner_error": 0.9}
     assert not [text for _ in range(60) for text in calm.observe(sane)]

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from huggingface_hub import ModelCard
 
 from schemas.config import TeacherConfig
 from schemas.report import Report
 from stages.report.model_card import licence_of, render_card
+from stages.teachers.sd3 import SD3Teacher
 from tests.support.example_report import example_report
 
 
-def card_of(report: Report, model: str | None = None, **options) -> tuple[str, ModelCard]:
-    text = render_card(report, licence_of(TeacherConfig(family="sd3", model=model)), **options)
+def card_of(
+    report: Report, model: str | None = None, *, has_t5: bool = False, **options
+) -> tuple[str, ModelCard]:
+    """The card as an evaluation writes it."""
+    kind = options.get("kind", "student")
+    steps = [system.steps for system in report.systems if system.kind == kind]
+    usage = SD3Teacher.usage(SimpleNamespace(has_t5=has_t5), steps)
+    licence = licence_of(TeacherConfig(family="sd3", model=model))
+    text = render_card(report, licence, usage, **options)
+    assert usage in text
     return text, ModelCard(text)
 
 
@@ -30,7 +41,7 @@ def test_the_card_has_front_matter_that_the_hub_reads(report):
 
 def test_the_card_states_data_teacher_terms_and_metrics_with_intervals(report):
     text, card = card_of(
-        report, "stabilityai/stable-diffusion-3.5-medium", base_model="stabilityai/x", use_t5=True
+        report, "stabilityai/stable-diffusion-3.5-medium", base_model="stabilityai/x", has_t5=True
     )
     assert (card.data.license, card.data.license_name) == ("other", "stabilityai-ai-community")
     assert card.data.base_model == "stabilityai/x"
@@ -55,7 +66,7 @@ def test_the_card_of_the_tuned_student_is_about_the_tuned_student(report):
 def test_an_unknown_teachers_terms_are_not_invented():
     own = licence_of(TeacherConfig(model="/models/mine"))
     assert (own.name, own.link) == ("other", None)
-    assert "its licence holds for this model too" in own.terms
+    assert "The teacher's licence applies to this model too" in own.terms
 
 
 def test_titles_cannot_break_the_cards_tables_or_front_matter():

@@ -84,8 +84,8 @@ def test_a_folder_is_no_file_of_prompts(tmp_path):
         ("p.jsonl", b'{"text": "a"}\n', "line 1 has no text field 'prompt'"),
         ("p.csv", b"id,text\n1,a\n", "no text field 'prompt'"),
         ("p.parquet", b"not parquet", "cannot be read as parquet"),
-        ("p.parquet", parquet_bytes([1, 2]), "column 'prompt' holds int64, no text"),
-        ("p.parquet", parquet_bytes([["a"], ["b"]]), "holds list<.*>, no text"),
+        ("p.parquet", parquet_bytes([1, 2]), "column 'prompt' holds int64, not text"),
+        ("p.parquet", parquet_bytes([["a"], ["b"]]), "holds list<.*>, not text"),
         ("p.docx", b"", "must end in one of"),
     ],
 )
