@@ -21,8 +21,8 @@ BUGS = [
     (
         "03",
         UPDATE,
-        "velocity = student.velocity(x_t,",
-        "velocity = student.velocity(draws.student_noise_BCHW,",
+        "velocity = nets.student.velocity(x_t,",
+        "velocity = nets.student.velocity(draws.student_noise_BCHW,",
     ),
     (
         "04",
@@ -31,7 +31,7 @@ BUGS = [
         "fake = velocity",
     ),
     ("05", "stages/teachers/sd3.py", "(mean - self._vae.config.shift_factor)", "mean"),
-    ("06", UPDATE, "add_noise(fake, noise, sigma)", "add_noise(fake.detach(), noise, sigma)"),
+    ("06", UPDATE, "add_noise(fake, draws.renoise", "add_noise(fake.detach(), draws.renoise"),
     (
         "07",
         "stages/teachers/sd3_backbone.py",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from schemas.bucket import Bucket
-from schemas.config import PipelineConfig, ScoreConfig
+from schemas.config import GrammarSource, PipelineConfig, ScoreConfig
 from schemas.errors import ConfigError
 from stages.ladd.grid import step_counts, steps_title, student_sigmas
 from stages.pictures.samplers import PlannedSample, Sampler, student_sampler, teacher_sampler
@@ -47,16 +47,16 @@ def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, 
     """The first `count` distinct held-out prompts of the grammar with bucket and seed, by bucket.
 
     The split is by hash, so none of them is ever a training prompt of this configuration. Raises
-    ConfigError if the teacher is not the embedded one (the judge only supports the shapes world),
+    ConfigError if the prompts are not the grammar's (the judge only supports the shapes world),
     if `count` is below 1, if there are not enough prompts, or if a bucket has fewer than two (too
     few for a distance).
     """
     if count < 1:
         raise ConfigError(f"{count} held-out prompts are too few to judge on; at least 1 is needed")
-    if config.teacher.family != "shapes":
+    if not any(isinstance(source, GrammarSource) for source in config.prompts.sources):
         raise ConfigError(
-            f"teacher.family is {config.teacher.family}: this table only judges the embedded "
-            "shapes world; `ladd-pipeline run` evaluates other students"
+            "prompts.sources has no grammar: this table only judges captions of the shapes world; "
+            "`ladd-pipeline run` evaluates other students"
         )
     prompts = config.prompts
     if prompts.held_out_fraction == 0:

@@ -200,20 +200,12 @@ def train_transformer(
     transformer = build_transformer()
     backbone = SD3Backbone(transformer)
     average = ExponentialAverage(transformer, 0.998)
-    matrices = [
-        p
-        for n, p in transformer.transformer_blocks.named_parameters()
-        if p.ndim == 2 and "norm1" not in n
-    ]
-    chosen = {id(p) for p in matrices}
     reader = LayoutReader(transformer.inner_dim)
-    others = [p for p in (*transformer.parameters(), *reader.parameters()) if id(p) not in chosen]
     inner: dict[str, Tensor] = {}
     transformer.transformer_blocks[reader.block].register_forward_hook(
         lambda _module, _args, output: inner.update(tokens=output[1])
     )
-    muon = torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01)
-    adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    muon, adam = _optimizers(transformer, reader, muon_rate, adam_rate)
 
     def update(step: int) -> dict[str, float]:
         rng, generator = step_rng(seed, step)
@@ -247,6 +239,23 @@ def train_transformer(
     run_training("transformer", folder, parts, steps, update)
     average.copy_to(transformer)
     return transformer.eval()
+
+
+def _optimizers(
+    transformer: SD3Transformer2DModel, reader: LayoutReader, muon_rate: float, adam_rate: float
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the blocks' matrices but their modulation, AdamW for everything else."""
+    matrices = [
+        p
+        for n, p in transformer.transformer_blocks.named_parameters()
+        if p.ndim == 2 and "norm1" not in n
+    ]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in (*transformer.parameters(), *reader.parameters()) if id(p) not in chosen]
+    return (
+        torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    )
 
 
 def _captions(group: EncodedScenes, rows: list[int], rng: random.Random) -> list[str]:

@@ -1,8 +1,8 @@
 """Memory of one LADD update on SD3's transformer, estimated from shapes only. Imports no torch.
 
 Counts the weights, their gradients, moments and average, and what autograd keeps for each layer
-(found with `torch.autograd.graph.saved_tensors_hooks`, see tests/unit/test_memory.py). Does not
-count text encoders, VAE and the program itself. Legend: N image tokens, L text tokens, D width.
+(tests/unit/stages/teachers/test_sd3_memory.py finds the same with `saved_tensors_hooks`), but not
+text encoders, VAE and the program itself. Legend: N image tokens, L text tokens, D width.
 """
 
 from __future__ import annotations

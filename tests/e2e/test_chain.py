@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.command import ROOT, artifact, call, run_and_kill, start_until
+from tests.support.command import ROOT, artifact, call, call_here, run_and_kill, start_until
 from tests.support.tiny_sd3 import build_pipeline, write_config
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
         prompts={"count": 60, "samples_per_shard": 2},
         distill={"steps": 8},
     )
-    result = call("run", "-c", config, "--until", "distill")
+    result = call_here("run", "-c", config, "--until", "distill")
     assert result.returncode == 0, result.stderr
     return config, folder / "store", result
 
@@ -71,7 +71,7 @@ def test_second_run_computes_nothing_and_imports_neither_ray_nor_torch(finished)
 
 def plan(config: Path, *settings: str) -> dict[str, dict]:
     arguments = [part for setting in settings for part in ("--set", setting)]
-    result = call("plan", "-c", config, "--until", "distill", "--json", *arguments)
+    result = call_here("plan", "-c", config, "--until", "distill", "--json", *arguments)
     assert result.returncode == 0, result.stderr
     rows = {row["stage"]: row for row in json.loads(result.stdout)}
     return {name: rows[name] for name in ("prompts", "synthesize", "encode", "distill")}
@@ -178,7 +178,7 @@ def test_behind_a_damaged_checkpoint_training_goes_on_from_the_one_before_it(fin
     latest = sorted(store.glob("training/distill/*/checkpoint_*/state"))[-1]
     damaged = next(latest.glob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:100])
-    result = call("run", "-c", config, "--until", "distill", "--set", f"store={store}")
+    result = call_here("run", "-c", config, "--until", "distill", "--set", f"store={store}")
     assert result.returncode == 0, result.stderr
     assert f"{latest} cannot be read" in result.stderr
     traces = [(artifact(s, "distill") / "metrics.jsonl").read_text() for s in (store, undisturbed)]
@@ -210,11 +210,8 @@ def test_stock_readers_read_our_shards(finished):
     assert len(read) == count
     assert all({"png", "txt", "json", "__key__"} <= set(sample) for sample in read)
     assert len({sample["__key__"] for sample in read}) == count
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        assert ray.data.read_webdataset(tars).count() == count
-    finally:
-        ray.shutdown()
+    assert ray.is_initialized()  # by the run in this process
+    assert ray.data.read_webdataset(tars).count() == count
 
 
 def test_flipped_byte_in_a_shard_is_named(finished, tmp_path):
@@ -225,13 +222,13 @@ def test_flipped_byte_in_a_shard_is_named(finished, tmp_path):
     content = bytearray(tar.read_bytes())
     content[700] ^= 1
     tar.write_bytes(content)
-    result = call(
+    result = call_here(
         "run", "-c", config, "--only", "encode", "--force", "encode", "--set", f"store={copy}"
     )
     assert result.returncode == 4
     assert tar.name in result.stderr and "damaged" in result.stderr
     assert "Traceback" not in result.stderr
-    result = call("artifacts", "verify", "-c", config, "--set", f"store={copy}")
+    result = call_here("artifacts", "verify", "-c", config, "--set", f"store={copy}")
     assert result.returncode == 4
     assert tar.name in result.stderr
 
@@ -271,7 +268,7 @@ def test_encode_reads_img2dataset_layout(finished, tmp_path):
             )
         )
     write_tar(tmp_path / "00000.tar", samples)
-    result = call(
+    result = call_here(
         "run",
         "-c",
         config,
@@ -304,7 +301,7 @@ def test_divergence_aborts_once_and_keeps_the_last_good_checkpoint(finished, tmp
     subprocess.run(["cp", "-r", store, copy], check=True)
     settings = [f"store={copy}", "distill.learning_rate=1e30", "distill.checkpoint_every=1"]
     arguments = [part for setting in settings for part in ("--set", setting)]
-    result = call("run", "-c", config, "--until", "distill", *arguments)
+    result = call_here("run", "-c", config, "--until", "distill", *arguments)
     assert result.returncode == 1
     assert "not a finite number; the last good checkpoint is kept" in result.stderr
     assert "Traceback" not in result.stderr

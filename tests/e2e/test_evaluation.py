@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from pipeline.base.store import ArtifactStore
 from stages.compare.study import plan_study
 from tests.support.browser import WIDTHS, show
-from tests.support.command import artifact, call, run_and_kill
+from tests.support.command import artifact, call, call_here, run_and_kill
 
 pytestmark = pytest.mark.slow
 GATES = "eval.gates={student_4.attributes: '>= 1.5', teacher.diversity: '> 0'}"
@@ -86,12 +86,12 @@ def test_a_missed_gate_ends_with_six_and_says_by_how_much(smoke_store, tmp_path)
     store = tmp_path / "store"
     shutil.copytree(smoke_store, store)
     for _ in range(2):  # also when there is nothing left to do
-        result = call(*arguments(store, GATES))
+        result = call_here(*arguments(store, GATES))
         assert result.returncode == 6, result.stderr
         assert "student_4.attributes is" in result.stderr and "away from >= 1.5" in result.stderr
         assert "teacher.diversity" not in result.stderr
     assert "Traceback" not in result.stderr
-    result = call(*arguments(store, GATES), "--until", "distill")  # which is not the gate's matter
+    result = call_here(*arguments(store, GATES), "--until", "distill")
     assert result.returncode == 0, result.stderr
 
 
@@ -102,7 +102,7 @@ def test_sample_draws_a_file_of_prompts_with_the_adapters_at_a_scale(smoke_store
 
     def draw(name: str, *options: str) -> dict[str, bytes]:
         out = tmp_path / name
-        result = call("sample", *where, "--out", out, "--bucket", "96x40", *options)
+        result = call_here("sample", *where, "--out", out, "--bucket", "96x40", *options)
         assert result.returncode == 0, result.stderr
         pictures = sorted(p for p in out.glob("*.png") if p.name != "contact-sheet.png")
         assert len(pictures) == 2 and (out / "contact-sheet.png").exists()
@@ -115,4 +115,4 @@ def test_sample_draws_a_file_of_prompts_with_the_adapters_at_a_scale(smoke_store
     )
     assert plain == off and plain != on
     assert draw("one", "--steps", "1") != plain
-    assert call("sample", *where[:4]).returncode == 2
+    assert call_here("sample", *where[:4]).returncode == 2

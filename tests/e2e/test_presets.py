@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import artifact, call
+from tests.support.command import artifact, call_here
 from tests.support.scores import save_clip
 from tests.support.tiny_sd3 import build_pipeline
 
@@ -22,7 +22,7 @@ def test_smoke_preset_runs_and_samples_on_relative_paths(smoke_store, tmp_path):
     assert manifest["identity"]["teacher"]["revision"]
     where = ["--preset", "shapes-smoke", "--set", "store=store"]
     arguments = ["--steps", "2", "--bucket", "96x40", "--out", tmp_path / "drawn", *where]
-    drawn = call("sample", "a red circle", *arguments, cwd=smoke_store.parent)
+    drawn = call_here("sample", "a red circle", *arguments, cwd=smoke_store.parent)
     assert drawn.returncode == 0, drawn.stderr
     assert len([p for p in drawn.stdout.splitlines() if (tmp_path / p).is_file()]) == 2
 
@@ -40,7 +40,7 @@ def test_sd3_presets_run_at_tiny_width_with_t5(preset, tmp_path):
     """The same classes (all three encoders, T5 included) and the same code path; only sizes are
     overridden.
     """
-    result = call("run", "--preset", preset, "--until", "distill", *tiny(preset, tmp_path))
+    result = call_here("run", "--preset", preset, "--until", "distill", *tiny(preset, tmp_path))
     assert result.returncode == 0, result.stderr
     check_student(tmp_path / "store")
 
@@ -81,7 +81,7 @@ def test_an_sd3_preset_runs_to_its_report(tmp_path):
         "eval.micro_batch": 4,
     }
     preset = "sd35-medium"
-    result = call("run", "--preset", preset, *tiny(preset, tmp_path), *flags(settings))
+    result = call_here("run", "--preset", preset, *tiny(preset, tmp_path), *flags(settings))
     assert result.returncode == 0, result.stderr
     check_student(tmp_path / "store")
     folder = artifact(tmp_path / "store", "eval")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import artifact, call, run_and_kill
+from tests.support.command import artifact, call, call_here, run_and_kill
 
 pytestmark = pytest.mark.slow
 SETTINGS = {
@@ -60,7 +60,7 @@ def distilled(smoke_store, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(distilled, tmp_path_factory) -> Path:
     store = copied(distilled, tmp_path_factory.mktemp("undisturbed") / "store")
-    result = call(*arguments(store, "dpo"))
+    result = call_here(*arguments(store, "dpo"))
     assert result.returncode == 0, result.stderr
     return store
 
@@ -121,7 +121,7 @@ def test_killed_in_every_part_it_resumes_to_the_same_result(distilled, undisturb
 
 def test_a_second_run_computes_nothing(undisturbed):
     before = times(undisturbed, "artifacts/**/*")
-    result = call(*arguments(undisturbed, "dpo"))
+    result = call_here(*arguments(undisturbed, "dpo"))
     assert result.returncode == 0, result.stderr
     assert times(undisturbed, "artifacts/**/*") == before
 
@@ -137,7 +137,7 @@ def test_the_scale_is_chosen_by_the_other_score(undisturbed):
 
 
 def test_the_reward_may_not_choose_the_scale(distilled):
-    result = call(*arguments(distilled, "dpo"), "--set", "dpo.chooser.name=layout")
+    result = call_here(*arguments(distilled, "dpo"), "--set", "dpo.chooser.name=layout")
     assert result.returncode == 2
     assert "name another score" in result.stderr and "Traceback" not in result.stderr
 

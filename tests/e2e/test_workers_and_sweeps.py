@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import artifact, call, start_until
+from tests.support.command import artifact, call_here, start_until
 from tests.support.tiny_sd3 import build_pipeline, write_config
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def encoded(tmp_path_factory) -> tuple[Path, Path]:
         prompts={"count": 60, "samples_per_shard": 8},
         distill={"steps": 12, "precision": "float32", "checkpoint_every": 2},
     )
-    result = call("run", "-c", config, "--until", "encode")
+    result = call_here("run", "-c", config, "--until", "encode")
     assert result.returncode == 0, result.stderr
     return config, folder / "store"
 
@@ -68,7 +68,7 @@ def test_a_killed_worker_of_two_does_not_stop_the_run(encoded, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     for copy in (alone, together):
         subprocess.run(["cp", "-r", store, copy], check=True)
-    result = call("distill", "-c", config, *settings(alone))
+    result = call_here("distill", "-c", config, *settings(alone))
     assert result.returncode == 0, result.stderr
     sharded = settings(together, workers=2, shard_over=2, shard_teacher="true")
     process = start_until(
@@ -95,7 +95,7 @@ def test_a_sweep_makes_an_artifact_for_each_combination(encoded, tmp_path):
     copy = tmp_path / "store"
     subprocess.run(["cp", "-r", store, copy], check=True)
     table = tmp_path / "table.json"
-    result = call(
+    result = call_here(
         *("sweep", "distill", "-c", config, "--out", table, "--set", f"store={copy}"),
         *("--set", "distill.renoise.mean=0,1", "--set", "distill.steps=2"),
     )

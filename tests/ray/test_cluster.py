@@ -98,4 +98,4 @@ def test_nodes_come_and_go(head, bucket, tiny_sd3, tmp_path):
     steps = [json.loads(line)["step"] for line in trace.splitlines()]
     assert steps == list(range(1, config.distill.total_steps + 1))
     verify = call("artifacts", "verify", "-c", tmp_path / "pipeline.yaml")
-    assert verify.stdout.startswith("4 artifacts are as their manifests say"), verify.stderr
+    assert verify.stdout.startswith("4 artifacts match their manifests"), verify.stderr

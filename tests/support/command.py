@@ -1,8 +1,11 @@
-"""Starts `ladd-pipeline` as a person would, and interrupts it."""
+"""Starts `ladd-pipeline` as a person would, or in this process, and interrupts it."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import io
 import os
 import signal
 import subprocess
@@ -12,13 +15,53 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pipeline.cli import main
+from pipeline.cluster import ray_cluster
+from pipeline.commands.opening import open_config
+
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
 ROOT = Path(__file__).parents[2]
 
 
 def call(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a command in a process of its own, which starts its own Ray."""
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
+
+
+def call_here(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a command in this process; only the process differs from `call`.
+
+    Ray starts once, for all such commands, and its workers keep what they have imported: most of a
+    small run's time is the start of processes.
+    """
+    _start_ray()
+    out, errors = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "argv", ["ladd-pipeline", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
+
+
+@functools.cache
+def _start_ray() -> None:
+    stack = contextlib.ExitStack()
+    stack.enter_context(ray_cluster(open_config(None, "shapes-smoke", (), {})))
+    atexit.register(stack.close)
 
 
 def start_until(ready: Callable[[], Any], *arguments: Any) -> subprocess.Popen:

@@ -20,8 +20,8 @@ def test_steps_off_the_students_grid_are_refused_before_anything_starts(setting)
     ("gate", "reason"),
     [
         ("student_3.attributes: '>= 0.5'", "names no system.*did you mean"),
-        ("student_4.atributes: '>= 0.5'", "names nothing that is measured.*did you mean"),
-        ("student_4.attributes: about 1", "is not a demand"),
+        ("student_4.atributes: '>= 0.5'", "names no measure.*did you mean"),
+        ("student_4.attributes: about 1", "is not a comparison"),
     ],
 )
 def test_a_gate_that_means_nothing_is_refused_before_anything_runs(gate, reason):

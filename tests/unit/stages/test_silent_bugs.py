@@ -18,7 +18,7 @@ from schemas.config import DiscriminatorConfig, DistillConfig, RenoiseConfig, St
 from stages.ladd.flow import Draws, add_noise, clean_estimate, draw
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler
-from stages.ladd.update import accumulate_gradients
+from stages.ladd.update import MicroBatch, Nets, accumulate_gradients
 from stages.teachers.sd3_backbone import SD3Backbone
 from tests.support.context import make_context
 from tests.support.tiny_sd3 import make_tiny_config, tiny_transformer
@@ -112,15 +112,8 @@ def recorded_update(tiny_backbones, tiny_batch, sigma):
 
     heads = DiscriminatorHeads(teacher.tap_widths, 24, DiscriminatorConfig(channels=8))
     draws = draws_for(latents, sigma)
-    accumulate_gradients(
-        Recording(student, "student"),
-        Recording(teacher, "teacher"),
-        heads,
-        latents,
-        conditioning,
-        draws,
-        autocast=no_autocast,
-    )
+    nets = Nets(Recording(student, "student"), Recording(teacher, "teacher"), heads, no_autocast)
+    accumulate_gradients(nets, MicroBatch(latents, conditioning, draws))
     return fed, latents, draws
 
 
@@ -182,15 +175,8 @@ def test_06_gradient_reaches_the_student_through_the_frozen_teacher(tiny_backbon
     student, teacher = tiny_backbones
     heads = DiscriminatorHeads(teacher.tap_widths, 24, DiscriminatorConfig(channels=8))
     latents, conditioning = tiny_batch
-    accumulate_gradients(
-        student,
-        teacher,
-        heads,
-        latents,
-        conditioning,
-        draws_for(latents, SIGMAS),
-        autocast=no_autocast,
-    )
+    nets = Nets(student, teacher, heads, no_autocast)
+    accumulate_gradients(nets, MicroBatch(latents, conditioning, draws_for(latents, SIGMAS)))
     assert student.transformer.proj_out.weight.grad.abs().sum() > 0
     assert student.transformer.pos_embed.proj.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in teacher.parameters())

@@ -6,13 +6,19 @@ import json
 
 import pytest
 
+from pipeline.base.store import ArtifactStore
 from pipeline.commands import stopping
 from pipeline.commands.compare import compare
 from schemas.errors import ArtifactError
+from stages.compare.study import plan_study
 from stages.compare.votes import open_votes
+from tests.support.evaluation import make_evaluation
+from tests.support.study import BOTH, PROMPTS
 
 
-def test_the_command_prints_results_and_exports(evaluation, study, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_results_and_exports(tmp_path, capsys, monkeypatch):
+    evaluation = make_evaluation(ArtifactStore(str(tmp_path / "store")), PROMPTS)
+    study = plan_study(evaluation, (), 128, BOTH)
     path = tmp_path / "votes.sqlite"
     matchup = next(m for m in study.matchups if m[1:] == ("student_4", "teacher"))
     with open_votes(path, create=True) as votes:
@@ -22,13 +28,13 @@ def test_the_command_prints_results_and_exports(evaluation, study, tmp_path, cap
     compare(**where, votes=path, results=True)
     said = capsys.readouterr()
     assert "vs student_4" in said.out and "1 vote on 11 prompts\nAna: 1 vote\n" in said.out
-    assert "the evaluation has 11 of the 20 prompts" in said.err
+    assert "the evaluation has only 11 of the 20 prompts" in said.err
     compare(**where, votes=path, results=True, as_json=True)
     (pair,) = json.loads(capsys.readouterr().out)["pairs"]
     assert (pair["system"], pair["losses"], pair["rate"]["mean"]) == ("teacher", 1, 0.0)
     target = tmp_path / "pairs.jsonl"
     compare(**where, votes=path, export=target)
     assert json.loads(target.read_text())["winner_system"] == "student_4"
-    assert "must be judged on others" in capsys.readouterr().err
+    assert "must be evaluated on others" in capsys.readouterr().err
     with pytest.raises(ArtifactError, match="there is no vote file"):
         compare(**where, votes=tmp_path / "no", results=True)

@@ -92,7 +92,8 @@ def test_only_adapters_move_and_the_winners_win():
     assert all(torch.equal(p, base[n]) for n, p in trainer.net.named_parameters() if n in base)
 
 
-def test_adapters_are_float32_on_a_base_in_bfloat16():
+def test_adapters_are_float32_on_a_base_in_bfloat16(monkeypatch):
+    monkeypatch.setattr("stages.ladd.precision.cpu_has_bfloat16", lambda: True)
     net = SD3Backbone(tiny_transformer().to(torch.bfloat16))
     adapters = add_adapters(net.transformer, LoraConfig(rank=2), field="dpo.lora")
     trained = [p for p in net.parameters() if p.requires_grad]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from schemas.config import DiscriminatorConfig, ObjectiveConfig
 from stages.ladd.flow import Draws
 from stages.ladd.heads import DiscriminatorHeads
-from stages.ladd.update import Mismatched, accumulate_gradients
+from stages.ladd.update import MicroBatch, Mismatched, Nets, accumulate_gradients
 
 OBJECTIVES = {
     "the paper's": ObjectiveConfig(),
@@ -98,16 +98,15 @@ def test_update_equals_plain_autograd(objective, tiny_backbones, tiny_batch):
     expected = oracle(student, teacher, heads, latents, conditioning, draws, objective)
     losses = [
         accumulate_gradients(
-            student,
-            teacher,
-            heads,
-            latents[rows],
-            conditioning.select(rows),
-            draws.select(rows),
-            mismatched=Mismatched(chosen, conditioning.select(prompts), weight),
-            objective=objective,
-            share=0.5,
-            autocast=contextlib.nullcontext,
+            Nets(student, teacher, heads, contextlib.nullcontext),
+            MicroBatch(
+                latents[rows],
+                conditioning.select(rows),
+                draws.select(rows),
+                share=0.5,
+                mismatched=Mismatched(chosen, conditioning.select(prompts), weight),
+            ),
+            objective,
         )
         for rows, chosen, prompts, weight in (
             (slice(0, 2), [0, 1], [1, 2], (2 / 3) / (2 / 4)),
@@ -133,15 +132,7 @@ def test_head_start_leaves_the_student_alone(tiny_backbones, tiny_batch):
     heads = DiscriminatorHeads(teacher.tap_widths, 24, DiscriminatorConfig(channels=8))
     noise = torch.randn(latents.shape)
     draws = Draws(torch.ones(4), noise, torch.full((4,), 0.5), noise)
-    accumulate_gradients(
-        student,
-        teacher,
-        heads,
-        latents,
-        conditioning,
-        draws,
-        train_student=False,
-        autocast=contextlib.nullcontext,
-    )
+    nets = Nets(student, teacher, heads, contextlib.nullcontext)
+    accumulate_gradients(nets, MicroBatch(latents, conditioning, draws), train_student=False)
     assert all(p.grad is None for p in student.parameters())
     assert heads.heads[0].logit.weight.grad.abs().sum() > 0

@@ -10,6 +10,6 @@ def test_model_that_is_nowhere(refused):
     code, text = refused(teacher={"model": "nobody/no-such-model"})
     assert code == 2, text
     assert (
-        "teacher.model: 'nobody/no-such-model' is neither a folder here nor a model that the "
-        "hub gives us" in text
+        "teacher.model: 'nobody/no-such-model' is neither a local folder nor a model that the "
+        "hub provides" in text
     )

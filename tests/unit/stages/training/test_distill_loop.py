@@ -6,16 +6,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import distributed, multiprocessing
 
-from pipeline.base.stage import StageContext
 from pipeline.base.store import Artifact, ArtifactStore
 from stages import encode, prompts, synthesize
 from stages.pictures import sample_grids
@@ -24,26 +19,10 @@ from stages.training.trace import STATE, TRACE
 from tests.support.context import commit, make_context
 from tests.support.mapping import map_in_this_process
 from tests.support.tiny_sd3 import make_tiny_config
+from tests.support.training import Run, on_ranks
 
 STEPS = 6
 SHARDED = {"workers": 2, "shard_over": 2, "shard_teacher": True, "ema_device": "cpu"}
-
-
-class Run:
-    """What Ray Train gives to a worker; checkpoints go to a folder, which may hold one already."""
-
-    context: StageContext
-
-    def __init__(self, folder: Path, rank: int = 0, world: int = 1) -> None:
-        self.folder, self.rank, self.world = folder, rank, world
-        self.cpus, self.gpus = 1.0, 0
-
-    def checkpoint_folders(self):
-        if (self.folder / TRACE).exists():
-            yield self.folder
-
-    def save(self, metrics, fill) -> None:
-        fill(self.folder)
 
 
 def train(
@@ -133,21 +112,14 @@ def test_a_low_precision_teacher_judges_in_the_precision_of_the_training(tiny_sd
     assert all(math.isfinite(row["student_loss"]) for row in low)
 
 
-def _rank(rank: int, port: int, model: Path, data: tuple, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _rank(rank: int, model: Path, data: tuple, folder: Path) -> None:
     train(model, *data, Run(folder, rank, 2), "two", **SHARDED)
-    distributed.destroy_process_group()
 
 
 def test_two_ranks_with_half_of_each_weight_follow_the_trace_of_one(
     alone, tiny_sd3, data, tmp_path
 ):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, tiny_sd3, data, tmp_path), nprocs=2)
+    on_ranks(2, _rank, tiny_sd3, data, tmp_path)
     found = [json.loads(line) for line in (tmp_path / TRACE).read_text().splitlines()]
     assert len(found) == len(alone)
     for row, expected in zip(found, alone, strict=True):
