@@ -20,6 +20,8 @@ from schemas.suggest import did_you_mean
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_FILE = Path("pipeline.yaml")
 _PREFIX = "LADD_"
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Ten times as fast in C, where PyYAML was built with it."""
 
 
 def load_config(
@@ -80,7 +82,7 @@ def preset_names() -> list[str]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
     except FileNotFoundError as error:
         raise ConfigError(
             f"configuration file {path} does not exist; `ladd-pipeline init` writes one"
@@ -114,7 +116,7 @@ def _nested(path: list[str], value: Any) -> dict[str, Any]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: {text!r} is not a YAML value") from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-5 as text

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Frozen(BaseModel):
     """An immutable model that refuses unknown fields. The string below a field documents it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True
+    )
 
 
 def runtime(default: Any = ..., **constraints: Any) -> Any:

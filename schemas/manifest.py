@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from schemas.base import Frozen
 
@@ -45,8 +45,6 @@ class Manifest(Frozen):
     """The record of an artifact, written last. `details` differs by stage: it holds what readers of
     the artifact need (a bucket's rows, a grid).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     schema_version: int = SCHEMA_VERSION
     stage: str
