@@ -252,9 +252,8 @@ class Bench:
 
     def count(self, case: Case) -> int:
         """Matrix FLOPs of a case's work for one sample, however it is executed."""
-        key = (
-            replace(case.setting, checkpointed=False, compiled=False) if case.setting else case.name
-        )
+        plain = {"checkpointed": False, "compiled": False}
+        key = replace(case.setting, **plain) if case.setting else case.name
         if key not in self.flops:
             work = case.build(META, 1)
             with FlopCounterMode(display=False) as counter:

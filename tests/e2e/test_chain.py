@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.command import ROOT, artifact, call, call_here, run_and_kill, start_until
+from tests.support.command import ROOT, artifact, call_here, run_and_kill, start_until
 from tests.support.tiny_sd3 import build_pipeline, write_config
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
         prompts={"count": 60, "samples_per_shard": 2},
         distill={"steps": 8},
     )
-    result = call_here("run", "-c", config, "--until", "distill")
+    result = call_here("run", "-c", config, "--until", "distill", ray=True)
     assert result.returncode == 0, result.stderr
     return config, folder / "store", result
 
@@ -155,7 +155,7 @@ def test_killed_run_resumes_to_the_same_bytes_and_the_same_trace(finished, tmp_p
     assert not list(store.glob("artifacts/distill/*/manifest.json"))
     done = [p for p in kept if p.with_suffix(".json").exists()]
     assert len(done) >= 3
-    result = call(*arguments)
+    result = call_here(*arguments, ray=True)
     assert result.returncode == 0, result.stderr
 
     assert shards(store) == shards(undisturbed)
@@ -178,7 +178,8 @@ def test_behind_a_damaged_checkpoint_training_goes_on_from_the_one_before_it(fin
     latest = sorted(store.glob("training/distill/*/checkpoint_*/state"))[-1]
     damaged = next(latest.glob("*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:100])
-    result = call_here("run", "-c", config, "--until", "distill", "--set", f"store={store}")
+    arguments = ["run", "-c", config, "--until", "distill", "--set", f"store={store}"]
+    result = call_here(*arguments, ray=True)
     assert result.returncode == 0, result.stderr
     assert f"{latest} cannot be read" in result.stderr
     traces = [(artifact(s, "distill") / "metrics.jsonl").read_text() for s in (store, undisturbed)]
@@ -301,7 +302,7 @@ def test_divergence_aborts_once_and_keeps_the_last_good_checkpoint(finished, tmp
     subprocess.run(["cp", "-r", store, copy], check=True)
     settings = [f"store={copy}", "distill.learning_rate=1e30", "distill.checkpoint_every=1"]
     arguments = [part for setting in settings for part in ("--set", setting)]
-    result = call_here("run", "-c", config, "--until", "distill", *arguments)
+    result = call_here("run", "-c", config, "--until", "distill", *arguments, ray=True)
     assert result.returncode == 1
     assert "not a finite number; the last good checkpoint is kept" in result.stderr
     assert "Traceback" not in result.stderr

@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from pipeline.base.store import ArtifactStore
 from stages.compare.study import plan_study
 from tests.support.browser import WIDTHS, show
-from tests.support.command import artifact, call, call_here, run_and_kill
+from tests.support.command import artifact, call_here, run_and_kill
 
 pytestmark = pytest.mark.slow
 GATES = "eval.gates={student_4.attributes: '>= 1.5', teacher.diversity: '> 0'}"
@@ -74,7 +74,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(smoke_store, tmp_path):
     run_and_kill(arguments(store), lambda: len(list(shards.glob("*/shards/*/*.json"))) >= 5)
     kept = {p: p.stat().st_mtime_ns for p in shards.glob("*/shards/*/*.json")}
     assert not list(shards.glob("*/manifest.json"))
-    result = call(*arguments(store))
+    result = call_here(*arguments(store))
     assert result.returncode == 0, result.stderr
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     texts = [(artifact(s, "eval") / "report.json").read_text() for s in (store, smoke_store)]

@@ -98,6 +98,7 @@ def test_a_sweep_makes_an_artifact_for_each_combination(encoded, tmp_path):
     result = call_here(
         *("sweep", "distill", "-c", config, "--out", table, "--set", f"store={copy}"),
         *("--set", "distill.renoise.mean=0,1", "--set", "distill.steps=2"),
+        ray=True,
     )
     assert result.returncode == 0, result.stderr
     rows = json.loads(table.read_text())

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.cli import main
 from pipeline.cluster import ray_cluster
 from pipeline.commands.opening import open_config
+from tests.support.without_ray import without_ray
 
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
 ROOT = Path(__file__).parents[2]
@@ -31,13 +33,14 @@ def call(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
 
 
-def call_here(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run a command in this process; only the process differs from `call`.
+def call_here(*arguments: Any, cwd: Path = ROOT, ray: bool = False) -> subprocess.CompletedProcess:
+    """Run a command in this process, as fast as its own work is: most of a small run's time in
+    `call` is the start of processes.
 
-    Ray starts once, for all such commands, and its workers keep what they have imported: most of a
-    small run's time is the start of processes.
+    With `ray`, a Ray that is started once serves all such commands. Without it the stages, their
+    shards and their trainings run in this process, one after another, and everything else is as it
+    is for a person: arguments, plan, checks, leases, commits, messages and exit codes.
     """
-    _start_ray()
     out, errors = io.StringIO(), io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
     with (
@@ -46,6 +49,10 @@ def call_here(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         contextlib.redirect_stderr(errors),
         pytest.MonkeyPatch.context() as patch,
     ):
+        if ray:
+            _start_ray()
+        else:
+            without_ray(patch)
         patch.setattr(sys, "argv", ["ladd-pipeline", *map(str, arguments)])
         try:
             main()
@@ -87,10 +94,15 @@ def start_until(ready: Callable[[], Any], *arguments: Any) -> subprocess.Popen:
 
 
 def run_and_kill(arguments: list[Any], ready: Callable[[], Any]) -> None:
-    """Start a run and kill -9 its whole process group as soon as `ready()`."""
+    """Start a run and kill -9 its whole process group as soon as `ready()`; returns when Ray's
+    processes, which notice it a little later, have ended too.
+    """
     process = start_until(ready, *arguments)
+    started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive, alive
 
 
 def artifact(store: Path, stage: str) -> Path:

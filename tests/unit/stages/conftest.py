@@ -7,9 +7,9 @@ import pytest
 from pipeline.base.store import ArtifactStore
 from stages import encode, prompts, synthesize
 from tests.support.context import commit, make_context
-from tests.support.mapping import map_in_this_process
 from tests.support.pairs import made_pairs, made_prompts, pairs_config, put_stand_ins
 from tests.support.tiny_sd3 import make_tiny_config
+from tests.support.without_ray import map_in_this_process
 
 
 @pytest.fixture

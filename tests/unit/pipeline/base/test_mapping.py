@@ -15,8 +15,8 @@ from schemas.errors import (
 )
 from schemas.records import ShardStats
 from tests.support.context import make_context
-from tests.support.mapping import map_in_this_process
 from tests.support.tiny_sd3 import make_tiny_config
+from tests.support.without_ray import map_in_this_process
 
 
 def refuse(*_: object):

@@ -17,9 +17,9 @@ from stages.pictures import sample_grids
 from stages.training import distill_loop
 from stages.training.trace import STATE, TRACE
 from tests.support.context import commit, make_context
-from tests.support.mapping import map_in_this_process
 from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.training import Run, on_ranks
+from tests.support.without_ray import map_in_this_process
 
 STEPS = 6
 SHARDED = {"workers": 2, "shard_over": 2, "shard_teacher": True, "ema_device": "cpu"}

@@ -19,8 +19,8 @@ from stages import encode, prompts, synthesize
 from stages.training import distill_loop
 from stages.training.trace import TRACE
 from tests.support.context import commit, make_context
-from tests.support.mapping import map_in_this_process
 from tests.support.training import Run, on_ranks
+from tests.support.without_ray import map_in_this_process
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,66 @@
+"""The engine without Ray: stages, shards and trainings in this process, one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import executor, stage_task
+from pipeline.base import mapping
+from pipeline.base.lease import held
+from pipeline.base.stage import StageContext
+from pipeline.base.training import TrainingPlan, TrainingRun
+from pipeline.observe import Observer
+from pipeline.stage_task import Job, run_stage
+from schemas.errors import LaddError
+from stages import distill, dpo
+from tests.support.training import Run
+
+
+def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
+    """`map_shards` as on a laptop of one core."""
+    patch.setattr(mapping, "_demand", lambda pool: (1.0, 0.0))
+    patch.setattr(mapping, "_pool_size", lambda cpus, gpus: 1)
+
+
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Everything that `execute` starts."""
+    map_in_this_process(patch)
+    patch.setattr(executor, "ray_cluster", lambda config: contextlib.nullcontext())
+    patch.setattr(executor, "_walk", _walk)
+    for stage in (distill, dpo):
+        patch.setattr(stage, "train_on_ray", _train)
+
+
+def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
+    """Stages in the order of the plan; progress and warnings go straight to the observer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_task, "Reporter", lambda _, stage: partial(observer.progress, stage))
+        patch.setattr(stage_task, "Warner", lambda _, stage: partial(observer.warn, stage))
+        for name in job.inputs:
+            if name in job.running:
+                observer.event("stage", name=name, key=job.keys[name], what="queued")
+                try:
+                    yield run_stage(name, job, None)
+                except LaddError as error:
+                    observer.record("failed", stage=name, error=str(error))
+                    raise
+
+
+@contextlib.contextmanager
+def _train(
+    context: StageContext, worker: Callable[[TrainingRun], None], plan: TrainingPlan
+) -> Iterator[tuple[Path, float]]:
+    """One worker, whatever the plan says."""
+    folder = context.store.training_folder(context.stage, context.key)
+    with held(context.store, folder, context.stage), tempfile.TemporaryDirectory() as scratch:
+        run: Any = Run(Path(scratch))
+        run.context = context
+        worker(run)
+        yield run.folder, 0.0
