@@ -50,7 +50,7 @@ def call_here(*arguments: Any, cwd: Path = ROOT, ray: bool = False) -> subproces
         pytest.MonkeyPatch.context() as patch,
     ):
         if ray:
-            _start_ray()
+            start_ray()
         else:
             without_ray(patch)
         patch.setattr(sys, "argv", ["ladd-pipeline", *map(str, arguments)])
@@ -65,7 +65,8 @@ def call_here(*arguments: Any, cwd: Path = ROOT, ray: bool = False) -> subproces
 
 
 @functools.cache
-def _start_ray() -> None:
+def start_ray() -> None:
+    """Start the Ray of this process, unless it runs already."""
     stack = contextlib.ExitStack()
     stack.enter_context(ray_cluster(open_config(None, "shapes-smoke", (), {})))
     atexit.register(stack.close)
