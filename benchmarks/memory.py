@@ -20,6 +20,7 @@ from peak_memory import allocated_peak, in_own_process, resident_peak
 
 from schemas.config import DistillConfig, LoraConfig
 from stages.ladd.backbone import Conditioning
+from stages.ladd.precision import computed_dtype, cpu_has_bfloat16
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import add_adapters
@@ -48,7 +49,9 @@ class Case:
     def shapes(self) -> Shapes:
         text = self.text + (self.null_tokens > 0)
         share = self.config.global_batch
-        return Shapes(self.rows, self.columns, text, share, on_gpu=DEVICE.type == "cuda")
+        on_gpu = DEVICE.type == "cuda"
+        has_bfloat16 = on_gpu or cpu_has_bfloat16()
+        return Shapes(self.rows, self.columns, text, share, on_gpu, has_bfloat16)
 
     def estimate(self) -> Memory:
         return update_memory(self.transformer, self.teacher_dtype, self.config, self.shapes)
@@ -56,7 +59,8 @@ class Case:
     def train(self) -> None:
         """Build everything and make two updates."""
         torch.manual_seed(0)
-        config, dtype = self.config, getattr(torch, self.teacher_dtype)
+        config = self.config
+        dtype = computed_dtype(getattr(torch, self.teacher_dtype), DEVICE)
         student, teacher = (SD3Transformer2DModel(**self.transformer) for _ in range(2))
         teacher.to(dtype)
         if config.lora is not None:

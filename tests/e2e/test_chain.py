@@ -173,9 +173,8 @@ def test_flipped_byte_in_a_shard_is_named(finished, tmp_path):
     content = bytearray(tar.read_bytes())
     content[700] ^= 1
     tar.write_bytes(content)
-    result = call_here(
-        "run", "-c", config, "--only", "encode", "--force", "encode", "--set", f"store={copy}"
-    )
+    arguments = ["-c", config, "--set", f"store={copy}"]
+    result = call_here("run", "--only", "encode", "--force", "encode", *arguments, ray=True)
     assert result.returncode == 4
     assert tar.name in result.stderr and "damaged" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,4 +1,7 @@
-"""The engine without Ray: stages, shards and trainings in this process, one after another."""
+"""The engine without Ray: stages, shards and trainings in this process, one after another.
+
+python -m tests.support.without_ray ARGUMENTS OF ladd-pipeline
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import executor, stage_task
+from pipeline import cli, executor, stage_task
 from pipeline.base import mapping
 from pipeline.base.lease import held
 from pipeline.base.stage import StageContext
@@ -64,3 +67,9 @@ def _train(
         run.context = context
         worker(run)
         yield run.folder, 0.0
+
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patched:
+        without_ray(patched)
+        cli.main()

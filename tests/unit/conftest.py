@@ -9,13 +9,15 @@ import yaml
 
 from pipeline import cli
 from tests.support.tiny_sd3 import make_tiny_config
+from tests.support.without_ray import without_ray
 
 
 @pytest.fixture
 def refused(tiny_sd3, tmp_path, monkeypatch, capsys):
-    """Call the command in this process and expect it to refuse; gives the exit code and the
-    sentence.
+    """Call the command in this process, without Ray, and expect it to refuse; gives the exit code
+    and the sentence.
     """
+    without_ray(monkeypatch)
 
     def call(*arguments, **sections):
         config = make_tiny_config(tiny_sd3, tmp_path / "store").model_dump(mode="json")

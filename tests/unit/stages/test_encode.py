@@ -79,7 +79,6 @@ def test_a_store_of_shards_that_nobody_knows(refused):
     assert "encode.external: nosuch://x/*.tar" in text
 
 
-@pytest.mark.slow
 def test_truncated_shard(refused, tmp_path):
     from pipeline.base.shards import write_tar
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
 
-
-@pytest.mark.slow
 def test_model_that_is_nowhere(refused):
     code, text = refused(teacher={"model": "nobody/no-such-model"})
     assert code == 2, text

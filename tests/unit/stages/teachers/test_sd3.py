@@ -19,7 +19,6 @@ from stages.teachers import open_teacher
 from stages.teachers.sd3 import student_scheduler
 
 
-@pytest.mark.slow
 def test_teacher_folder_without_a_transformer(refused, tiny_sd3, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_sd3, broken)
@@ -29,7 +28,6 @@ def test_teacher_folder_without_a_transformer(refused, tiny_sd3, tmp_path):
     assert f"{broken} has no folder 'transformer'" in text
 
 
-@pytest.mark.slow
 def test_bucket_that_does_not_fit_the_teacher(refused):
     code, text = refused(prompts={"buckets": {"32x32": 1, "44x20": 1}})
     assert code == 2, text

@@ -27,7 +27,6 @@ def test_missing_prompt_file(refused, tmp_path):
     assert f"there is no file {tmp_path / 'none.txt'}" in text
 
 
-@pytest.mark.slow
 def test_empty_prompt_file(refused, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     code, text = refused(prompts=file_source(tmp_path / "empty.txt"))
@@ -35,7 +34,6 @@ def test_empty_prompt_file(refused, tmp_path):
     assert "empty.txt holds no prompts" in text
 
 
-@pytest.mark.slow
 def test_prompt_file_that_is_not_utf8(refused, tmp_path):
     (tmp_path / "latin.txt").write_bytes("ein grüner Kreis\n".encode("latin-1"))
     code, text = refused(prompts=file_source(tmp_path / "latin.txt"))
