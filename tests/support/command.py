@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pipeline.cli import main
@@ -95,15 +94,10 @@ def start_until(ready: Callable[[], Any], *arguments: Any) -> subprocess.Popen:
 
 
 def run_and_kill(arguments: list[Any], ready: Callable[[], Any]) -> None:
-    """Start a run and kill -9 its whole process group as soon as `ready()`; returns when Ray's
-    processes, which notice it a little later, have ended too.
-    """
+    """Start a run and kill -9 its whole process group as soon as `ready()`."""
     process = start_until(ready, *arguments)
-    started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    _, alive = psutil.wait_procs(started, timeout=60)
-    assert not alive, alive
 
 
 def artifact(store: Path, stage: str) -> Path:
