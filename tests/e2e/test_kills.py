@@ -14,14 +14,16 @@ from tests.support.command import artifact, call_here, run_and_kill
 pytestmark = pytest.mark.slow
 
 MOMENTS = {
-    "synthesize": ("artifacts/synthesize/*/shards/*/*.json", 3),
-    "distill": ("training/distill/*/checkpoint_*/trace.jsonl", 1),
-    "pairs": ("artifacts/pairs/*/shards/pairs/*.json", 1),
-    "dpo, training": ("training/dpo/*/checkpoint_*/trace.jsonl", 1),
-    "dpo, scales": ("artifacts/dpo/*/shards/tuned.json", 1),
-    "eval": ("artifacts/eval/*/shards/*/*.json", 5),
+    "synthesize": ("distill", "artifacts/synthesize/*/shards/*/*.json", 3),
+    "distill": ("distill", "training/distill/*/checkpoint_*/trace.jsonl", 1),
+    "pairs": ("eval", "artifacts/pairs/*/shards/pairs/*.json", 1),
+    "dpo, training": ("eval", "training/dpo/*/checkpoint_*/trace.jsonl", 1),
+    "dpo, scales": ("eval", "artifacts/dpo/*/shards/tuned.json", 1),
+    "eval": ("eval", "artifacts/eval/*/shards/*/*.json", 5),
 }
-"""When each kill happens: as soon as there are so many files of a pattern."""
+"""Up to which stage a life runs (pairs need only prompts, and would be made beside the student), and
+when it is killed: as soon as there are this many files of a pattern.
+"""
 KEPT = {
     "synthesize": "artifacts/synthesize/*/shards/*/*.json",
     "distill": "artifacts/synthesize/*/shards/*/*.tar",
@@ -67,8 +69,8 @@ def test_killed_in_every_stage_it_resumes_to_the_same_bytes(smoke_store, tmp_pat
     store = tmp_path / "store"
     arguments = ["run", "--preset", "shapes-smoke", "--set", f"store={store}"]
     kept: dict[Path, int] = {}
-    for moment, (pattern, count) in MOMENTS.items():
-        run_and_kill(arguments, reached(store, pattern, count))
+    for moment, (until, pattern, count) in MOMENTS.items():
+        run_and_kill([*arguments, "--until", until], reached(store, pattern, count))
         stage = moment.split(",")[0]
         assert not list(store.glob(f"artifacts/{stage}/*/manifest.json")), moment
         assert {path: path.stat().st_mtime_ns for path in kept} == kept, moment
