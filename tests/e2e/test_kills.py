@@ -21,8 +21,8 @@ MOMENTS = {
     "dpo, scales": ("eval", "artifacts/dpo/*/shards/tuned.json", 1),
     "eval": ("eval", "artifacts/eval/*/shards/*/*.json", 5),
 }
-"""Up to which stage a life runs (pairs need only prompts, and would be made beside the student), and
-when it is killed: as soon as there are this many files of a pattern.
+"""Up to which stage a run goes, and when it is killed: as soon as there are this many files of a
+pattern. Pairs need prompts alone, and would be made beside the student.
 """
 KEPT = {
     "synthesize": "artifacts/synthesize/*/shards/*/*.json",
