@@ -99,7 +99,7 @@ def raters(start_browser):
     return start_browser(), start_browser()
 
 
-def wait(driver, condition, seconds=60):
+def wait(driver, condition, seconds=180):
     return WebDriverWait(driver, seconds, poll_frequency=0.05).until(lambda _: condition())
 
 
