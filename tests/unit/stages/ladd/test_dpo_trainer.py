@@ -235,6 +235,7 @@ def _two_updates(rank: int, world: int) -> list[dict[str, float]]:
     return rows
 
 
+@pytest.mark.slow
 def test_two_ranks_repeat_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -143,6 +143,7 @@ def on_two(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     return folder, json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_average_apart_is_sharded_like_its_weights(on_two):
     found = on_two[1]
     assert found["traces"][0] == found["traces"][1] and found["average"] is True

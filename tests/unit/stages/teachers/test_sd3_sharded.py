@@ -174,6 +174,7 @@ def on_two(folders, tmp_path_factory) -> list[dict[str, dict[str, Any]]]:
     return [json.loads(Path(f"{out}-{rank}").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_each_rank_loads_its_shards_alone_and_bit_for_bit(name, on_two):
     for found in on_two:
