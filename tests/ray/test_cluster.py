@@ -16,6 +16,8 @@ from tests.support.tiny_sd3 import make_tiny_config
 
 pytestmark = pytest.mark.slow
 STEPS = 24
+PATIENCE = 900
+"""Seconds: on two slow cores with another test beside it, a run takes minutes."""
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "pink", "orange")
 THINGS = ("circle", "square", "ring", "cross", "boat", "house", "tree", "fish")
 
@@ -35,7 +37,7 @@ def head(bucket, monkeypatch):
 
 
 def wait_for(process: subprocess.Popen, ready: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while not ready():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -87,7 +89,7 @@ def test_nodes_come_and_go(head, bucket, tiny_sd3, tmp_path):
             wait_for(process, lambda: checkpointed(store))
             head.remove_node(first, allow_graceful=False)
             head.add_node(num_cpus=2)
-            output, errors = process.communicate(timeout=240)
+            output, errors = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     assert process.returncode == 0, errors
