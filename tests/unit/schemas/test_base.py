@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.commands.opening import open_config
-from schemas.base import identity_of
+from schemas.base import Frozen, added, identity_of
 
 
 def test_runtime_fields_are_not_in_the_identity():
@@ -11,3 +11,14 @@ def test_runtime_fields_are_not_in_the_identity():
     identity = identity_of(config.distill)
     assert "learning_rate" in identity and "workers" not in identity and "log_every" not in identity
     assert "pool" not in identity_of(config.synthesize)
+
+
+def test_an_added_field_enters_the_identity_only_when_it_is_set():
+    """Bug: declare it as a plain field; then every artifact made before it loses its key."""
+
+    class Section(Frozen):
+        steps: int = 3
+        column: str = added("prompt")
+
+    assert identity_of(Section()) == {"steps": 3}
+    assert identity_of(Section(column="text")) == {"steps": 3, "column": "text"}
