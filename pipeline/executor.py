@@ -56,6 +56,7 @@ def execute(
         store=store,
         keys={s.name: s.key for s in plan},
         inputs={s.name: s.inputs for s in plan},
+        outside={s.name: s.outside for s in plan},
         running=frozenset(s.name for s in running),
         forced=frozenset(s.name for s in running if s.why == "forced"),
         cwd=os.getcwd(),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.base import Frozen, runtime
+from schemas.base import Frozen, outside, runtime
 from schemas.bucket import Bucket, BucketName
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -20,11 +20,11 @@ class TeacherConfig(Frozen):
 
     family: str = "sd3"
     """A module in stages/teachers: sd3 (SD3, SD3.5) or shapes (the embedded default)."""
-    model: str | None = None
+    model: str | None = outside("model", None)
     """A diffusers folder or a hub id; empty for the embedded teacher."""
     revision: str | None = None
-    """Hub revision (preferably a commit hash), or any label of yours for a local folder: change it
-    when the weights change.
+    """Hub revision. A branch or a tag is pinned in the store to the commit that it names when it is
+    first used. For a local folder, any label of yours.
     """
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the frozen teacher. Distillation in float32 uses a float32 teacher; so does a
@@ -52,7 +52,7 @@ class FileSource(Frozen):
 
     kind: Literal["file"]
     """Selects this kind of source."""
-    url: str
+    url: str = outside("files")
     """Any path or fsspec URL."""
     column: str = "prompt"
     """Field of a jsonl, csv or parquet row that holds the prompt."""
@@ -166,7 +166,7 @@ class SynthesizeConfig(Frozen):
 class EncodeConfig(Frozen):
     """How pictures become latents."""
 
-    external: list[str] | None = None
+    external: list[str] | None = outside("files", None)
     """Read these WebDataset shards (paths, URLs, globs; img2dataset's layout) instead of the
     synthesized ones.
     """
@@ -416,10 +416,10 @@ class ScoreConfig(Frozen):
 
     name: str
     """A module in stages/scores."""
-    model: str | None = None
+    model: str | None = outside("model", None)
     """Folder or hub id of its weights; the embedded scores need none."""
     revision: str | None = None
-    """Hub revision of the weights."""
+    """Hub revision of the weights; pinned as the teacher's is."""
 
 
 class PairsConfig(Frozen):
@@ -430,7 +430,7 @@ class PairsConfig(Frozen):
     and applies the adapters to the student; student tunes the student on pairs from its own
     sampling grid.
     """
-    url: str | None = None
+    url: str | None = outside("files", None)
     """Read pairs from this file instead: Pick-a-Pic's parquet columns, or a jsonl with prompt,
     winner and loser (paths or URLs of pictures).
     """
@@ -545,7 +545,7 @@ class EvalConfig(Frozen):
 
     prompts: int = Field(1000, ge=8)
     """Maximum number of held-out prompts."""
-    url: str | None = None
+    url: str | None = outside("files", None)
     """Evaluate on the prompts of this file instead (GenEval's evaluation_metadata.jsonl, or any
     file that `prompts` reads); prompts that were trained on are refused.
     """

@@ -1,11 +1,12 @@
-"""Finds every artifact that an artifact was made from."""
+"""Finds the artifacts of a stage, and every artifact that an artifact was made from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.base.store import Artifact
+from pipeline.base.store import Artifact, ArtifactStore
 from schemas.errors import ArtifactError
+from schemas.manifest import Manifest
 
 
 def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
@@ -27,3 +28,14 @@ def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
             above.append(upstream)
         found |= ancestors(above) | {artifact.manifest.stage: artifact}
     return found
+
+
+def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
+    """Return the manifests of all artifacts of a stage, newest first."""
+    names = [
+        n
+        for n in store.list(f"artifacts/{stage}")
+        if n.count("/") == 1 and n.endswith("/manifest.json")
+    ]
+    found = [store.find(stage, n.split("/")[0]) for n in names]
+    return sorted((a.manifest for a in found if a), key=lambda m: m.started, reverse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,15 +10,18 @@ from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
 from pipeline.dag import STAGES
 from schemas.errors import ArtifactError, ConfigError
 
+if TYPE_CHECKING:
+    from schemas.manifest import Manifest
+
 app = new_group("Inspect and clean up the store.")
 
 
 @app.command("ls")
 def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
     """List every committed artifact."""
+    from pipeline.base.lineage import committed
     from pipeline.commands.opening import open_store
     from pipeline.commands.tables import counts_text, print_table
-    from pipeline.planning import committed
 
     store = open_store(config, preset, set_)
     rows = [
@@ -50,13 +53,18 @@ def show_artifact(
 def diff_artifacts(
     first: str, second: str, config: ConfigFile = None, preset: Preset = None, set_: Settings = None
 ) -> None:
-    """Show which identity fields differ between two artifacts."""
+    """Show which identity fields and outside contents differ between two artifacts."""
     from pipeline.commands.opening import find_artifact, open_store
     from pipeline.planning import changed_fields
 
     store = open_store(config, preset, set_)
-    before, after = (find_artifact(store, key).manifest.identity for key in (first, second))
+    before, after = (_made_of(find_artifact(store, key).manifest) for key in (first, second))
     print("\n".join(changed_fields(before, after)) or "same identity configuration")
+
+
+def _made_of(manifest: Manifest) -> dict[str, Any]:
+    digests = {field: seen.digest for field, seen in manifest.outside.items()}
+    return manifest.identity | ({"contents of": digests} if digests else {})
 
 
 @app.command("verify")
@@ -67,8 +75,8 @@ def verify_artifacts(
     set_: Settings = None,
 ) -> None:
     """Check every file of one artifact, or of all artifacts, against its manifest."""
+    from pipeline.base.lineage import committed
     from pipeline.commands.opening import find_artifact, open_store
-    from pipeline.planning import committed
 
     store = open_store(config, preset, set_)
     if key:

@@ -48,7 +48,7 @@ def run(
 
     check_log_format(log_format)
     wanted = selection(until, from_, only, force)
-    opened = open_plan(config, preset, set_, wanted)
+    opened = open_plan(config, preset, set_, wanted, pin=not dry_run)
     if dry_run:
         from pipeline.commands.plan import print_plan
 
@@ -69,7 +69,7 @@ def _stage_command(name: str) -> Callable[..., None]:
 
         check_log_format(log_format)
         wanted = selection(only=name, force=[name] if force else None)
-        _run(open_plan(config, preset, set_, wanted), wanted, log_format)
+        _run(open_plan(config, preset, set_, wanted, pin=True), wanted, log_format)
 
     command.__doc__ = f"Run only stage {name}; same as `run --only {name}`."
     return command
@@ -82,8 +82,9 @@ for _name in STAGES:
 def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
     """Run the plan and show the results. Raises GateFailed if a result misses a gate."""
     from pipeline.commands.tables import counts_text, print_table
-    from pipeline.planning import rows_of
+    from pipeline.planning import rows_of, take_over
 
+    take_over(opened.store, opened.stages)
     if any(stage.action == "run" for stage in opened.stages):
         rows = _execute(opened, log_format)
     else:

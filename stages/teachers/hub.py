@@ -76,3 +76,18 @@ def local_folder(teacher: TeacherConfig) -> Path | None:
     except HFValidationError:
         return None
     return Path(index).parent if isinstance(index, str) else None
+
+
+def commit_of(model: str, revision: str | None) -> str | None:
+    """Return the commit that a revision of a hub model names now: as the hub says, or else as the
+    cache on this machine has it. None if neither knows; opening the model then says why.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return HfApi().model_info(model, revision=revision, timeout=10).sha
+    except Exception:  # of hub, network or name: opening the model says what is wrong
+        folder = repo_folder_name(repo_id=model, repo_type="model")
+        known = Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
+        return known.read_text().strip() if known.is_file() else None
