@@ -18,7 +18,7 @@ from stages.judging.systems import TIMING, plan_shards, shards_of, systems_of
 from stages.pictures.student import check_steps
 from stages.scores import FEATURES, check_score
 from stages.teachers import open_teacher
-from stages.texts.held_out import check_prompts, chosen_samples, prove_held_out
+from stages.texts.held_out import check_prompts, chosen_samples, prove_held_out, tell_of_failed_rows
 
 if TYPE_CHECKING:
     from schemas.report import Report
@@ -57,6 +57,7 @@ def run(context: StageContext) -> StageResult:
     config = context.config
     lineage = ancestors(context.inputs.values())
     samples = chosen_samples(context)
+    tell_of_failed_rows(context)
     proof = prove_held_out(samples, lineage)
     systems = systems_of(config)
     shards = plan_shards(samples, systems, config)

@@ -52,7 +52,9 @@ def explain(error: Exception, field: str, what: str, *, opening: bool) -> LaddEr
             "and the network, and run it again"
         )
     package = type(cause).__module__.split(".")[0]
-    if isinstance(cause, _DAMAGED) or package == "pyarrow" or "BadGzipFile" in kinds:
+    # Decompressors raise an OSError that has no number, which those of the system have.
+    unpacking = isinstance(cause, OSError) and cause.errno is None and not opening
+    if isinstance(cause, _DAMAGED) or package == "pyarrow" or unpacking:
         return ArtifactError(
             f"{field}: {what} is damaged or cut short ({_brief(cause)}); copy it again"
         )
