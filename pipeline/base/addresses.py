@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipeline.base.foreign import explain
+from pipeline.base.address_errors import explain
 from schemas.errors import ConfigError, LaddError
 
 if TYPE_CHECKING:

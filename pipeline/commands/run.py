@@ -128,8 +128,8 @@ def _execute(opened: Opened, log_format: str) -> list[dict[str, Any]]:
     with Observer(log_format) as observer:
         try:
             return execute(opened.config, opened.store, opened.stages, observer)
-        except ConfigError:  # it would fail again
-            raise
+        except ConfigError:
+            raise  # the same command would fail again
         except LaddError:
             print(f"to resume: {this_command()}", file=sys.stderr)
             raise

@@ -17,21 +17,20 @@ from schemas.config import FileSource, PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.shapes_world.captions import CaptionError, parse
 from stages.texts.identity import bucket_of, clean, prompt_id, seed_of
-from stages.texts.prompt_files import Fields
-from stages.texts.sources import read_rows, require_prompts
-
-EVAL = Fields("eval.url", "eval.column")
+from stages.texts.judgeable import check_judged
+from stages.texts.sources import EVAL, evaluated, read_rows, require_prompts
 
 
 def check_prompts(config: PipelineConfig) -> None:
-    """Raise ConfigError if the files in `eval.url` are missing or hold no prompts, or if no prompts
-    are held out.
+    """Raise ConfigError if the files in `eval.url` are missing or hold no prompts, if no prompts
+    are held out, or if a score cannot judge them.
     """
-    source = _source(config)
+    source = evaluated(config)
     if source is not None:
         require_prompts(source, EVAL)
     elif config.prompts.held_out_fraction == 0:
         raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")
+    check_judged(config, "eval.scores", [score.name for score in config.eval.scores], "held_out")
 
 
 def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
@@ -42,7 +41,7 @@ def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
     """
     config = context.config
     tags: dict[str, str] = {}
-    source = _source(config)
+    source = evaluated(config)
     if source is None:
         rows = _rows(context.inputs["prompts"], "held_out.parquet")
     else:
@@ -64,7 +63,7 @@ def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
 
 def tell_of_failed_rows(context: StageContext) -> None:
     """Warn if many rows of the files in `eval.url` are no prompts, which are not judged on."""
-    source = _source(context.config)
+    source = evaluated(context.config)
     if source is not None:
         failures = Failures(context, what="rows of eval.url", where="the files themselves")
         for row in read_rows(source, EVAL):
@@ -114,13 +113,6 @@ def _rows(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
     with artifact.checked(artifact.entry(name)) as path:
         for batch in pq.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-
-
-def _source(config: PipelineConfig) -> FileSource | None:
-    """Return the files that the evaluation takes its prompts from, if not the held-out ones."""
-    if config.eval.url is None:
-        return None
-    return FileSource(kind="file", url=config.eval.url, column=config.eval.column)
 
 
 def _from_files(

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from itertools import islice
 
 from pipeline.base.addresses import expand, shown
-from schemas.config import FileSource, Source
+from schemas.config import FileSource, PipelineConfig, Source
 from schemas.errors import ConfigError
 from stages.shapes_world.captions import phrase, sample_spec
 from stages.texts.identity import clean
 from stages.texts.prompt_files import ENDINGS, Fields, Row, format_of, rows_of
 
 SOURCES = Fields("prompts.sources", "prompts.sources.column")
+EVAL = Fields("eval.url", "eval.column")
 _FILES_LOOKED_AT = 16
 _ROWS_LOOKED_AT = 100
 
@@ -51,6 +52,13 @@ def read_grammar(seed: int) -> Iterator[str]:
         rng = random.Random(f"grammar/{seed}/{index}")
         yield phrase(sample_spec(rng), rng)
         index += 1
+
+
+def evaluated(config: PipelineConfig) -> FileSource | None:
+    """Return the files that the evaluation takes its prompts from; None for the held-out ones."""
+    if config.eval.url is None:
+        return None
+    return FileSource(kind="file", url=config.eval.url, column=config.eval.column)
 
 
 def files_of(source: FileSource, fields: Fields = SOURCES) -> list[str]:
