@@ -608,8 +608,8 @@ class RayConfig(Frozen):
 class PipelineConfig(Frozen):
     """The whole configuration of `ladd-pipeline`."""
 
-    name: str = runtime("ladd")
-    """Appears in the name of each run."""
+    name: str = runtime("ladd", min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f]*$")
+    """Appears in the name of each run, which is a folder: no slashes."""
     store: str = runtime("./ladd-store")
     """A folder or fsspec URL (s3://bucket/prefix, gs://..., memory://) that holds all
     artifacts.
