@@ -18,9 +18,9 @@ from typing import Any
 from pipeline.base.store import Artifact, ArtifactStore, to_json
 from pipeline.board import ProgressBoard
 from pipeline.cluster import ray_cluster
-from pipeline.dag import STAGES, declare
+from pipeline.dag import declare
 from pipeline.observe import Observer
-from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
+from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
 from pipeline.stage_task import Job, run_stage
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, StageFailed
@@ -38,10 +38,7 @@ def execute(
     rows = rows_of(plan)
     if not running:
         return list(rows.values())
-    for stage in running:
-        check = getattr(STAGES[stage.name].module(), "check", None)
-        if check is not None:
-            check(config)
+    check_inputs(config, running)
     # Write now, so that a store without write access fails before an hour of work, not after it.
     started = datetime.now(UTC)
     record = f"runs/{started:%Y%m%dT%H%M%S.%f}-{config.name}"

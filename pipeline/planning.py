@@ -71,6 +71,16 @@ def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
     }
 
 
+def check_inputs(config: PipelineConfig, plan: list[PlannedStage]) -> None:
+    """Call the `check` of each stage that will run. Raises ConfigError for what would fail later:
+    a missing file, a column that is not there.
+    """
+    for stage in plan:
+        check = getattr(STAGES[stage.name].module(), "check", None)
+        if stage.action == "run" and check is not None:
+            check(config)
+
+
 class _PlanNode:
     """A stand-in for a Ray node, used for planning."""
 

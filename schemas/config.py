@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.base import Frozen, outside, runtime
+from schemas.base import Frozen, added, outside, runtime
 from schemas.bucket import Bucket, BucketName
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Addresses = str | Annotated[list[str], Field(min_length=1)]
 
 
 class TeacherConfig(Frozen):
@@ -48,14 +49,18 @@ class GrammarSource(Frozen):
 
 
 class FileSource(Frozen):
-    """Prompts from a file: txt (one per line), jsonl, csv or parquet."""
+    """Prompts from files: txt (one per line), tsv, csv, json, jsonl, ndjson or parquet, each also
+    packed as .gz, .zst or .bz2.
+    """
 
     kind: Literal["file"]
     """Selects this kind of source."""
-    url: str = outside("files")
-    """Any path or fsspec URL."""
+    url: Addresses = outside("files")
+    """A path or fsspec URL, a glob, a pattern such as p-{00..12}.parquet, a folder, or a list of
+    these.
+    """
     column: str = "prompt"
-    """Field of a jsonl, csv or parquet row that holds the prompt."""
+    """Field of a row that holds the prompt; a txt has none."""
     weight: float = Field(1.0, gt=0)
     """Share of this source in the mix."""
 
@@ -139,6 +144,17 @@ class WorkerPool(Frozen):
     """How often to retry a shard whose worker was lost or whose store did not answer."""
 
 
+class FailureLimits(Frozen):
+    """What share of a stage's samples may fail. No field changes the result."""
+
+    warn_above: Probability = runtime(0.05)
+    """The stage warns, with the commonest reasons, if a larger share of its samples failed."""
+    stop_above: Probability = runtime(0.5)
+    """The stage ends with exit code 1 if a larger share of its samples failed; 1 never stops."""
+    stop_from: int = runtime(100, ge=1)
+    """Samples below which the stage does not stop."""
+
+
 class SynthesizeConfig(Frozen):
     """How the teacher samples its pictures."""
 
@@ -167,8 +183,8 @@ class EncodeConfig(Frozen):
     """How pictures become latents."""
 
     external: list[str] | None = outside("files", None)
-    """Read these WebDataset shards (paths, URLs, globs; img2dataset's layout) instead of the
-    synthesized ones.
+    """Read these WebDataset shards (paths, URLs, globs, {00000..00012}, folders; img2dataset's
+    layout) instead of the synthesized ones.
     """
     use_teacher_latents: bool = True
     """Use the teacher's latents if a shard holds them; otherwise the VAE encodes the picture."""
@@ -545,10 +561,12 @@ class EvalConfig(Frozen):
 
     prompts: int = Field(1000, ge=8)
     """Maximum number of held-out prompts."""
-    url: str | None = outside("files", None)
-    """Evaluate on the prompts of this file instead (GenEval's evaluation_metadata.jsonl, or any
-    file that `prompts` reads); prompts that were trained on are refused.
+    url: Addresses | None = outside("files", None)
+    """Evaluate on the prompts of these files instead (GenEval's evaluation_metadata.jsonl, or any
+    that `prompts` reads); prompts that were trained on are refused.
     """
+    column: str = added("prompt")
+    """Field of a row of these files that holds the prompt."""
     scores: list[ScoreConfig] = Field(
         [ScoreConfig(name="clip_score"), ScoreConfig(name="pick_score")], min_length=1
     )
@@ -590,13 +608,14 @@ class RayConfig(Frozen):
 class PipelineConfig(Frozen):
     """The whole configuration of `ladd-pipeline`."""
 
-    name: str = runtime("ladd")
-    """Appears in the name of each run."""
+    name: str = runtime("ladd", min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f]*$")
+    """Appears in the name of each run, which is a folder: no slashes."""
     store: str = runtime("./ladd-store")
     """A folder or fsspec URL (s3://bucket/prefix, gs://..., memory://) that holds all
     artifacts.
     """
     ray: RayConfig = runtime(RayConfig())
+    failures: FailureLimits = runtime(FailureLimits())
     teacher: TeacherConfig
     prompts: PromptsConfig
     synthesize: SynthesizeConfig = SynthesizeConfig()

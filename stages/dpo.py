@@ -25,6 +25,7 @@ from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.pictures.student import check_steps
 from stages.scores import check_score
 from stages.teachers import open_teacher
+from stages.texts.judgeable import check_judged
 
 if TYPE_CHECKING:
     from stages.ladd.backbone import Backbone
@@ -34,12 +35,13 @@ TUNED = "shards/tuned"
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError if the score that chooses the scale is unknown or also made the pairs, or
-    if the student does not take `pairs.student_steps` steps.
+    """Raise ConfigError if the score that chooses the scale is unknown, also made the pairs or
+    cannot judge the prompts, or if the student does not take `pairs.student_steps` steps.
     """
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
     check_score("dpo.chooser", config.dpo.chooser.name)
+    check_judged(config, "dpo.chooser", [config.dpo.chooser.name], "train")
     if pairs.url is None and config.dpo.chooser.name == pairs.reward.name:
         raise ConfigError(
             f"dpo.chooser is {config.dpo.chooser.name}, which also ranks the pairs "

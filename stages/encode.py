@@ -8,7 +8,6 @@ are plain `.npy` for memory-mapping, one bucket per file; the manifest's `detail
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import json
 import tempfile
@@ -18,24 +17,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.base.addresses import copied, expand, shown
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.shards import ShardWriter, TarSample, read_tar, table_bytes
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket, nearest_bucket
 from schemas.config import PipelineConfig
-from schemas.errors import ArtifactError, ConfigError, StageFailed
+from schemas.errors import StageFailed
 from schemas.records import ShardStats
 from stages.pictures.files import IMAGE_ENDINGS, fit_to_bucket, read_picture
 from stages.teachers import open_teacher_in
 from stages.texts.identity import HELD_OUT, clean, prompt_id, split_of
 
+EXTERNAL = "encode.external"
 PROMPTS_PER_SHARD = 4096
 _DIGITS = 2
 """Leading hexadecimal digits of an id that select its part of the prompts: 256 parts."""
@@ -47,9 +47,9 @@ SIDECAR_SCHEMA = pa.schema(
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError if a pattern in `encode.external` matches nothing."""
+    """Raise ConfigError if an address in `encode.external` names no file, or cannot be reached."""
     if config.encode.external is not None:
-        expand(config.encode.external)
+        expand(config.encode.external, EXTERNAL, (".tar",))
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -86,34 +86,12 @@ def run(context: StageContext) -> StageResult:
     )
 
 
-def expand(patterns: list[str]) -> list[str]:
-    """Resolve paths, URLs and globs to a sorted list of files. Raises ConfigError for a pattern
-    that matches nothing.
-    """
-    files: set[str] = set()
-    for pattern in patterns:
-        try:
-            filesystem, path = fsspec.core.url_to_fs(pattern)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"encode.external: {pattern}: {error}") from error
-        matches = (
-            filesystem.glob(path)
-            if glob.has_magic(path)
-            else [path]
-            if filesystem.exists(path)
-            else []
-        )
-        if not matches:
-            raise ConfigError(f"encode.external: nothing matches {pattern}")
-        files |= {filesystem.unstrip_protocol(match) for match in matches}
-    return sorted(files)
-
-
 def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
     """Map our shard names to their tars: a URL, or an artifact and the entry it must match."""
     external = context.config.encode.external
     if external is not None:
-        return {f"shards/external/{i:06d}": {"url": url} for i, url in enumerate(expand(external))}
+        urls = expand(external, EXTERNAL, (".tar",))
+        return {f"shards/external/{i:06d}": {"url": url} for i, url in enumerate(urls)}
     synthesized = context.inputs["synthesize"]
     entries = synthesized.files("shards/", ".tar")
     tars = {entry.path.removesuffix(".tar"): entry for entry in entries}
@@ -262,14 +240,8 @@ class Encoder:
 
     def _samples(self, source: dict[str, Any]) -> Iterator[TarSample]:
         if "url" in source:
-            with tempfile.TemporaryDirectory() as scratch:
-                filesystem, path = fsspec.core.url_to_fs(source["url"])
-                copy = Path(scratch) / "shard.tar"
-                try:
-                    filesystem.get_file(path, str(copy))
-                except OSError as error:
-                    raise ArtifactError(f"shard {source['url']} cannot be read: {error}") from error
-                yield from read_tar(copy, source["url"])
+            with copied(source["url"], EXTERNAL) as path:
+                yield from read_tar(path, shown(source["url"]))
             return
         artifact: Artifact = source["artifact"]
         with artifact.checked(source["entry"]) as path:

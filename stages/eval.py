@@ -18,7 +18,8 @@ from stages.judging.systems import TIMING, plan_shards, shards_of, systems_of
 from stages.pictures.student import check_steps
 from stages.scores import FEATURES, check_score
 from stages.teachers import open_teacher
-from stages.texts.held_out import check_prompts, chosen_samples, prove_held_out
+from stages.texts.held_out import check_prompts, chosen_samples, prove_held_out, tell_of_failed_rows
+from stages.texts.judgeable import require_judged
 
 if TYPE_CHECKING:
     from schemas.report import Report
@@ -57,6 +58,9 @@ def run(context: StageContext) -> StageResult:
     config = context.config
     lineage = ancestors(context.inputs.values())
     samples = chosen_samples(context)
+    tell_of_failed_rows(context)
+    prompts = [sample["prompt"] for sample in samples]
+    require_judged("eval.scores", [score.name for score in config.eval.scores], prompts)
     proof = prove_held_out(samples, lineage)
     systems = systems_of(config)
     shards = plan_shards(samples, systems, config)

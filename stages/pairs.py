@@ -33,6 +33,7 @@ from stages.scores import check_score, open_score
 from stages.teachers import open_teacher_in
 from stages.texts.choice import chosen_prompts
 from stages.texts.identity import HELD_OUT, hash_fraction, prompt_id, seed_of, split_of
+from stages.texts.judgeable import check_judged
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +66,8 @@ Made = tuple[Row, dict[str, bytes]]
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError for a missing file of pairs, an unknown reward, or a number of steps that
-    the student does not take.
+    """Raise ConfigError for a missing file of pairs, an unknown reward, prompts that the reward
+    cannot judge, or a number of steps that the student does not take.
     """
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
@@ -74,6 +75,7 @@ def check(config: PipelineConfig) -> None:
         require_pair_files(pairs.url)
     else:
         check_score("pairs.reward", pairs.reward.name)
+        check_judged(config, "pairs.reward", [pairs.reward.name], "train")
 
 
 def estimate(config: PipelineConfig) -> str:

@@ -22,17 +22,18 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipeline.base.foreign import explain
+from pipeline.base.address_errors import explain
 from schemas.errors import ConfigError, LaddError
 
 if TYPE_CHECKING:
     import fsspec
 
-MOST_FILES = 1_000_000
+MOST_FILES = 100_000
 """Names that one pattern with braces may stand for."""
 _AT_ONCE = 16
 """Remote files whose existence is asked for at the same time."""
@@ -170,15 +171,23 @@ def _without_braces(pattern: str, field: str) -> Iterable[str]:
     name = without_query(pattern)
     if "{" not in name or (is_local(pattern) and os.path.exists(local_path(pattern))):
         return [pattern]
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
+    # A range is spelled out at once: look at its ends before.
+    ranges = re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[.}]", name)
+    count = prod(abs(int(first) - int(last)) + 1 for first, last in ranges)
     try:
-        names = list(islice(braceexpand(name, escape=False), MOST_FILES + 1))
-    except UnbalancedBracesError as error:
+        names = (
+            list(islice(braceexpand(name, escape=False), MOST_FILES + 1))
+            if count <= MOST_FILES
+            else []
+        )
+    except ValueError as error:
         raise ConfigError(
-            f"{field}: a brace of {shown(pattern)} has no partner; write {{00000..00012}} or {{a,b}}"
+            f"{field}: a brace of {shown(pattern)} has no partner; write "
+            "{00000..00012} or {a,b}"
         ) from error
-    if len(names) > MOST_FILES:
+    if not 0 < len(names) <= MOST_FILES:
         raise ConfigError(
             f"{field}: the braces of {shown(pattern)} stand for more than {MOST_FILES:,} files"
         )

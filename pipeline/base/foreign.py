@@ -74,7 +74,7 @@ def _told_by(error: Exception) -> Exception:
 
 
 def _status_of(error: Any) -> int | None:
-    """Return the status of the HTTP answer that an exception of aiohttp, botocore or gcsfs holds."""
+    """Return the status of the HTTP answer in an exception of aiohttp, botocore or gcsfs."""
     if isinstance(response := getattr(error, "response", None), dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:

@@ -6,7 +6,6 @@ is returned with the reason; a file that cannot be used raises ConfigError.
 
 from __future__ import annotations
 
-import glob
 import itertools
 import json
 import posixpath
@@ -19,6 +18,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.addresses import expand, shown, without_query
 from schemas.errors import ConfigError
 from stages.texts.identity import clean
 
@@ -87,21 +87,13 @@ def read_part(part: Part) -> Iterator[SourcePair]:
 
 
 def _files(url: str) -> list[str]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        paths = filesystem.glob(path) if glob.has_magic(path) else [path]
-        files = [filesystem.unstrip_protocol(f) for f in sorted(paths) if filesystem.isfile(f)]
-    except (ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"pairs.url: {url} cannot be opened: {error}") from error
-    if not files:
-        raise ConfigError(f"pairs.url: there is no file {url}")
-    return files
+    return expand([url], "pairs.url", tuple(f".{ending}" for ending in FORMATS))
 
 
 def _format_of(url: str) -> str:
-    ending = PurePosixPath(url).suffix.lower().lstrip(".")
+    ending = PurePosixPath(without_query(url)).suffix.lower().lstrip(".")
     if ending not in FORMATS:
-        raise ConfigError(f"pairs.url: {url} must end in .jsonl or .parquet")
+        raise ConfigError(f"pairs.url: {shown(url)} must end in .jsonl or .parquet")
     return ending
 
 

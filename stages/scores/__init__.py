@@ -31,6 +31,8 @@ FEATURES = {
     "dino_features": "stages.scores.dino_features:DinoFeatures",
     "inception_features": "stages.scores.inception_features:InceptionFeatures",
 }
+CAPTION_SCORES = ("attributes", "layout")
+"""Scores that judge captions of the shapes world alone."""
 EMBEDDED = ("attributes", "layout", "judge_features")
 """Names that need no weights beyond those shipped with the project."""
 
