@@ -6,13 +6,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from schemas.base import Frozen, runtime
+from schemas.base import Frozen, added, runtime
 from schemas.bucket import Bucket, BucketName
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+MemberEnding = Annotated[
+    str, Field(min_length=1), AfterValidator(lambda text: text.lower().removeprefix("."))
+]
+"""What follows the first dot of a member's name in a shard."""
 
 
 class TeacherConfig(Frozen):
@@ -139,6 +143,17 @@ class WorkerPool(Frozen):
     """How often to retry a shard whose worker was lost or whose store did not answer."""
 
 
+class FailureLimits(Frozen):
+    """What share of a stage's samples may fail. No field changes the result."""
+
+    warn_above: Probability = runtime(0.05)
+    """The stage warns, with the commonest reasons, if a larger share of its samples failed."""
+    stop_above: Probability = runtime(0.5)
+    """The stage ends with exit code 1 if a larger share of its samples failed; 1 never stops."""
+    stop_from: int = runtime(100, ge=1)
+    """Samples below which the stage does not stop."""
+
+
 class SynthesizeConfig(Frozen):
     """How the teacher samples its pictures."""
 
@@ -178,7 +193,34 @@ class EncodeConfig(Frozen):
     """Whether prompt embeddings are stored, once per prompt, or computed during training."""
     micro_batch: int = Field(32, ge=1)
     """Pictures encoded together."""
+    caption_member: MemberEnding | None = added(None)
+    """Ending of the member that holds an external sample's caption; empty takes the first that is
+    there of txt, caption, text and json.
+    """
+    caption_field: str | None = added(None, min_length=1)
+    """Field of that json; empty takes the first of caption, prompt and text that is not empty."""
+    caption_list: Literal["refuse", "first"] = added("refuse")
+    """What to do with a json field that holds several captions: refuse the sample, or take the
+    first.
+    """
+    picture_member: MemberEnding | None = added(None)
+    """Ending of the member that is an external sample's picture, such as image.png; empty takes the
+    only member whose whole ending is that of a picture file.
+    """
+    background: str = added("#ffffff", pattern="^#[0-9a-f]{6}$")
+    """Colour behind transparent parts of a picture, as #rrggbb."""
+    min_side: int = added(8, ge=1)
+    """A picture with a shorter side, in pixels, cannot be used."""
+    max_aspect: float = added(16.0, ge=1, allow_inf_nan=False)
+    """A picture whose longer side is more than so many times its shorter cannot be used."""
     pool: WorkerPool = runtime(WorkerPool())
+
+    @model_validator(mode="after")
+    def _field_is_in_json(self) -> EncodeConfig:
+        member = self.caption_member or "json"
+        if self.caption_field is not None and not member.endswith("json"):
+            raise ValueError(f"caption_field is a field of a json, but caption_member is {member}")
+        return self
 
 
 class RenoiseConfig(Frozen):
@@ -597,6 +639,7 @@ class PipelineConfig(Frozen):
     artifacts.
     """
     ray: RayConfig = runtime(RayConfig())
+    failures: FailureLimits = runtime(FailureLimits())
     teacher: TeacherConfig
     prompts: PromptsConfig
     synthesize: SynthesizeConfig = SynthesizeConfig()
