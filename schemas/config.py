@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.base import Frozen, added, outside, runtime
 from schemas.bucket import Bucket, BucketName
@@ -14,6 +14,10 @@ from schemas.bucket import Bucket, BucketName
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Addresses = str | Annotated[list[str], Field(min_length=1)]
+MemberEnding = Annotated[
+    str, Field(min_length=1), AfterValidator(lambda text: text.lower().removeprefix("."))
+]
+"""What follows the first dot of a member's name in a shard."""
 
 
 class TeacherConfig(Frozen):
@@ -194,7 +198,34 @@ class EncodeConfig(Frozen):
     """Whether prompt embeddings are stored, once per prompt, or computed during training."""
     micro_batch: int = Field(32, ge=1)
     """Pictures encoded together."""
+    caption_member: MemberEnding | None = added(None)
+    """Ending of the member that holds an external sample's caption; empty takes the first that is
+    there of txt, caption, text and json.
+    """
+    caption_field: str | None = added(None, min_length=1)
+    """Field of that json; empty takes the first of caption, prompt and text that is not empty."""
+    caption_list: Literal["refuse", "first"] = added("refuse")
+    """What to do with a json field that holds several captions: refuse the sample, or take the
+    first.
+    """
+    picture_member: MemberEnding | None = added(None)
+    """Ending of the member that is an external sample's picture, such as image.png; empty takes the
+    only member whose whole ending is that of a picture file.
+    """
+    background: str = added("#ffffff", pattern="^#[0-9a-f]{6}$")
+    """Colour behind transparent parts of a picture, as #rrggbb."""
+    min_side: int = added(8, ge=1)
+    """A picture with a shorter side, in pixels, cannot be used."""
+    max_aspect: float = added(16.0, ge=1, allow_inf_nan=False)
+    """A picture whose longer side is more than so many times its shorter cannot be used."""
     pool: WorkerPool = runtime(WorkerPool())
+
+    @model_validator(mode="after")
+    def _field_is_in_json(self) -> EncodeConfig:
+        member = self.caption_member or "json"
+        if self.caption_field is not None and not member.endswith("json"):
+            raise ValueError(f"caption_field is a field of a json, but caption_member is {member}")
+        return self
 
 
 class RenoiseConfig(Frozen):

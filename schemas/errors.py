@@ -25,6 +25,12 @@ class ArtifactError(LaddError):
     exit_code = 4
 
 
+class UnusableSample(ValueError):
+    """Why one sample cannot be used. It costs that sample alone: its sidecar records the text,
+    whose beginning up to the first colon is the kind of failure that is counted.
+    """
+
+
 class ServiceUnavailable(ArtifactError):
     """A store or a hub does not answer at the moment: the only failure that is worth a retry."""
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.failures import failed_kinds
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
 from pipeline.base.stage import StageContext, StageResult
@@ -126,7 +127,7 @@ class Synthesizer:
                 )
         write_tar(writer.file(".tar"), members)
         writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
-        return writer.commit(dict(counts))
+        return writer.commit(dict(counts), {"failures": failed_kinds(rows)})
 
     def _make(
         self, samples: list[dict[str, Any]]
@@ -135,7 +136,8 @@ class Synthesizer:
         config = self.config
         latents = self.draw(samples)
         pictures = self.teacher.decode_latents(latents)
-        finite = latents.isfinite().flatten(1).all(1).tolist()
+        stored = latents if config.latents == "none" else latents.half()
+        finite = stored.isfinite().flatten(1).all(1).tolist()
         results: list[tuple[str, str | None, dict[str, bytes]]] = []
         for i, sample in enumerate(samples):
             if not finite[i]:

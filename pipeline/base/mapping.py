@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from pipeline.base.failures import ShardFailures
 from pipeline.base.shards import finished_shards
 from pipeline.base.stage import StageContext, enter
 from schemas.config import WorkerPool
@@ -88,23 +89,43 @@ def map_shards(
     build: Callable[[], ShardWorker],
     pool: WorkerPool,
     unit: str = "shards",
+    *,
+    current: Callable[[ShardStats], bool] = lambda _: True,
 ) -> dict[str, ShardStats]:
     """Make the shards that have no marker yet; return the statistics of all shards by name.
 
     `build` runs in each worker. A shard is retried `pool.retries` times if a store does not answer,
     or if its worker or the worker's node is lost. Any other LaddError (damaged input, say) is
-    raised here, after the shards in progress are saved. A single worker without a GPU and without a
-    joined cluster runs in this process: an actor would take longer to start than most of its work.
+    raised here, after the shards in progress are saved. A shard for which `current` is false was
+    made from what is there no more, and is made again. Samples that failed are counted; too many
+    raise StageFailed.
     """
     done = {
         name: stats
         for name, stats in finished_shards(context.store, context.folder).items()
-        if name in set(shards)
+        if name in set(shards) and current(stats)
     }
     missing = [name for name in shards if name not in done]
     context.report(unit, len(done), len(shards))
+    failures = ShardFailures(context, len(shards))
+    for stats in done.values():
+        failures.add_shard(stats)
+    for stats in _made(context, missing, build, pool):
+        done[stats.shard] = stats
+        context.report(unit, len(done), len(shards))
+        failures.add_shard(stats)
+    failures.tell()
+    return done
+
+
+def _made(
+    context: StageContext, missing: list[str], build: Callable[[], ShardWorker], pool: WorkerPool
+) -> Iterator[ShardStats]:
+    """Make shards in a pool of actors. A single worker without a GPU and without a joined cluster
+    runs in this process: an actor would take longer to start than most of its work.
+    """
     if not missing:
-        return done
+        return
     cpus, gpus = _demand(pool)
     room = min(pool.workers or _pool_size(cpus, gpus), len(missing))
     joined = context.config.ray.address is not None
@@ -115,15 +136,11 @@ def map_shards(
     most = min(pool.workers or len(missing), len(missing)) if joined else room
     build = _Persistent(build, pool.retries)
     in_this_process = most == 1 and not gpus and not joined
-    results = (
+    yield from (
         map(build(), missing)
         if in_this_process
         else _by_actors(missing, build, pool, (room, most), gpus)
     )
-    for stats in results:
-        done[stats.shard] = stats
-        context.report(unit, len(done), len(shards))
-    return done
 
 
 def _by_actors(
