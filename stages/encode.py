@@ -33,7 +33,7 @@ from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError, StageFailed
 from schemas.records import ShardStats
 from stages.pictures.files import IMAGE_ENDINGS, fit_to_bucket, read_picture
-from stages.teachers import open_teacher_in
+from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.identity import HELD_OUT, clean, prompt_id, split_of
 
 PROMPTS_PER_SHARD = 4096
@@ -47,7 +47,10 @@ SIDECAR_SCHEMA = pa.schema(
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError if a pattern in `encode.external` matches nothing."""
+    """Raise ConfigError if a pattern in `encode.external` matches nothing or the teacher's folder
+    is not whole.
+    """
+    check_teacher(config.teacher)
     if config.encode.external is not None:
         expand(config.encode.external)
 
