@@ -1,4 +1,5 @@
-"""Looks into a model's folder without loading it: JSON files, and the headers of safetensors files.
+"""Looks into a model's folder without loading it: JSON files, and the headers of safetensors files;
+and takes out of a saved one what is of this machine.
 
 Knows no model family. Everything that is found wrong is one sentence that names the file. Imports
 neither torch nor transformers, so that it can run before any work starts.
@@ -218,6 +219,35 @@ def _header(file: Path) -> dict[str, Weight]:
         name: Weight(str(entry["dtype"]), tuple(map(int, entry["shape"])))
         for name, entry in header.items()
     }
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of the settings in a saved model's folder where its parts were loaded from: a path
+    of this machine is nobody else's business, and would make the same model other bytes elsewhere.
+    """
+    for file in sorted(folder.rglob("*.json")):
+        if not (file.name == "model_index.json" or file.name.endswith("config.json")):
+            continue  # tokenizers' files have words as keys
+        content = json.loads(file.read_bytes())
+        kept = _without_paths(content)
+        if kept != content:
+            file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+
+
+def _without_paths(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_without_paths(entry) for entry in content]
+    if not isinstance(content, dict):
+        return content
+    return {
+        name: _without_paths(value)
+        for name, value in content.items()
+        if not (name in _ORIGINS or (name.endswith("_file") and os.path.isabs(str(value))))
+    }
+
+
+_ORIGINS = {"_name_or_path", "name_or_path", "base_model_name_or_path", "_commit_hash"}
+"""Fields in which diffusers, transformers and peft keep where a model came from."""
 
 
 @contextmanager

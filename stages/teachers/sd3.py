@@ -38,7 +38,7 @@ from schemas.config import LoraConfig, TeacherConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.precision import autocast, computed_dtype
-from stages.teachers.folder_check import ModelFolder, opening
+from stages.teachers.folder_check import ModelFolder, forget_paths, opening
 from stages.teachers.hub import model_folder
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_folder import (
@@ -198,7 +198,7 @@ class SD3Teacher:
         lora: LoraConfig | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        index = self._json("model_index.json")
+        index = self._json(INDEX)
         twins = shutil.ignore_patterns(_TWINS)
         for source in sorted(self.folder.iterdir()):
             if source.is_dir() and source.name in index.keys() - {"transformer", "scheduler"}:
@@ -217,7 +217,8 @@ class SD3Teacher:
         (folder / "student.json").write_text(json.dumps({"grid": list(grid)}) + "\n")
         if not self.has_t5:
             index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        forget_paths(folder)
 
     def student(self) -> tuple[Backbone, list[float]]:
         try:

@@ -106,6 +106,7 @@ class SD3Adapters:
     def save(self, folder: Path) -> None:
         """Write the adapters for `StableDiffusion3Pipeline.load_lora_weights` to `folder`."""
         metadata = self._transformer.peft_config[self._name].to_dict()
+        metadata["base_model_name_or_path"] = None  # a path of this machine
         metadata["target_modules"] = sorted(metadata["target_modules"])  # a set has no fixed order
         StableDiffusion3Pipeline.save_lora_weights(
             folder,
