@@ -225,6 +225,8 @@ class SD3Teacher:
             scheduler = json.loads((self.folder / SCHEDULER).read_text())
             record = json.loads((self.folder / "student.json").read_text())
             grid = [float(level) for level in record["grid"]]
+            if not grid:
+                raise ValueError("its student.json holds no grid")
             student_scheduler(grid)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ArtifactError(f"{self.folder} is not a student's folder: {error}") from error
