@@ -34,7 +34,7 @@ from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.external_shards import fingerprints, shard_names
 from stages.data.sample_members import Taken, read_sample
-from stages.teachers import open_teacher_in
+from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
 EXTERNAL = "encode.external"
@@ -49,7 +49,10 @@ SIDECAR_SCHEMA = pa.schema(
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError if an address in `encode.external` names no file, or cannot be reached."""
+    """Raise ConfigError if an address in `encode.external` names no file or cannot be reached, or
+    if the teacher's folder is not whole.
+    """
+    check_teacher(config.teacher)
     if config.encode.external is not None:
         expand(config.encode.external, EXTERNAL, (".tar",))
 

@@ -31,8 +31,8 @@ from stages.data.pair_files import Part, SourcePair, parts_of, read_part, requir
 from stages.pictures.decoding import read_picture
 from stages.pictures.files import encode_image, fit_to_bucket
 from stages.pictures.student import check_steps, pairs_sampler, student_of
-from stages.scores import check_score, open_score
-from stages.teachers import open_teacher_in
+from stages.scores import check_model, check_score, open_score
+from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.captions import checked_prompt
 from stages.texts.choice import chosen_prompts
 from stages.texts.identity import HELD_OUT, hash_fraction, prompt_id, seed_of, split_of
@@ -70,8 +70,10 @@ Made = tuple[Row, dict[str, bytes]]
 
 def check(config: PipelineConfig) -> None:
     """Raise ConfigError for a missing file of pairs, an unknown reward, prompts that the reward
-    cannot judge, or a number of steps that the student does not take.
+    cannot judge, a number of steps that the student does not take, or a model's folder that is not
+    whole.
     """
+    check_teacher(config.teacher)
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
     if pairs.url is not None:
@@ -79,6 +81,7 @@ def check(config: PipelineConfig) -> None:
     else:
         check_score("pairs.reward", pairs.reward.name)
         check_judged(config, "pairs.reward", [pairs.reward.name], "train")
+        check_model(pairs.reward)
 
 
 def estimate(config: PipelineConfig) -> str:

@@ -27,7 +27,7 @@ from pipeline.base.stage import StageContext, StageResult
 from schemas.bucket import Bucket
 from schemas.config import FileSource, PipelineConfig, PromptsConfig
 from schemas.errors import StageFailed
-from stages.teachers import open_teacher
+from stages.teachers import check_teacher, open_teacher
 from stages.texts.duplicates import first_of_equals, first_of_similar, signatures
 from stages.texts.identity import (
     SAMPLE_SCHEMA,
@@ -60,7 +60,10 @@ FAILED_SCHEMA = pa.schema({"source": pa.string(), "place": pa.string(), "reason"
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError if a file of prompts is missing or holds none."""
+    """Raise ConfigError if a file of prompts is missing or holds none, or the teacher's folder is
+    not whole.
+    """
+    check_teacher(config.teacher)
     for source in config.prompts.sources:
         if isinstance(source, FileSource):
             require_prompts(source)

@@ -27,7 +27,7 @@ from schemas.config import PipelineConfig, SynthesizeConfig
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
 from stages.pictures.files import encode_image
-from stages.teachers import open_teacher_in
+from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.identity import SAMPLE_SCHEMA
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ SIDECAR_SCHEMA = pa.schema(
         pa.field("sha256", pa.string()),
     ]
 )
+
+
+def check(config: PipelineConfig) -> None:
+    """Raise ConfigError unless the teacher's folder is whole."""
+    check_teacher(config.teacher)
 
 
 def estimate(config: PipelineConfig) -> str:
