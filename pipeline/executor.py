@@ -43,6 +43,8 @@ def execute(
         if check is not None:
             check(config)
     # Write now, so that a store without write access fails before an hour of work, not after it.
+    for limit in store.limits():
+        observer.warn("store", limit)
     started = datetime.now(UTC)
     record = f"runs/{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     summary = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.base.store import ArtifactStore
+from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.dag import STAGES, declare
 from schemas.config import PipelineConfig
-from schemas.errors import ArtifactError, ConfigError
+from schemas.errors import ArtifactError, ConfigError, ServiceUnavailable
 from schemas.manifest import Manifest
 from schemas.suggest import did_you_mean
 
@@ -90,7 +90,7 @@ def make_plan(
     keys: dict[str, str] = {}
     for name, node in nodes.items():
         keys[name] = STAGES[name].key(config, [keys[above.name] for above in node.upstream])
-    found = {name: store.find(name, keys[name]) for name in nodes}
+    found = {name: _found(store, name, keys[name], selection) for name in nodes}
     running = _running(nodes, found, selection)
     _require_inputs(nodes, found, running, selection)
     planned = []
@@ -112,6 +112,18 @@ def make_plan(
             )
         )
     return planned
+
+
+def _found(store: ArtifactStore, name: str, key: str, selection: Selection) -> Artifact | None:
+    """Return the committed artifact of a stage. If it is made anew, its manifest may be damaged."""
+    try:
+        return store.find(name, key)
+    except ServiceUnavailable:
+        raise
+    except ArtifactError:
+        if name not in selection.force:
+            raise
+        return None
 
 
 def _running(nodes: dict[str, _PlanNode], found: dict[str, Any], selection: Selection) -> set[str]:
@@ -177,14 +189,30 @@ def _why(store: ArtifactStore, config: PipelineConfig, name: str, rerun: list[st
 
 
 def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
-    """Return the manifests of all artifacts of a stage, newest first."""
+    """Return the manifests of all artifacts of a stage, newest first, without the damaged ones."""
+    return survey(store, stage)[0]
+
+
+def survey(store: ArtifactStore, stage: str) -> tuple[list[Manifest], list[str]]:
+    """Return the manifests of all artifacts of a stage, newest first, and a sentence for each that
+    cannot be used.
+    """
     names = [
         n
         for n in store.list(f"artifacts/{stage}")
         if n.count("/") == 1 and n.endswith("/manifest.json")
     ]
-    found = [store.find(stage, n.split("/")[0]) for n in names]
-    return sorted((a.manifest for a in found if a), key=lambda m: m.started, reverse=True)
+    found, damaged = [], []
+    for name in names:
+        try:
+            artifact = store.find(stage, name.split("/")[0])
+        except ServiceUnavailable:
+            raise
+        except ArtifactError as error:
+            damaged.append(str(error))
+        else:
+            found += [artifact.manifest] if artifact is not None else []
+    return sorted(found, key=lambda m: m.started, reverse=True), damaged
 
 
 def changed_fields(old: Any, new: Any, where: str = "") -> list[str]:

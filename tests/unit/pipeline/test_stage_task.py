@@ -27,9 +27,16 @@ def test_shards_of_other_prompts_are_thrown_away(tmp_path, changed):
         store = ArtifactStore(str(tmp_path / name))
         return store.commit(manifest_of("prompts", {"train.parquet": (1, digest)}))
 
+    warnings = []
     store = ArtifactStore(str(tmp_path / "store"))
-    _begin(store, "synthesize", "k", {"prompts": prompts("before", "a" * 64)})
+    _begin(store, "synthesize", "k", {"prompts": prompts("before", "a" * 64)}, warnings.append)
     for name in HALF:
         store.write(name, b"made")
-    _begin(store, "synthesize", "k", {"prompts": prompts("after", ("b" if changed else "a") * 64)})
+    _begin(
+        store,
+        "synthesize",
+        "k",
+        {"prompts": prompts("after", ("b" if changed else "a") * 64)},
+        warnings.append,
+    )
     assert [store.read(name) is None for name in HALF] == [changed, changed]
