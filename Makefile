@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-fast lint types chromium clean
+.PHONY: run test test-fast fuzz lint types chromium clean
 
 run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
@@ -15,6 +15,9 @@ test: $(STAMP) chromium
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 2 --dist loadfile
+
+fuzz: $(STAMP)
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/fuzz --timeout 0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

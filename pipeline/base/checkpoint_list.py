@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 from pipeline.base.store import ArtifactStore, json_object
@@ -55,11 +56,9 @@ def _listed(checkpoints: list[str]) -> dict[str, Any]:
     """The list as Ray Train 2.60 writes it, with the checkpoints in the order of their names, which
     begin with the time.
     """
-    import ray
-
     rows = [{"checkpoint_dir_name": name, "metrics": {}} for name in checkpoints]
     return {
-        "ray_version": ray.__version__,
+        "ray_version": metadata.version("ray"),
         "checkpoint_results": rows,
         "checkpoint_report_indices": list(range(len(rows))),
         "latest_checkpoint_result": rows[-1],

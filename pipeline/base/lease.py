@@ -190,7 +190,7 @@ def _process_has_ended(content: bytes) -> bool:
     process, born = holder.get("process"), holder.get("born")
     if (holder.get("machine"), holder.get("space")) != here():
         return False
-    if not isinstance(process, int) or not isinstance(born, (int, float)) or process <= 0:
+    if not isinstance(process, int) or not isinstance(born, (int, float)):
         return False
     return has_ended(process, born)
 

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import psutil
 
+_MOST = 2**31
+"""Process ids are smaller."""
+
 
 class Place(NamedTuple):
     """Where a process id means something."""
@@ -51,7 +54,7 @@ def has_ended(process: int, born: float) -> bool:
     """Whether the process of this place that was started at `born` has ended. Its id is not enough:
     another process may have it by now. One that waits for its parent to notice has ended.
     """
-    if not psutil.pid_exists(process):
+    if not (0 < process < _MOST and psutil.pid_exists(process)):
         return True
     with contextlib.suppress(OSError, IndexError):
         if _fields(process)[0] in ("Z", "X"):

@@ -41,8 +41,8 @@ def resume(run: TrainingRun, trainer: Trainer) -> list[str]:
     with closing(run.checkpoint_folders()) as folders:
         for folder in folders:
             try:
-                lines = _lines_of(folder)
                 trainer.load(folder / STATE)
+                lines = _lines_of(folder)
             except CheckpointError as error:
                 damaged = error
                 if run.rank == 0:
@@ -68,6 +68,8 @@ def _lines_of(folder: Path) -> list[str]:
             raise CheckpointError(
                 f"the checkpoint {folder} has a damaged {TRACE}: line {number} is no update"
             )
+    if not lines:
+        raise CheckpointError(f"the checkpoint {folder} has an empty {TRACE}")
     return lines
 
 
