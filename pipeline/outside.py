@@ -13,7 +13,7 @@ from pipeline.base.pins import Pins, without_pins
 from pipeline.base.stage import Stage
 from pipeline.base.store import Artifact, ArtifactStore, to_json
 from schemas.config import PipelineConfig
-from schemas.errors import StageFailed
+from schemas.errors import ArtifactError, ServiceUnavailable, StageFailed
 from schemas.manifest import OutsideInput
 
 Seen = dict[str, OutsideInput]
@@ -46,13 +46,13 @@ class Keyed:
     """What the plan should say about it."""
 
 
-def find_keyed(asked: Asked, digests: Digests, *, old: bool = True) -> Keyed:
+def find_keyed(asked: Asked, digests: Digests, *, forced: bool = False) -> Keyed:
     """Look outside, make the key, and find the artifact.
 
     What cannot be looked at now is taken to be as it was for the newest artifact that is otherwise
-    the same: a run goes on where its prompt file is not. With `old`, an artifact that was made
-    before contents entered the keys is found too, under its old key; it stays valid until what it
-    was made from changes.
+    the same: a run goes on where its prompt file is not. An artifact that was made before contents
+    entered the keys is found too, under its old key; it stays valid until what it was made from
+    changes. If the stage is `forced`, it is not looked for, and a damaged manifest is no artifact.
     """
     seen: Seen = {}
     unseen: dict[str, str] = {}
@@ -64,8 +64,13 @@ def find_keyed(asked: Asked, digests: Digests, *, old: bool = True) -> Keyed:
             seen[field] = found
     seen = _as_before(asked, seen, unseen) if unseen else seen
     key = asked.stage.key(asked.config, asked.input_keys, seen)
-    artifact = asked.store.find(asked.stage.name, key)
-    if artifact is None and old and (seen or asked.pins):
+    try:
+        artifact = asked.store.find(asked.stage.name, key)
+    except ArtifactError as error:
+        if not forced or isinstance(error, ServiceUnavailable):
+            raise
+        artifact = None
+    if artifact is None and not forced and (seen or asked.pins):
         before = _made_before(asked, seen)
         if before is not None:
             return before

@@ -111,7 +111,7 @@ def make_plan(
     for name, node in nodes.items():
         above = [keyed[upstream.name].key for upstream in node.upstream]
         asked = Asked(STAGES[name], config, pins, store, above)
-        keyed[name] = find_keyed(asked, digests, old=name not in selection.force)
+        keyed[name] = find_keyed(asked, digests, forced=name in selection.force)
     digests.save()
     found = {name: keyed[name].artifact for name in nodes}
     running = _running(nodes, found, selection)

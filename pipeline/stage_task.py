@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.base.lease import held
+from pipeline.base.lease import clear
 from pipeline.base.stage import StageContext, StageResult, digest_of, enter
-from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.base.store import Artifact, ArtifactStore, json_object
 from pipeline.board import Reporter, Warner
 from pipeline.dag import STAGES
 from pipeline.outside import Seen, require_unchanged
@@ -57,10 +58,9 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
     enter(job.cwd)
     store, key = job.store, job.keys[name]
-    found = store.find(name, key)
-    if name in job.forced:
-        _clear(store, name, key)
-    elif found is not None:  # another run has committed it
+    if name in job.forced:  # its manifest may be damaged
+        clear(store, name, key)
+    elif (found := store.find(name, key)) is not None:  # another run has committed it
         return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
     inputs: dict[str, Artifact] = {}
     for upstream in job.inputs[name]:
@@ -71,7 +71,8 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
                 "since the plan was made"
             )
         inputs[upstream] = artifact
-    _begin(store, name, key, inputs)
+    warn = Warner(board, name)
+    _begin(store, name, key, inputs, warn)
     stage = STAGES[name]
     started, clock = datetime.now(UTC), time.monotonic()
     store.write(
@@ -79,9 +80,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
         yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
     )
     result = stage.module().run(
-        StageContext(
-            name, key, job.config, store, inputs, Reporter(board, name), Warner(board, name)
-        )
+        StageContext(name, key, job.config, store, inputs, Reporter(board, name), warn)
     )
     seconds = time.monotonic() - clock
     require_unchanged(stage, job.config, job.outside[name])
@@ -90,7 +89,13 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     return {"stage": name, "action": "ran", "counts": result.counts, "seconds": seconds}
 
 
-def _begin(store: ArtifactStore, name: str, key: str, inputs: dict[str, Artifact]) -> None:
+def _begin(
+    store: ArtifactStore,
+    name: str,
+    key: str,
+    inputs: dict[str, Artifact],
+    warn: Callable[[str], None],
+) -> None:
     """Delete what an unfinished run made if its inputs have changed since: `--force` may have made
     them again, with another version of a library say, under the same key.
     """
@@ -99,17 +104,15 @@ def _begin(store: ArtifactStore, name: str, key: str, inputs: dict[str, Artifact
         upstream: digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
         for upstream, artifact in inputs.items()
     }
-    content = json.dumps(files, sort_keys=True).encode()
-    if store.read(mark) not in (None, content):
-        _clear(store, name, key)
-    store.write(mark, content)
-
-
-def _clear(store: ArtifactStore, name: str, key: str) -> None:
-    """Remove an artifact and its training. Raises Locked if another run is using them."""
-    with held(store, store.training_folder(name, key), name):
-        store.remove(store.folder(name, key))
-        store.remove(store.training_folder(name, key))
+    left = store.read(mark)
+    if left is not None and (known := json_object(left)) != files:
+        if known is None:
+            warn(
+                f"{store.url.rstrip('/')}/{mark} cannot be read, so nobody knows from which inputs "
+                "an unfinished run made its files; they are made again"
+            )
+        clear(store, name, key)
+    store.write(mark, json.dumps(files, sort_keys=True).encode())
 
 
 def _manifest(

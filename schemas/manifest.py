@@ -87,29 +87,35 @@ class Manifest(Frozen):
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; the message says why and what to do."""
+    """A manifest that cannot be used; the message names it and says why."""
+
+
+class NewerManifest(ManifestError):
+    """A manifest that a newer version of this program wrote."""
 
 
 def read_manifest(text: str | bytes, where: str) -> Manifest:
-    """Parse a manifest. Raises ManifestError naming the file and the field, or the schema version
-    if it is newer.
+    """Parse a manifest. Raises ManifestError naming the file and the field, or NewerManifest naming
+    its schema version.
     """
     import json
 
     from pydantic import ValidationError
 
+    content = text.encode() if isinstance(text, str) else text
+    if not content.strip(b"\0 \r\n\t"):
+        raise ManifestError(f"manifest {where} is not valid: it is empty, or holds only zeros")
     try:
-        raw = json.loads(text)
+        raw = json.loads(content)
         version = int(raw["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ManifestError(
             f"manifest {where} is not valid: it has no readable schema_version ({error})"
         ) from error
     if version > SCHEMA_VERSION:
-        raise ManifestError(
+        raise NewerManifest(
             f"manifest {where} has schema version {version}, this ladd-pipeline reads up to "
-            f"{SCHEMA_VERSION}: "
-            "upgrade ladd-pipeline"
+            f"{SCHEMA_VERSION}: upgrade ladd-pipeline"
         )
     try:
         return Manifest.model_validate(raw)

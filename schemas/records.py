@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from pydantic import Field
@@ -22,3 +23,11 @@ class ShardStats(Frozen):
     """Every file of the shard and its bytes."""
     seconds: float
     details: dict[str, Any] = Field(default_factory=dict)
+    seal: str = ""
+    """Digest of all other fields, which tells a damaged marker from a sound one. Markers of older
+    versions have none.
+    """
+
+    def own_seal(self) -> str:
+        """Return the seal that these statistics must have."""
+        return hashlib.sha256(self.model_dump_json(exclude={"seal"}).encode()).hexdigest()

@@ -1,8 +1,12 @@
-"""A lease on a folder of the store: only one run at a time may use a training's checkpoints."""
+"""A lease on a folder of the store: only one run at a time may use a training's checkpoints.
+
+Knows no clock: a holder is alive while its beats change the lease's content.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -10,18 +14,45 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
-import psutil
-
-from pipeline.base.store import ArtifactStore
-from schemas.errors import LaddError, Locked
+from pipeline.base.processes import birth, has_ended, here
+from pipeline.base.store import ArtifactStore, json_object
+from schemas.errors import ArtifactError, LaddError, Locked
 
 BEAT_SECONDS = 10.0
 """A live holder writes a new beat at this interval; a holder that missed three beats is dead."""
 _FILE = "lease.json"
 _LOOKS = 10
 """How often a holder is checked per beat interval."""
+_TRIES = 100
+"""How often a lease that vanishes each time it is read may be tried again."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A held lease. It can be sent to workers, which check it before they write."""
+
+    store: ArtifactStore
+    name: str
+    what: str
+    token: str
+
+    def check(self) -> None:
+        """Raise Locked if another run has taken the lease over."""
+        if self.is_lost():
+            raise Locked(
+                f"{self.what}: another run has taken over its training, because this one gave no "
+                "sign of life for too long; this run stops, the other goes on"
+            )
+
+    def is_lost(self) -> bool:
+        """Whether another holder is written in the lease. A lease that is missing or damaged is not
+        lost: the next beat writes it again.
+        """
+        content = self.store.read(self.name)
+        holder = json_object(content) if content is not None else None
+        return holder is not None and holder.get("token", self.token) != self.token
 
 
 @dataclass(frozen=True)
@@ -30,99 +61,156 @@ class _Holder:
 
     token: str
     host: str
+    machine: str
     space: str
-    """The process-id namespace: each container has a separate one."""
     process: int
-    born: float
-    """Start time of the process. Its id is not enough: another process may have it by now."""
+    born: float | None
     beat: int = 0
 
     @classmethod
-    def me(cls) -> _Holder:
-        me = psutil.Process()
-        return cls(uuid.uuid4().hex, *_where(), me.pid, me.create_time())
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process is known to have ended: only its own machine can tell at once."""
-        if (self.host, self.space) != _where():
-            return False
-        try:
-            return bool(psutil.Process(self.process).create_time() != self.born)
-        except psutil.NoSuchProcess:
-            return True
+    def me(cls, token: str) -> _Holder:
+        me = os.getpid()
+        return cls(token, socket.gethostname(), *here(), me, birth(me))
 
 
 @contextlib.contextmanager
-def held(store: ArtifactStore, folder: str, what: str) -> Iterator[None]:
+def held(store: ArtifactStore, folder: str, what: str) -> Iterator[Lease]:
     """Hold the lease of a folder until the block ends.
 
     The lease of a killed process is taken over: at once on the machine of that process, elsewhere
-    after three beats. Raises Locked, naming `what` the folder is for, if another holder is alive.
+    after three beats, and so is one that is damaged. Raises Locked, naming `what` the folder is
+    for, if another holder is alive.
     """
-    name = f"{folder}/{_FILE}"
-    mine = _Holder.me()
-    while not store.create(name, _content(mine)):
-        holder = _read(store, name)
-        if holder is None:
-            continue
-        if _is_alive(store, name, holder):
-            raise Locked(
-                f"{what}: another run is using it (process {holder.process} on {holder.host}); "
-                "wait until that run ends, or stop it"
-            )
-        store.remove(name)
+    lease = Lease(store, f"{folder}/{_FILE}", what, uuid.uuid4().hex)
+    _take(lease)
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(store, name, mine, ended), daemon=True)
+    beating = threading.Thread(target=_beat, args=(lease, ended), daemon=True)
     beating.start()
     try:
-        yield
+        yield lease
     finally:
         ended.set()
         beating.join()
-        store.remove(name)
+        with contextlib.suppress(LaddError):  # without beats it is dead all the same
+            if not lease.is_lost():
+                store.remove(lease.name)
 
 
 def is_held(store: ArtifactStore, folder: str) -> bool:
     """Whether a live holder has a folder's lease. Takes up to three beats to tell."""
     name = f"{folder}/{_FILE}"
-    holder = _read(store, name)
-    return holder is not None and _is_alive(store, name, holder)
+    found = store.read(name)
+    return found is not None and _watched(store, name, found) == "alive"
 
 
-def _is_alive(store: ArtifactStore, name: str, found: _Holder) -> bool:
-    """Watch for a new beat. This avoids comparing the clocks of two machines."""
+def clear(store: ArtifactStore, stage: str, key: str) -> None:
+    """Remove an artifact and its training. Raises Locked if another run is using them."""
+    training = store.training_folder(stage, key)
+    with held(store, training, stage):
+        store.remove(store.folder(stage, key))
+        for name in {name.split("/")[0] for name in store.all_files(training)} - {_FILE}:
+            store.remove(f"{training}/{name}")
+
+
+def _take(lease: Lease) -> None:
+    """Create the lease, or take a dead one over."""
+    store, name = lease.store, lease.name
+    for _ in range(_TRIES):
+        if store.create(name, _content(lease)):
+            if _is_ours_for_sure(lease):
+                return
+            continue
+        found = store.read(name)
+        if found is None:
+            continue
+        if _watched(store, name, found) == "alive":
+            raise Locked(
+                f"{lease.what}: another run is using it ({_who(found)}); wait until that run ends, "
+                "or stop it"
+            )
+        if _take_over(lease, found) and _is_ours_for_sure(lease):
+            return
+    raise ArtifactError(
+        f"store {store.url}: {name} comes and goes, so nobody can hold it; check the store, and "
+        "that no other program changes its files"
+    )
+
+
+def _is_ours_for_sure(lease: Lease) -> bool:
+    """Where several can create one file at once, the last one wins, and all look who that is."""
+    if lease.store.is_exclusive:
+        return True
+    time.sleep(BEAT_SECONDS / _LOOKS)
+    return not lease.is_lost()
+
+
+def _take_over(lease: Lease, dead: bytes) -> bool:
+    """Put this lease in the place of a dead one, unless another process does so.
+
+    Two processes may find the same lease dead, so whoever replaces it first creates a claim on
+    exactly this content, exclusively, and looks once more. If that process dies there, its claim is
+    claimed in turn. A claim is removed after the lease has changed: then it opens nothing.
+    """
+    store, claims, content = lease.store, [], dead
+    while True:
+        claims.append(f"{lease.name}.{hashlib.sha256(content).hexdigest()[:16]}.claim")
+        if store.create(claims[-1], _content(lease)):
+            break
+        found = store.read(claims[-1])
+        if found is None or _watched(store, claims[-1], found) != "dead":
+            return False
+        content = found
+    unchanged = store.read(lease.name) == dead
+    if unchanged:
+        store.write(lease.name, _content(lease))
+    for claim in claims:
+        store.remove(claim)
+    return unchanged
+
+
+def _watched(store: ArtifactStore, name: str, found: bytes) -> str:
+    """Watch a lease for a new beat: "alive", "dead" or "gone". This avoids comparing the clocks of
+    two machines.
+    """
     for _ in range(3 * _LOOKS):
-        if found.has_ended:
-            return False
-        now = _read(store, name)
+        if _process_has_ended(found):
+            return "dead"
+        now = store.read(name)
         if now is None:
-            return False
+            return "gone"
         if now != found:
-            return True
+            return "alive"
         time.sleep(BEAT_SECONDS / _LOOKS)
-    return False
+    return "dead"
 
 
-def _beat(store: ArtifactStore, name: str, mine: _Holder, ended: threading.Event) -> None:
+def _process_has_ended(content: bytes) -> bool:
+    """Whether a holder's process is known to have ended: only its own machine can tell at once."""
+    holder = json_object(content) or {}
+    process, born = holder.get("process"), holder.get("born")
+    if (holder.get("machine"), holder.get("space")) != here():
+        return False
+    if not isinstance(process, int) or not isinstance(born, (int, float)):
+        return False
+    return has_ended(process, born)
+
+
+def _beat(lease: Lease, ended: threading.Event) -> None:
     beat = 0
     while not ended.wait(BEAT_SECONDS):
         beat += 1
         with contextlib.suppress(LaddError):  # store unreachable: retry at the next beat
-            store.write(name, _content(replace(mine, beat=beat)))
+            if lease.is_lost():
+                return
+            lease.store.write(lease.name, _content(lease, beat))
 
 
-def _where() -> tuple[str, str]:
-    try:
-        return socket.gethostname(), os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        return socket.gethostname(), ""
+def _content(lease: Lease, beat: int = 0) -> bytes:
+    return json.dumps(asdict(_Holder.me(lease.token)) | {"beat": beat}).encode()
 
 
-def _content(holder: _Holder) -> bytes:
-    return json.dumps(asdict(holder)).encode()
-
-
-def _read(store: ArtifactStore, name: str) -> _Holder | None:
-    content = store.read(name)
-    return None if content is None else _Holder(**json.loads(content))
+def _who(content: bytes) -> str:
+    holder = json_object(content) or {}
+    if "process" not in holder or "host" not in holder:
+        return "it keeps changing the lease"
+    return f"process {holder['process']} on {holder['host']}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.base.store import Artifact, ArtifactStore
-from schemas.errors import ArtifactError
+from schemas.errors import ArtifactError, ServiceUnavailable
 from schemas.manifest import Manifest
 
 
@@ -31,11 +31,27 @@ def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
 
 
 def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
-    """Return the manifests of all artifacts of a stage, newest first."""
+    """Return the manifests of all artifacts of a stage, newest first, without the damaged ones."""
+    return survey(store, stage)[0]
+
+
+def survey(store: ArtifactStore, stage: str) -> tuple[list[Manifest], list[str]]:
+    """Return the manifests of all artifacts of a stage, newest first, and a sentence for each that
+    cannot be used.
+    """
     names = [
         n
         for n in store.list(f"artifacts/{stage}")
         if n.count("/") == 1 and n.endswith("/manifest.json")
     ]
-    found = [store.find(stage, n.split("/")[0]) for n in names]
-    return sorted((a.manifest for a in found if a), key=lambda m: m.started, reverse=True)
+    found, damaged = [], []
+    for name in names:
+        try:
+            artifact = store.find(stage, name.split("/")[0])
+        except ServiceUnavailable:
+            raise
+        except ArtifactError as error:
+            damaged.append(str(error))
+        else:
+            found += [artifact.manifest] if artifact is not None else []
+    return sorted(found, key=lambda m: m.started, reverse=True), damaged

@@ -138,8 +138,11 @@ class StageContext:
         names = [name for name in self.store.list(self.folder) if name.startswith(prefixes)]
         contents = self.store.read_all([f"{self.folder}/{name}" for name in names])
         return {
-            name: (len(content), hashlib.sha256(content).hexdigest())
-            for name, content in zip(names, contents, strict=True)
+            name.removeprefix(f"{self.folder}/"): (
+                len(content),
+                hashlib.sha256(content).hexdigest(),
+            )
+            for name, content in contents.items()
         }
 
 

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import posixpath
 import tempfile
-import uuid
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.errors import ArtifactError, ConfigError, ServiceUnavailable
-from schemas.manifest import FileEntry, Manifest, ManifestError, read_manifest
+from pipeline.base import on_disk, on_objects
+from pipeline.base.storage_errors import explained
+from schemas.errors import ArtifactError, ConfigError
+from schemas.manifest import FileEntry, Manifest, ManifestError, NewerManifest, read_manifest
 
 if TYPE_CHECKING:
     import fsspec
 
 MANIFEST = "manifest.json"
-_PARTIAL = ".partial"
-_PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ENETUNREACH}
-_PASSING |= {getattr(errno, "EREMOTEIO", errno.EIO)}  # only Linux has it
-"""errno of failures that may pass: what s3fs makes of answers like SlowDown, or no network."""
-_PASSING_KINDS = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"}
-"""Exception classes of Python, botocore and aiohttp for failures that may pass."""
+_PROBE = ".create-exclusive"
+"""An object that stays in the store, to learn whether it can be created a second time."""
+_AGAIN_SECONDS = 0.2
+"""Pause before a manifest that cannot be used is read again: it may be just being written."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,11 @@ class ArtifactStore:
 
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"store: {self.url!r} cannot be opened: {error}") from error
+        except Exception as error:  # drivers raise what they like, for settings that they dislike
+            raise ConfigError(
+                f"store: {self.url!r} cannot be opened: {error}; correct `store`, or the FSSPEC_ "
+                "settings in the environment"
+            ) from error
         return filesystem, root.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,19 +81,68 @@ class ArtifactStore:
         """
         return posixpath.join("training", stage, key).rstrip("/")
 
+    def limits(self) -> list[str]:
+        """Try what the store can do, and return a sentence for each promise that it cannot keep.
+        Raises the error that a write raises.
+        """
+        if not self.is_exclusive:
+            return [
+                f"store {self.url} {self._conditions} conditional writes (If-None-Match): two runs "
+                "that end at the same moment may overwrite each other's manifest, and two that "
+                "start one training at the same moment may both train for some seconds, until one "
+                "of them stops; start one run at a time"
+            ]
+        if not self.is_local:
+            return []
+        with self._explained("write", "runs/"):
+            if on_disk.has_links(self.path("runs")):
+                return []
+        return [
+            f"the file system of store {self.url} has no hard links: a manifest appears before its "
+            "content, so a power cut at that moment may leave a damaged one; `ladd-pipeline "
+            "artifacts verify` names it"
+        ]
+
+    @cached_property
+    def is_exclusive(self) -> bool:
+        """Whether of many that create one file only one succeeds."""
+        return self.is_local or not self._conditions
+
+    @cached_property
+    def _conditions(self) -> str:
+        """What the store makes of a conditional write: see `on_objects.try_conditions`."""
+        with self._explained("write", _PROBE):
+            return on_objects.try_conditions(self.filesystem, self.path(_PROBE))
+
     def find(self, stage: str, key: str) -> Artifact | None:
         """Return the committed artifact, or None. Raises ArtifactError if its manifest cannot be
         used.
         """
+        try:
+            return self._found(stage, key)
+        except ManifestError:
+            time.sleep(_AGAIN_SECONDS)
+        try:
+            return self._found(stage, key)
+        except NewerManifest as error:
+            raise ArtifactError(str(error)) from error
+        except ManifestError as error:
+            raise ArtifactError(
+                f"{error}; restore the file from a backup, or make the artifact again with "
+                f"`ladd-pipeline run --force {stage}`"
+            ) from error
+
+    def _found(self, stage: str, key: str) -> Artifact | None:
         folder = self.folder(stage, key)
         text = self.read(posixpath.join(folder, MANIFEST))
         if text is None:
             return None
         where = f"{self.url.rstrip('/')}/{folder}/{MANIFEST}"
-        try:
-            manifest = read_manifest(text, where)
-        except ManifestError as error:
-            raise ArtifactError(str(error)) from error
+        manifest = read_manifest(text, where)
+        if (manifest.stage, manifest.key) != (stage, key):
+            raise ManifestError(
+                f"manifest {where} belongs to another artifact, {manifest.stage}/{manifest.key}"
+            )
         return Artifact(self, manifest, hashlib.sha256(text).hexdigest())
 
     def commit(self, manifest: Manifest) -> Artifact:
@@ -107,65 +158,77 @@ class ArtifactStore:
         return found
 
     def create(self, name: str, content: bytes) -> bool:
-        """Create a file exclusively: returns False and changes nothing if it already exists."""
-        path = self.path(name)
-        with self.explained("write", name):
-            if self.is_local:
-                os.makedirs(posixpath.dirname(path), exist_ok=True)
-                return _create_local(path, content)
-            try:  # no makedirs: object stores have no folders, and it may need more permissions
-                self.filesystem.pipe_file(path, content, mode="create")
-            except FileExistsError:
+        """Create a file exclusively: returns False and changes nothing if it already exists. In a
+        store that is not `is_exclusive`, of several that create at once the last one wins.
+        """
+        if not self.is_exclusive:
+            if self.read(name) is not None:
                 return False
-        return True
+            self.write(name, content)
+            return self.read(name) == content
+        with self._explained("write", name):
+            if self.is_local:
+                return on_disk.create(self.path(name), content)
+            return on_objects.create(self.filesystem, self.path(name), content)
 
     def put(self, local: Path, name: str) -> tuple[int, str]:
         """Upload a finished file in one atomic step; return its size in bytes and its sha256."""
-        path = self.path(name)
-        size, digest = local.stat().st_size, file_digest(local)
-        with self.explained("write", name):
+        with self._explained("write", name):
+            size, digest = local.stat().st_size, file_digest(local)
             if self.is_local:
-                os.makedirs(posixpath.dirname(path), exist_ok=True)
-                partial = _partial(path)
-                self.filesystem.put_file(str(local), partial)
-                os.replace(partial, path)
+                on_disk.put(local, self.path(name))
             else:
-                self.filesystem.put_file(str(local), path)
+                self.filesystem.put_file(str(local), self.path(name))
         return size, digest
 
     def write(self, name: str, content: bytes) -> tuple[int, str]:
         """Write bytes as `put` writes a file."""
-        with tempfile.TemporaryDirectory() as scratch:
-            local = Path(scratch) / "content"
-            local.write_bytes(content)
-            return self.put(local, name)
+        with self._explained("write", name):
+            if self.is_local:
+                on_disk.put(content, self.path(name))
+            else:
+                self.filesystem.pipe_file(self.path(name), content)
+        return len(content), hashlib.sha256(content).hexdigest()
 
     def copy(self, name: str, target: str) -> None:
         """Copy a file within the store, in one atomic step."""
-        if self.is_local:
-            self.put(Path(self.path(name)), target)
-            return
-        with self.explained("write", target):
-            self.filesystem.cp_file(self.path(name), self.path(target))
+        with self._explained("write", target):
+            if self.is_local:
+                on_disk.put(Path(self.path(name)), self.path(target))
+            else:
+                self.filesystem.cp_file(self.path(name), self.path(target))
 
     def remove(self, name: str) -> None:
-        """Delete a folder, its manifest first: a half-deleted artifact must not look complete."""
-        with self.explained("remove", name):
-            if self.filesystem.exists(self.path(name, MANIFEST)):
-                self.filesystem.rm_file(self.path(name, MANIFEST))
-            if self.filesystem.exists(self.path(name)):
-                self.filesystem.rm(self.path(name), recursive=True)
+        """Delete a file or folder, its manifest first: a half-deleted artifact must not look
+        complete.
+        """
+        with self._explained("remove", name):
+            if self.is_local:
+                on_disk.remove(self.path(name), MANIFEST)
+            else:
+                on_objects.remove(self.filesystem, self.path(name), MANIFEST)
 
-    def read_all(self, names: list[str]) -> list[bytes]:
-        """Return the bytes of many small files, fetched in parallel if the store supports it."""
-        paths = [self.path(name) for name in names]
-        with self.explained("read", f"{len(names)} files"):
-            found = self.filesystem.cat(paths) if paths else {}
-        return [found[self.filesystem._strip_protocol(path)] for path in paths]
+    def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Return the bytes of many small files by name, fetched in parallel if the store supports
+        it. Leaves out those that are missing.
+        """
+        if self.is_local:
+            contents = {name: self.read(name) for name in names}
+            return {name: content for name, content in contents.items() if content is not None}
+        read: dict[str, bytes] = {}
+        with self._explained("read", f"{len(names)} files"):
+            paths = [self.path(name) for name in names]
+            found = on_objects.read_all(self.filesystem, paths) if paths else []
+            for name, content in zip(names, found, strict=True):
+                if isinstance(content, bytes):
+                    read[name] = content
+                elif not isinstance(content, FileNotFoundError):
+                    raise content
+        return read
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, or None if it is missing."""
-        with self.explained("read", name):
+        with self._explained("read", name):
             try:
                 if self.is_local:
                     return Path(self.path(name)).read_bytes()
@@ -175,67 +238,40 @@ class ArtifactStore:
 
     def list(self, name: str) -> dict[str, int]:
         """List all files below a folder in one call: path relative to it, and size in bytes. Leaves
-        out partial files of killed processes.
+        out what is not ours: see `on_disk.is_foreign`.
         """
-        base = self.path(name)
-        with self.explained("list", name):
-            if hasattr(self.filesystem, "invalidate_cache"):
-                self.filesystem.invalidate_cache()
-            found = self.filesystem.find(base, detail=True)
-        return {
-            posixpath.relpath(path, base): int(info.get("size") or 0)
-            for path, info in found.items()
-            if not path.endswith(_PARTIAL)
-        }
+        found = self.all_files(name).items()
+        return {path: size for path, size in found if not on_disk.is_foreign(path)}
+
+    def all_files(self, name: str) -> dict[str, int]:
+        """List as `list` does, but whatever is there."""
+        with self._explained("list", name):
+            if self.is_local:
+                return on_disk.files_below(self.path(name))
+            return on_objects.files_below(self.filesystem, self.path(name))
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """Give a local path of a file: the file itself in a local store, else a temporary copy."""
-        if self.is_local:
-            yield Path(self.path(name))
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(scratch) / posixpath.basename(name)
-            with self.explained("read", name):
-                self.filesystem.get_file(self.path(name), str(copy))
-            yield copy
-
-    @contextlib.contextmanager
-    def explained(self, verb: str, name: str) -> Iterator[None]:
-        """Turn a storage error into one sentence that names the store and the remedy:
-        ServiceUnavailable for failures that may pass, else ArtifactError.
+        """Give a local path of a file: the file itself in a local store, else a temporary copy.
+        Raises ArtifactError if it is missing.
         """
-        try:
-            yield
-        except FileExistsError:
-            raise
-        except PermissionError as error:
-            raise ArtifactError(
-                f"store {self.url}: no permission to {verb} {name}; check the folder's "
-                "permissions or the credentials"
-            ) from error
-        except OSError as error:
-            if verb in ("read", "list") and isinstance(
-                error, (FileNotFoundError, NotADirectoryError)
-            ):
-                raise
-            kind = ServiceUnavailable if _may_pass(error) else ArtifactError
-            raise kind(f"store {self.url}: cannot {verb} {name}: {_brief(error)}") from error
-        except Exception as error:
-            if type(error).__module__.split(".")[0] in (
-                "aiohttp",
-                "botocore",
-                "aiobotocore",
-                "s3fs",
-                "gcsfs",
-                "google",
-            ):
-                kind = ServiceUnavailable if _may_pass(error) else ArtifactError
-                raise kind(
-                    f"store {self.url}: cannot {verb} {name}: {_brief(error)}; check bucket, "
-                    "endpoint and credentials"
-                ) from error
-            raise
+        with contextlib.ExitStack() as stack:
+            path = Path(self.path(name))
+            if not self.is_local:
+                with self._explained("read", name):
+                    scratch = stack.enter_context(tempfile.TemporaryDirectory())
+                    path = Path(scratch) / posixpath.basename(name)
+                    with contextlib.suppress(FileNotFoundError):
+                        self.filesystem.get_file(self.path(name), str(path))
+            if not path.exists():
+                where, stage = f"{self.url.rstrip('/')}/{name}", name.split("/")[1]
+                raise ArtifactError(
+                    f"{where} is missing; run `ladd-pipeline run --force {stage}` to make it again"
+                )
+            yield path
+
+    def _explained(self, verb: str, name: str) -> contextlib.AbstractContextManager[None]:
+        return explained(self.url, verb, name)
 
 
 @dataclass(frozen=True)
@@ -282,7 +318,7 @@ class Artifact:
         """Return a sentence per damaged file: missing, of another size or, with `contents`, of
         another sha256.
         """
-        sizes = self.store.list(self.folder)
+        sizes = self.store.all_files(self.folder)
         wrong = []
         for entry in self.manifest.files:
             where = f"{self.url}/{entry.path}"
@@ -299,17 +335,11 @@ class Artifact:
         """Give a local path of a file after checking it against the manifest. Raises ArtifactError
         naming the file.
         """
-        try:
-            with self.store.local(self.name(entry.path)) as path:
-                require_intact(
-                    path, entry.size, entry.sha256, f"{self.url}/{entry.path}", self.manifest.stage
-                )
-                yield path
-        except FileNotFoundError as error:
-            raise ArtifactError(
-                f"{self.url}/{entry.path} is missing; run `ladd-pipeline run --force "
-                f"{self.manifest.stage}`"
-            ) from error
+        with self.store.local(self.name(entry.path)) as path:
+            require_intact(
+                path, entry.size, entry.sha256, f"{self.url}/{entry.path}", self.manifest.stage
+            )
+            yield path
 
     @contextlib.contextmanager
     def local_folder(self, prefix: str) -> Iterator[Path]:
@@ -347,35 +377,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _create_local(path: str, content: bytes) -> bool:
-    """Write a temporary file, then link it: the name appears once, with its whole content."""
-    partial = _partial(path)
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        return False
-    finally:
-        os.unlink(partial)
-    return True
-
-
-def _partial(path: str) -> str:
-    return f"{path}.{uuid.uuid4().hex[:12]}{_PARTIAL}"
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the service failed, not the request: a retry may work."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & _PASSING_KINDS) or getattr(error, "errno", None) in _PASSING
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def to_json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def json_object(content: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a state file holds, or None for anything else: an empty or
+    half-written file, zeros, other JSON.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

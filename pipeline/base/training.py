@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
 
-from pipeline.base.lease import held
+from pipeline.base.checkpoint_list import mend_checkpoint_list
+from pipeline.base.lease import Lease, held
 from pipeline.base.stage import StageContext, enter
+from pipeline.base.store import json_object
 from schemas.config import DistillConfig, DpoConfig
 from schemas.errors import (
     ConfigError,
@@ -28,6 +31,9 @@ from schemas.errors import (
     dump_error,
     load_error,
 )
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 
 @dataclass(frozen=True)
@@ -124,10 +130,10 @@ class TrainingRun:
     resume from, and a way to save the next one.
     """
 
-    def __init__(self, context: StageContext, share: Share) -> None:
+    def __init__(self, context: StageContext, share: Share, lease: Lease) -> None:
         from ray import train
 
-        self._train, self.context = train, context
+        self._train, self.context, self._lease = train, context, lease
         worker = train.get_context()
         self.rank, self.world = worker.get_world_rank(), worker.get_world_size()
         self.cpus, self.gpus = share.cpus, int(share.gpu)
@@ -152,7 +158,11 @@ class TrainingRun:
     def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
         """Save a checkpoint: `fill` writes this rank's files into a folder, and the folders of all
         ranks are merged. Every rank must call this. Training continues during the upload.
+
+        Raises Locked if another run has taken this training over.
         """
+        if self.rank == 0:
+            self._lease.check()
         folder = tempfile.mkdtemp(prefix="ladd-checkpoint-")
         fill(Path(folder))
         if self.rank == 0:
@@ -180,18 +190,47 @@ def train_on_ray(
     that will never fit, Locked if another run trains this artifact, and StageFailed for anything
     else that ends the training.
     """
+    share = _own_share(context, plan)
+    with held(context.store, _folder(context), context.stage) as lease:
+        if _spent_before(context) is None:
+            context.warn(
+                f"{context.store.url.rstrip('/')}/{_spent(context)} cannot be read, so the "
+                "device-hours of earlier starts are not counted"
+            )
+        mend_checkpoint_list(context.store, _folder(context), context.warn)
+        trainer = _trainer(context, worker, plan, share, lease)
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _failure(context, lease) or StageFailed(_reason(error)) from error
+        if failure := _failure(context, lease):
+            raise failure
+        lease.check()
+        if result.checkpoint is None:
+            raise StageFailed(f"{context.stage}: training ended without a checkpoint")
+        with result.checkpoint.as_directory() as folder:
+            yield Path(folder), _device_hours(context)
+
+
+def _trainer(
+    context: StageContext,
+    worker: Callable[[TrainingRun], None],
+    plan: TrainingPlan,
+    share: Share,
+    lease: Lease,
+) -> TorchTrainer:
     from ray import train
     from ray.train.torch import TorchTrainer
 
-    share = _own_share(context, plan)
     workers: Any = plan.workers
     if plan.min_workers not in (None, plan.workers):
         workers = (plan.min_workers, plan.workers)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _entry,
         train_loop_config={
             "worker": worker,
             "share": share,
+            "lease": lease,
             "context": context,
             "cwd": os.getcwd(),
         },
@@ -208,39 +247,30 @@ def train_on_ray(
             checkpoint_config=train.CheckpointConfig(num_to_keep=plan.checkpoints_kept),
         ),
     )
-    with held(context.store, _folder(context), context.stage):
-        context.store.remove(_verdict(context))  # left by an earlier run
-        try:
-            result = trainer.fit()
-        except Exception as error:
-            raise _failure(context) or StageFailed(_reason(error)) from error
-        if failure := _failure(context):
-            raise failure
-        if result.checkpoint is None:
-            raise StageFailed(f"{context.stage}: training ended without a checkpoint")
-        with result.checkpoint.as_directory() as folder:
-            yield Path(folder), _device_hours(context)
 
 
 def _entry(loop: dict[str, Any]) -> None:
     """Run one Ray Train worker.
 
-    A LaddError would recur at every restart, so it is written to the store: workers that find one
-    there return at once, and Ray Train restarts in vain at most once. With several workers the
-    error is also raised, because the others wait for the failed worker and Ray Train must see it
-    fail. A ServiceUnavailable may not recur, so it is only raised: Ray Train counts these retries.
+    A LaddError would recur at every restart, so it is written to the store: workers of the same
+    run that find one there return at once, and Ray Train restarts in vain at most once. With
+    several workers the error is also raised, because the others wait for the failed worker and Ray
+    Train must see it fail. A ServiceUnavailable may not recur, so it is only raised: Ray Train
+    counts these retries.
     """
     context: StageContext = loop["context"]
-    if _failure(context) is not None:
+    lease: Lease = loop["lease"]
+    if _failure(context, lease) is not None:
         return
     enter(loop["cwd"])
-    run = TrainingRun(context, loop["share"])
+    run = TrainingRun(context, loop["share"], lease)
     try:
         loop["worker"](run)
     except ServiceUnavailable:
         raise
     except LaddError as error:
-        context.store.write(_verdict(context), dump_error(error).encode())
+        verdict = {"run": lease.token, "error": dump_error(error)}
+        context.store.write(_verdict(context), json.dumps(verdict).encode())
         if run.world > 1:
             raise
 
@@ -253,20 +283,35 @@ def _verdict(context: StageContext) -> str:
     return f"{_folder(context)}/error.json"
 
 
-def _failure(context: StageContext) -> LaddError | None:
-    """Return the LaddError that ended a worker of this run, if any."""
-    verdict = context.store.read(_verdict(context))
-    return None if verdict is None else load_error(verdict.decode())
+def _failure(context: StageContext, lease: Lease) -> LaddError | None:
+    """Return the LaddError that ended a worker of this run, if any. What else the file may hold is
+    another run's, or damaged.
+    """
+    content = context.store.read(_verdict(context))
+    verdict = json_object(content) if content is not None else None
+    if verdict is None or verdict.get("run") != lease.token:
+        return None
+    return load_error(verdict["error"])
 
 
 def _spent(context: StageContext) -> str:
     return f"{_folder(context)}/spent.json"
 
 
+def _spent_before(context: StageContext) -> float | None:
+    """Return the recorded device hours, None if the record is damaged."""
+    content = context.store.read(_spent(context))
+    if content is None:
+        return 0.0
+    hours = (json_object(content) or {}).get("device_hours")
+    if isinstance(hours, (int, float)) and 0 <= hours < math.inf:
+        return float(hours)
+    return None
+
+
 def _device_hours(context: StageContext) -> float:
     """Return the device hours of this run up to its latest checkpoint, over all its starts."""
-    spent = context.store.read(_spent(context))
-    return 0.0 if spent is None else json.loads(spent)["device_hours"]
+    return _spent_before(context) or 0.0
 
 
 class _ObjectStore(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]

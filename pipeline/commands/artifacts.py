@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
 from pipeline.dag import STAGES
-from schemas.errors import ArtifactError, ConfigError
+from schemas.errors import ArtifactError, ConfigError, Locked
 
 if TYPE_CHECKING:
     from schemas.manifest import Manifest
 
+_KEY = re.compile("[0-9a-f]{16}")
 app = new_group("Inspect and clean up the store.")
 
 
 @app.command("ls")
 def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
     """List every committed artifact."""
-    from pipeline.base.lineage import committed
+    from pipeline.base.lineage import survey
     from pipeline.commands.opening import open_store
+    from pipeline.commands.students import print_to_stderr
     from pipeline.commands.tables import counts_text, print_table
 
     store = open_store(config, preset, set_)
+    found = [survey(store, stage) for stage in STAGES]
     rows = [
         [
             manifest.stage,
@@ -32,10 +36,13 @@ def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Setti
             f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB",
             counts_text(manifest.counts),
         ]
-        for stage in STAGES
-        for manifest in committed(store, stage)
+        for manifests, _ in found
+        for manifest in manifests
     ]
     print_table(["stage", "artifact", "started", "size", "counts"], rows)
+    for _, damaged in found:
+        for text in damaged:
+            print_to_stderr(f"warning: {text}")
 
 
 @app.command("show")
@@ -75,16 +82,21 @@ def verify_artifacts(
     set_: Settings = None,
 ) -> None:
     """Check every file of one artifact, or of all artifacts, against its manifest."""
-    from pipeline.base.lineage import committed
+    from pipeline.base.lineage import survey
     from pipeline.commands.opening import find_artifact, open_store
 
     store = open_store(config, preset, set_)
+    problems: list[str] = []
     if key:
         chosen = [find_artifact(store, key)]
     else:
-        found = [store.find(s, manifest.key) for s in STAGES for manifest in committed(store, s)]
-        chosen = [artifact for artifact in found if artifact is not None]
-    problems = [text for artifact in chosen for text in artifact.verify(contents=True)]
+        chosen = []
+        for stage in STAGES:
+            manifests, damaged = survey(store, stage)
+            problems += damaged
+            found = [store.find(stage, manifest.key) for manifest in manifests]
+            chosen += [artifact for artifact in found if artifact is not None]
+    problems += [text for artifact in chosen for text in artifact.verify(contents=True)]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ArtifactError("; ".join(problems[:5]) + more)
@@ -101,7 +113,7 @@ def collect_garbage(
     """List or delete what this configuration does not use: other artifacts and their trainings,
     except trainings in progress.
     """
-    from pipeline.base.lease import is_held
+    from pipeline.base.lease import clear, is_held
     from pipeline.commands.opening import open_plan
     from pipeline.config import DEFAULT_FILE
 
@@ -117,14 +129,17 @@ def collect_garbage(
         (name.split("/")[0], name.split("/")[1])
         for area in ("artifacts", "training")
         for name in store.list(area)
-        if name.count("/") >= 2
+        if name.count("/") >= 2 and _KEY.fullmatch(name.split("/")[1])
     }
     for stage, key in sorted(found - used):
         training = store.training_folder(stage, key)
         if is_held(store, training):
             print(f"in use {stage}/{key}")
             continue
-        print(f"{'deleted' if delete else 'unused'} {stage}/{key}")
         if delete:
-            store.remove(store.folder(stage, key))
-            store.remove(training)
+            try:
+                clear(store, stage, key)
+            except Locked:  # taken at this moment
+                print(f"in use {stage}/{key}")
+                continue
+        print(f"{'deleted' if delete else 'unused'} {stage}/{key}")

@@ -23,7 +23,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, LaddError
 from stages.compare.study import QUESTIONS, Ballot, Card, Pictures, Study
 from stages.compare.votes import TIE, OutOfTurn, Votes
 from stages.report.templates import template_environment
@@ -75,6 +75,10 @@ def create_app(
     @app.exception_handler(OutOfTurn)
     def refuse(_: Request, error: Exception) -> Response:
         return JSONResponse({"detail": str(error)}, 409)
+
+    @app.exception_handler(LaddError)
+    def explain(_: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 503)
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 

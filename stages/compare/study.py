@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import ValidationError
 
 from pipeline.base.shards import read_tar
 from pipeline.base.store import Artifact
@@ -184,7 +185,13 @@ def _shuffled(key: str) -> bytes:
 
 def _default_systems(evaluation: Artifact) -> list[str]:
     with evaluation.checked(evaluation.entry("report.json")) as path:
-        report = Report.model_validate_json(path.read_bytes())
+        try:
+            report = Report.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ArtifactError(
+                f"{evaluation.url}/report.json is of another version of ladd-pipeline; name the "
+                "systems with --system, or run `ladd-pipeline run --force eval`"
+            ) from error
     chosen = []
     for kind in ("teacher", "student", "tuned"):
         systems = [system for system in report.systems if system.kind == kind]

@@ -75,8 +75,8 @@ class Vote:
 class Votes:
     """An open vote file; safe to share between threads, and between processes on one machine."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection, self._path = connection, path
         self._lock = threading.Lock()
         self.secret: bytes = connection.execute("SELECT value FROM secret").fetchone()[0]
 
@@ -138,13 +138,13 @@ class Votes:
         return {Question(row[1], Matchup(*row[2:5]), row[5]): row[6] for row in rows}
 
     def _read(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        with self._lock:
+        with self._lock, _explained(self._path):
             return self._connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the file exclusively, also between processes; changes are on disk at the end."""
-        with self._lock:
+        with self._lock, _explained(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -175,16 +175,27 @@ def open_votes(path: Path, *, create: bool) -> Iterator[Votes]:
             "write to"
         ) from error
     with contextlib.closing(connection):
-        try:
+        with _explained(path):
             _prepare(connection, path)
-            votes = Votes(connection)
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"--votes {path} cannot be written: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise ArtifactError(
-                f"{path} is not a vote file ({error}); name another with --votes"
-            ) from error
+            votes = Votes(connection, path)
         yield votes
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into one sentence that names the file."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise ConfigError(
+            f"--votes {path} cannot be read or written ({error}); check the disk and the file's "
+            "permissions, and that no other program holds it"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise ArtifactError(
+            f"{path} is not a vote file, or is damaged ({error}); restore it from a backup, or "
+            "name another with --votes"
+        ) from error
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.base.stage import StageContext, device_hours
 from pipeline.base.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig
+from schemas.errors import ArtifactError
 from schemas.records import ShardStats
 from stages.pictures.samplers import PlannedSample, Sampler, sample_batches
 from stages.pictures.student import pairs_sampler, student_of
@@ -165,6 +166,11 @@ class ScaleJudge:
 @contextlib.contextmanager
 def local_lora(store: ArtifactStore, folder: str) -> Iterator[Path]:
     """Provide a local folder with the adapters from the artifact's folder."""
-    (name,) = store.list(f"{folder}/{LORA}")
-    with store.local(f"{folder}/{LORA}/{name}") as path:
+    names = [n for n in store.list(f"{folder}/{LORA}") if n.endswith(".safetensors")]
+    if len(names) != 1:
+        raise ArtifactError(
+            f"{store.url.rstrip('/')}/{folder}/{LORA} holds {len(names)} files of adapters instead "
+            "of one; run `ladd-pipeline run --force dpo` to make them again"
+        )
+    with store.local(f"{folder}/{LORA}/{names[0]}") as path:
         yield path.parent

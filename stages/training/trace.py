@@ -5,15 +5,18 @@ and in the progress.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.base.store import json_object
 from pipeline.base.training import TrainingRun
 from schemas.errors import ArtifactError
 from stages.ladd.checkpoint import CheckpointError
 
+_BOARD = "tensorboard"
 STATE, TRACE, LORA = "state", "trace.jsonl", "lora"
 """The contents of a checkpoint's folder: the trainer's state, the lines of its trace, and at the
 end of `dpo` the adapters.
@@ -39,12 +42,13 @@ def resume(run: TrainingRun, trainer: Trainer) -> list[str]:
         for folder in folders:
             try:
                 trainer.load(folder / STATE)
+                lines = _lines_of(folder)
             except CheckpointError as error:
                 damaged = error
                 if run.rank == 0:
                     run.context.warn(f"{error}; trying the previous one")
             else:
-                return (folder / TRACE).read_text().splitlines()
+                return lines
     if damaged is not None:
         raise ArtifactError(
             f"{stage}: {damaged}, and there is no earlier one; `ladd-pipeline run --force {stage}` "
@@ -53,11 +57,28 @@ def resume(run: TrainingRun, trainer: Trainer) -> list[str]:
     return []
 
 
+def _lines_of(folder: Path) -> list[str]:
+    """Read a checkpoint's trace. Raises CheckpointError unless each line is what we write."""
+    try:
+        lines = (folder / TRACE).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"the checkpoint {folder} has no readable {TRACE}") from error
+    for number, line in enumerate(lines, 1):
+        if not isinstance((json_object(line.encode()) or {}).get("step"), int):
+            raise CheckpointError(
+                f"the checkpoint {folder} has a damaged {TRACE}: line {number} is no update"
+            )
+    if not lines:
+        raise CheckpointError(f"the checkpoint {folder} has an empty {TRACE}")
+    return lines
+
+
 def fill_checkpoint(folder: Path, trainer: Trainer, trace: TrainingTrace, rank: int) -> None:
     """Write this rank's part of a checkpoint."""
     trainer.save(folder / STATE)
     if rank == 0:
         (folder / TRACE).write_text("".join(f"{line}\n" for line in trace.lines))
+        trace.publish()
 
 
 Watch = Callable[[dict[str, Any]], list[str]]
@@ -88,8 +109,13 @@ class TrainingTrace:
         if run.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
 
-            store, folder = run.context.store, f"{run.context.folder}/tensorboard"
-            where = store.path(folder) if store.is_local else f"{store.url.rstrip('/')}/{folder}"
+            # Elsewhere TensorBoard's own writer would not know what fsspec knows: keys, endpoint.
+            store, self._scratch = run.context.store, None
+            if store.is_local:
+                where = store.path(f"{run.context.folder}/{_BOARD}")
+            else:
+                self._scratch = tempfile.TemporaryDirectory(prefix="ladd-tensorboard-")
+                where = self._scratch.name
             self._board = SummaryWriter(where, purge_step=self._step + 1 if resumed else None)
             self._context.report("updates", self._step, total)
 
@@ -111,9 +137,18 @@ class TrainingTrace:
             for text in warnings:
                 self._context.warn(text)
 
+    def publish(self) -> None:
+        """Upload TensorBoard's files, where the store is not a folder."""
+        if self._board is None or self._scratch is None:
+            return
+        self._board.flush()
+        for path in Path(self._scratch.name).iterdir():
+            self._context.store.put(path, f"{self._context.folder}/{_BOARD}/{path.name}")
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+            self.publish()
 
     def _keep(self, step: int, metrics: dict[str, Any]) -> None:
         self._step = step

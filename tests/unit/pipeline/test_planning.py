@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.base.lineage import survey
 from pipeline.dag import STAGES
 from pipeline.planning import Selection, changed_fields, make_plan
 from schemas.errors import ArtifactError
@@ -93,3 +94,49 @@ def test_only_without_its_inputs(refused):
     code, text = refused("run", "--only", "encode")
     assert code == 4, text
     assert "`ladd-pipeline run --until" in text
+
+
+SPOILT = [b"", bytes(300), b'{"schema_version": 1, "stage": "distill", "ke', b"[]", b"{}", b"\xff"]
+
+
+def spoil(store, stage, content):
+    """Write something in the place of each manifest of a stage."""
+    for name in store.list(f"artifacts/{stage}"):
+        store.write(f"artifacts/{stage}/{name}", content)
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_a_damaged_manifest_is_named_with_the_mend_and_force_mends_it(config, store, content):
+    """Bug: read the damaged manifest first when it is to be made anew; nothing helps then."""
+    commit(store, config, *ALL)
+    spoil(store, "distill", content)
+    with pytest.raises(ArtifactError, match=r"distill/\w+/manifest\.json.*--force distill"):
+        make_plan(config, store, Selection())
+    assert actions(config, store, force=frozenset({"distill"}))["distill"] == "run"
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_a_damaged_manifest_of_another_artifact_stops_no_plan(config, store, content):
+    """Bug: read all manifests of a stage to say what differs, and fail at a stranger's."""
+    other = config.model_copy(
+        update={"synthesize": config.synthesize.model_copy(update={"guidance_scale": 2.5})}
+    )
+    commit(store, other, "synthesize")
+    spoil(store, "synthesize", content)
+    assert actions(config, store)["synthesize"] == "run"
+    manifests, damaged = survey(store, "synthesize")
+    assert manifests == [] and len(damaged) == 1 and "artifacts/synthesize/" in damaged[0]
+
+
+def test_copies_and_files_of_systems_among_the_artifacts_are_no_artifacts(config, store):
+    commit(store, config, "prompts")
+    (name,) = store.list("artifacts/prompts")
+    content = store.read(f"artifacts/prompts/{name}")
+    for strange in (".DS_Store", "._abc/manifest.json", "notes.json", f"{name}~"):
+        store.write(f"artifacts/prompts/{strange}", b"\0\5\26")
+    manifests, damaged = survey(store, "prompts")
+    assert len(manifests) == 1 and not damaged
+    store.write("artifacts/prompts/backup/manifest.json", content)
+    manifests, damaged = survey(store, "prompts")
+    assert len(manifests) == 1
+    assert len(damaged) == 1 and "backup/manifest.json belongs to another artifact" in damaged[0]

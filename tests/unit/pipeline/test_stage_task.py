@@ -19,17 +19,34 @@ def test_a_manifest_needs_no_git(monkeypatch):
 HALF = ("artifacts/synthesize/k/shards/64x64/000000.tar", "training/synthesize/k/checkpoint")
 
 
+def prompts(store: ArtifactStore, digest: str):
+    return {"prompts": store.commit(manifest_of("prompts", {"train.parquet": (1, digest)}))}
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_shards_of_other_prompts_are_thrown_away(tmp_path, changed):
     """Bug: after `--force prompts` with an edited file, half the pictures show the old prompts."""
-
-    def prompts(name: str, digest: str):
-        store = ArtifactStore(str(tmp_path / name))
-        return store.commit(manifest_of("prompts", {"train.parquet": (1, digest)}))
-
+    before, after = (ArtifactStore(str(tmp_path / name)) for name in ("before", "after"))
     store = ArtifactStore(str(tmp_path / "store"))
-    _begin(store, "synthesize", "k", {"prompts": prompts("before", "a" * 64)})
+    warnings = []
+    _begin(store, "synthesize", "k", prompts(before, "a" * 64), warnings.append)
     for name in HALF:
         store.write(name, b"made")
-    _begin(store, "synthesize", "k", {"prompts": prompts("after", ("b" if changed else "a") * 64)})
+    digest = ("b" if changed else "a") * 64
+    _begin(store, "synthesize", "k", prompts(after, digest), warnings.append)
     assert [store.read(name) is None for name in HALF] == [changed, changed]
+    assert not warnings
+
+
+@pytest.mark.parametrize("content", [b"", bytes(90), b'{"prompts": "a', b"[1]"])
+def test_where_nobody_knows_the_inputs_all_is_made_again_and_it_is_said(tmp_path, content):
+    store = ArtifactStore(str(tmp_path / "store"))
+    inputs = prompts(store, "a" * 64)
+    warnings = []
+    for name in (*HALF, "artifacts/synthesize/k/inputs.json"):
+        store.write(name, content)
+    _begin(store, "synthesize", "k", inputs, warnings.append)
+    assert [store.read(name) for name in HALF] == [None, None]
+    assert len(warnings) == 1 and "inputs.json cannot be read" in warnings[0]
+    _begin(store, "synthesize", "k", inputs, warnings.append)
+    assert len(warnings) == 1

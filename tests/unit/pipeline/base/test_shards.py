@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 
 import pytest
@@ -68,3 +69,76 @@ def test_a_shard_counts_only_with_its_marker_and_whole_files(store):
     assert finished_shards(store, "artifacts/synthesize/k") == {"shards/64x64/000000": stats}
     store.write("artifacts/synthesize/k/shards/64x64/000000.tar", b"cut")
     assert finished_shards(store, "artifacts/synthesize/k") == {}
+
+
+FOLDER, SHARD = "artifacts/synthesize/k", "shards/64x64/000000"
+
+
+@pytest.fixture
+def made(store):
+    """A finished shard: its marker's bytes and statistics."""
+    writer = ShardWriter(store, FOLDER, SHARD)
+    write_tar(writer.file(".tar"), SAMPLES)
+    stats = writer.commit({"ok": 2}, {"prompts_file": "a", "loss": float("nan"), "rows": [1, 2.5]})
+    return store.read(f"{FOLDER}/{SHARD}.json"), stats
+
+
+def text(**fields) -> bytes:
+    return json.dumps(fields).encode()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda marker: b"",
+        lambda marker: bytes(len(marker)),
+        lambda marker: marker[: len(marker) // 2],
+        lambda marker: b"[]",
+        lambda marker: b"{}",
+        lambda marker: b"\xff" + marker,
+        lambda marker: marker.replace(b'"ok": 2', b'"ok": 3'),
+        lambda marker: marker.replace(b"prompts_file", b"prompts_fil"),
+        lambda marker: marker.replace(b"000000", b"000001"),
+        lambda marker: text(shard=SHARD, counts={}, files={}, sizes={"x": 1}, seconds=1),
+        lambda marker: b"[" * 100_000,
+    ],
+)
+def test_a_damaged_marker_is_no_marker(store, made, spoil):
+    """Bug: parse whatever lies there; then each later run ends with a traceback."""
+    store.write(f"{FOLDER}/{SHARD}.json", spoil(made[0]))
+    assert finished_shards(store, FOLDER) == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shards/64x64/._000000.json",
+        "shards/64x64/.000000.json.swp",
+        "shards/64x64/000000.json~",
+        "shards/64x64/notes.json",
+        "shards/64x64/000000 (copy).json",
+        "shards/.DS_Store",
+        "shards/.Trash/000000.json",
+        "notes.json",
+    ],
+)
+def test_strange_files_beside_shards_are_ignored(store, made, name):
+    marker, _ = made
+    for content in (b"\0\5\26\7", b"{}", marker):
+        store.write(f"{FOLDER}/{name}", content)
+        assert list(finished_shards(store, FOLDER)) == [SHARD]
+
+
+def test_a_marker_of_an_older_version_counts(store, made):
+    """It has no seal."""
+    marker = json.loads(made[0])
+    del marker["seal"]
+    store.write(f"{FOLDER}/{SHARD}.json", json.dumps(marker).encode())
+    assert list(finished_shards(store, FOLDER)) == [SHARD]
+
+
+def test_a_marker_that_vanishes_between_listing_and_reading_is_none(store, made, monkeypatch):
+    listing = store.list(FOLDER)
+    monkeypatch.setattr(type(store), "list", lambda self, name: listing)
+    store.remove(f"{FOLDER}/{SHARD}.json")
+    assert finished_shards(store, FOLDER) == {}

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.store import ArtifactStore, _partial
+from pipeline.base.on_disk import PARTIAL
+from pipeline.base.storage_errors import explained
+from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError, ServiceUnavailable
 from schemas.manifest import Manifest
 from tests.support.manifests import manifest_of
@@ -62,7 +64,7 @@ def test_what_a_killed_process_left_half_written_is_not_listed(tmp_path):
     store = ArtifactStore(str(tmp_path))
     store.write("a/b/lora/adapters.safetensors", b"whole")
     whole = tmp_path / "a/b/lora/adapters.safetensors"
-    Path(_partial(str(whole))).write_bytes(b"who")
+    Path(f"{whole}.0123456789ab{PARTIAL}").write_bytes(b"who")
     assert store.list("a/b/lora") == {"adapters.safetensors": 5}
 
 
@@ -111,7 +113,7 @@ def test_remove_takes_the_manifest_first(store):
     ],
 )
 def test_only_what_may_pass_is_worth_another_try(store, raised, kind):
-    with pytest.raises(ArtifactError) as failure, store.explained("write", "a.bin"):
+    with pytest.raises(ArtifactError) as failure, explained(store.url, "write", "a.bin"):
         raise raised
     assert type(failure.value) is kind
 
@@ -128,6 +130,6 @@ def test_what_botocore_raises_is_told_apart(store, name, kind):
     import botocore.exceptions
 
     error = getattr(botocore.exceptions, name)(endpoint_url="http://store")
-    with pytest.raises(ArtifactError) as failure, store.explained("write", "a.bin"):
+    with pytest.raises(ArtifactError) as failure, explained(store.url, "write", "a.bin"):
         raise error
     assert type(failure.value) is kind

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.base import training
+from pipeline.base.lease import Lease
 from pipeline.base.stage import StageContext
 from pipeline.base.store import ArtifactStore
 from pipeline.base.training import Share, TrainingPlan, TrainingRun, worker_share
@@ -24,6 +25,11 @@ def plan_for(workers: int, **changes) -> TrainingPlan:
     return TrainingPlan(
         **nothing_set | {"workers": workers, "retries": 0, "checkpoints_kept": 1} | changes
     )
+
+
+def lease_of(context: StageContext) -> Lease:
+    folder = context.store.training_folder(context.stage, context.key)
+    return Lease(context.store, f"{folder}/lease.json", context.stage, "mine")
 
 
 HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
@@ -73,7 +79,7 @@ def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypa
     context = make_context("distill", config, store)
     for begins in (0.0, 36_000.0):
         clock.monotonic = lambda now=begins: now
-        run = TrainingRun(context, share)
+        run = TrainingRun(context, share, lease_of(context))
         for seconds in (1800.0, 3600.0):
             clock.monotonic = lambda now=begins + seconds: now
             run.save({}, lambda folder: None)
@@ -116,14 +122,14 @@ def test_what_may_pass_is_left_to_ray_train(loop, tmp_path):
 
     with pytest.raises(ServiceUnavailable):
         training._entry(arguments | {"worker": work})
-    assert training._failure(arguments["context"]) is None
+    assert training._failure(arguments["context"], arguments["lease"]) is None
 
 
 @pytest.fixture
 def loop(tmp_path, monkeypatch):
     """What Ray Train hands to each worker, and the number of workers."""
     world = SimpleNamespace(world=2)
-    monkeypatch.setattr(training, "TrainingRun", lambda context, share: world)
+    monkeypatch.setattr(training, "TrainingRun", lambda context, share, lease: world)
     store = ArtifactStore(str(tmp_path / "store"))
     config = make_tiny_config(tmp_path, tmp_path / "store")
     context = make_context("distill", config, store)
@@ -134,7 +140,7 @@ def loop(tmp_path, monkeypatch):
         raise ArtifactError("a latent file is damaged")
 
     arguments = {"worker": work, "share": Share(1, False)}
-    arguments |= {"context": context, "cwd": "/none"}
+    arguments |= {"context": context, "cwd": "/none", "lease": lease_of(context)}
     return arguments, world, calls
 
 
@@ -147,7 +153,7 @@ def test_others_do_not_wait_for_a_worker_that_failed_and_none_tries_again(loop):
         training._entry(arguments)
     training._entry(arguments)  # Ray Train starts all of them again
     assert len(calls) == 1
-    failure = training._failure(arguments["context"])
+    failure = training._failure(arguments["context"], arguments["lease"])
     assert isinstance(failure, ArtifactError) and "latent file" in str(failure)
 
 
@@ -155,4 +161,4 @@ def test_a_worker_alone_ends_without_a_new_start(loop):
     arguments, world, _ = loop
     world.world = 1
     training._entry(arguments)
-    assert isinstance(training._failure(arguments["context"]), ArtifactError)
+    assert isinstance(training._failure(arguments["context"], arguments["lease"]), ArtifactError)

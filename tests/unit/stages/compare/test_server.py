@@ -185,3 +185,14 @@ def test_a_taken_port_is_named(study, pictures, votes):
         pytest.raises(ConfigError, match="choose others with --host and --port"),
     ):
         serve(study, pictures, votes, "127.0.0.1", taken.getsockname()[1], print)
+
+
+def test_a_vote_file_that_fails_is_a_sentence_on_the_page(client, votes, monkeypatch):
+    state = sign_in(client)
+
+    def fails(*_):
+        raise ConfigError("--votes v.sqlite cannot be read or written (disk I/O error)")
+
+    monkeypatch.setattr(votes, "cast", fails)
+    response = answer(client, state)
+    assert response.status_code == 503 and "disk I/O error" in response.json()["detail"]

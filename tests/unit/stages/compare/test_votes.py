@@ -149,5 +149,47 @@ def test_files_that_hold_no_votes_are_named(tmp_path):
         pass
 
 
+def test_a_vote_file_that_is_damaged_within_is_named(tmp_path):
+    """Bug: let SQLite's error out when the votes are read, after the file was opened."""
+    path = tmp_path / "votes.sqlite"
+    with open_votes(path, create=True) as votes:
+        votes.cast("ana", QUESTION, 0, "tie", "teacher")
+        (page,) = votes._connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'event'"
+        ).fetchone()
+    content = bytearray(path.read_bytes())
+    content[(page - 1) * 4096 : page * 4096] = bytes([7]) * 4096
+    path.write_bytes(content)
+    with (
+        pytest.raises(ArtifactError, match=r"votes\.sqlite is not a vote file, or is damaged"),
+        _reading(path) as votes,
+    ):
+        votes.standing()
+
+
+@pytest.mark.parametrize("content", [b"", bytes(4096), b"SQLite format 3\0" + bytes(10)])
+def test_an_empty_or_cut_vote_file_is_made_or_named(tmp_path, content):
+    path = tmp_path / "votes.sqlite"
+    path.write_bytes(content)
+    try:
+        with open_votes(path, create=True) as votes:
+            assert votes.standing() == [] and len(votes.secret) == 32
+    except ArtifactError as error:
+        assert "votes.sqlite is not a vote file" in str(error)
+        assert content
+
+
+def test_a_vote_file_that_another_program_holds_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "votes.sqlite"
+    with open_votes(path, create=True) as votes:
+        votes._connection.execute("PRAGMA busy_timeout = 10")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConfigError, match="no other program holds it"):
+            votes.cast("ann", QUESTION, 0, "tie", "teacher")
+        other.close()
+        assert votes.cast("ann", QUESTION, 0, "tie", "teacher")
+
+
 def _reading(path: Path):
     return open_votes(path, create=False)

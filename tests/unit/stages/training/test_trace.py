@@ -139,3 +139,38 @@ def test_behind_a_damaged_checkpoint_the_one_before_it_is_taken(tmp_path, damage
 def test_where_all_checkpoints_are_damaged_the_error_says_how_to_begin_anew(damaged, said):
     with pytest.raises(ArtifactError, match=f"dpo: the checkpoint {damaged}.*--force dpo"):
         resume(Run(context_of(damaged.parent, said), damaged), Counter())
+
+
+@pytest.mark.parametrize("trace", [None, b"", b"\0" * 12, b'{"step": 3}\n{"st', b"[]\n", b"\xff\n"])
+def test_a_checkpoint_with_a_damaged_trace_is_damaged(tmp_path, said, trace):
+    """Bug: read its last line as JSON with a step; then each resumed run ends with a traceback."""
+    folders, trainer = [tmp_path / "latest", tmp_path / "before"], Counter()
+    for trainer.step, folder in zip((6, 3), folders, strict=True):
+        trainer.save(folder / STATE)
+        (folder / TRACE).write_text(f'{{"step": {trainer.step}}}\n')
+    if trace is None:
+        (folders[0] / TRACE).unlink()
+    else:
+        (folders[0] / TRACE).write_bytes(trace)
+    fresh = Counter()
+    assert resume(Run(context_of(tmp_path, said), *folders), fresh) == ['{"step": 3}']
+    assert fresh.step == 3
+    assert len(said) == 1 and "trace.jsonl" in said[0] and "trying the previous one" in said[0]
+
+
+def test_tensorboard_goes_through_the_store_where_that_is_no_folder(tmp_path, said):
+    """Bug: let TensorBoard write there by itself, with keys and endpoint that it finds alone."""
+    store = ArtifactStore(f"memory://{tmp_path.name}/odd [letters]#1")
+    config = make_tiny_config(tmp_path, tmp_path)
+    context = make_context("dpo", config, store, report=lambda *_: None, warn=said.append)
+    run = SimpleNamespace(rank=0, context=context)
+    trace = TrainingTrace(run, [], total=10, log_every=1, watch=lambda row: [])
+    trace.add(1, {"loss": 0.5})
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    fill_checkpoint(folder, Counter(), trace, 0)
+    (name,) = store.list("artifacts/dpo/k/tensorboard")
+    size = store.list("artifacts/dpo/k/tensorboard")[name]
+    trace.add(2, {"loss": 0.25})
+    trace.close()
+    assert store.list("artifacts/dpo/k/tensorboard")[name] > size > 0

@@ -1,0 +1,173 @@
+"""Mutated state files of a store: each is ignored, or refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.base import lease, training
+from pipeline.base.checkpoint_list import _LIST, _listed, mend_checkpoint_list
+from pipeline.base.lease import Lease, held, is_held
+from pipeline.base.lineage import survey
+from pipeline.base.shards import ShardWriter, finished_shards
+from pipeline.base.store import ArtifactStore
+from pipeline.stage_task import _begin
+from schemas.errors import ArtifactError, LaddError, Locked
+from stages.compare.votes import open_votes
+from stages.ladd.checkpoint import CheckpointError
+from stages.training.trace import TRACE, _lines_of
+from tests.support.fuzzing import fuzzed, mutated
+from tests.support.manifests import manifest_of
+
+FOLDER, SHARD = "artifacts/synthesize/k", "shards/64x64/000000"
+TRAINING = "training/distill/k"
+CHECKPOINTS = ["checkpoint_1", "checkpoint_2"]
+
+ODD = [None, True, -1, 0, 10**30, 1e999, -0.5, float("nan"), "", "text", "\ud800", "é\0", [], {}]
+odd_json = st.sampled_from([*ODD, [1, "a"], [[None]], {"a": {"b": 1}}])
+
+
+def files(sound: bytes) -> st.SearchStrategy[bytes]:
+    """What may lie in the place of a sound state file."""
+    fields = json.loads(sound)
+    changed = st.dictionaries(st.sampled_from(sorted(fields)), odd_json, min_size=1).map(
+        lambda new: json.dumps(fields | new).encode()
+    )
+    other = odd_json.map(lambda value: json.dumps(value).encode())
+    return mutated(sound) | changed | other | st.binary(max_size=64) | st.just(bytes(len(sound)))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.base.store._AGAIN_SECONDS", 0)
+    return ArtifactStore(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def context(store):
+    return SimpleNamespace(store=store, stage="distill", key="k")
+
+
+def write(store: ArtifactStore, name: str, content: bytes) -> None:
+    """Without waiting for the disk."""
+    path = Path(store.path(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def shard(store):
+    """The marker's bytes and the statistics of a finished shard."""
+    writer = ShardWriter(store, FOLDER, SHARD)
+    writer.file(".tar", b"content")
+    stats = writer.commit({"ok": 2}, {"rows": [1, 2.5, None], "file": "ä"})
+    return store.read(f"{FOLDER}/{SHARD}.json"), stats
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_marker_is_intact_or_ignored(store, shard, data):
+    sound, stats = shard
+    write(store, f"{FOLDER}/{SHARD}.json", data.draw(files(sound)))
+    found = finished_shards(store, FOLDER)
+    assert found.get(SHARD) in (None, stats) or found[SHARD].seal == ""
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_lease_is_taken_over_or_respected(store, data):
+    name = f"{TRAINING}/lease.json"
+    sound = lease._content(Lease(store, name, "distill", "token"))
+    write(store, name, data.draw(files(sound)))
+    is_held(store, TRAINING)
+    try:
+        with held(store, TRAINING, "distill") as mine:
+            mine.check()
+    except Locked as error:
+        assert "another run is using it" in str(error)
+    write(store, name, data.draw(files(sound)))
+    Lease(store, name, "distill", "token").is_lost()
+    store.remove(name)
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_manifest_is_read_or_named(store, data):
+    sound = manifest_of("prompts", {"a.parquet": (1, "0" * 64)}).model_dump_json().encode()
+    write(store, "artifacts/prompts/k/manifest.json", data.draw(files(sound)))
+    try:
+        found = store.find("prompts", "k")
+    except ArtifactError as error:
+        assert "artifacts/prompts/k/manifest.json" in str(error)
+        assert survey(store, "prompts") == ([], [str(error)])
+    else:
+        assert (found.manifest.stage, found.manifest.key) == ("prompts", "k")
+
+
+@fuzzed
+@given(data=st.data())
+def test_what_trainings_note_down_is_read_or_ignored(store, context, data):
+    mine = Lease(store, f"{TRAINING}/lease.json", "distill", "token")
+    write(store, f"{TRAINING}/spent.json", data.draw(files(b'{"device_hours": 1.5}')))
+    assert 0 <= training._device_hours(context) < float("inf")
+    verdict = b'{"run": "other", "error": "{\\"kind\\": \\"ArtifactError\\", \\"text\\": \\"x\\"}"}'
+    write(store, f"{TRAINING}/error.json", data.draw(files(verdict)))
+    assert training._failure(context, mine) is None
+    for name in CHECKPOINTS:
+        write(store, f"{TRAINING}/{name}/{TRACE}", b"{}")
+    listed = json.dumps(_listed(CHECKPOINTS)).encode()
+    write(store, f"{TRAINING}/{_LIST}", data.draw(files(listed)))
+    mend_checkpoint_list(store, TRAINING, lambda text: None)
+    mend_checkpoint_list(store, TRAINING, pytest.fail)
+
+
+@fuzzed
+@given(data=st.data())
+def test_what_an_unfinished_run_was_made_from_is_known_or_unknown(store, data):
+    artifact = SimpleNamespace(manifest=manifest_of("prompts", {"a.parquet": (1, "0" * 64)}))
+    _begin(store, "synthesize", "k", {"prompts": artifact}, lambda text: None)
+    mark = f"{FOLDER}/inputs.json"
+    write(store, mark, data.draw(files(store.read(mark))))
+    _begin(store, "synthesize", "k", {"prompts": artifact}, lambda text: None)
+    _begin(store, "synthesize", "k", {"prompts": artifact}, pytest.fail)
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_trace_is_read_or_its_checkpoint_is_damaged(tmp_path, data):
+    sound = b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n'
+    (tmp_path / TRACE).write_bytes(data.draw(mutated(sound) | st.binary(max_size=64)))
+    try:
+        lines = _lines_of(tmp_path)
+    except CheckpointError:
+        return
+    assert all(isinstance(json.loads(line)["step"], int) for line in lines)
+
+
+@pytest.fixture
+def votes(tmp_path):
+    path = tmp_path / "sound.sqlite"
+    with open_votes(path, create=True):
+        pass
+    return path.read_bytes()
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_vote_file_is_read_or_refused(tmp_path, votes, data):
+    path = tmp_path / "votes.sqlite"
+    for left in tmp_path.glob("votes.sqlite*"):
+        left.unlink()
+    path.write_bytes(data.draw(mutated(votes) | st.binary(max_size=64)))
+    try:
+        with open_votes(path, create=True) as opened:
+            opened.standing()
+            opened.turns("me")
+    except LaddError as error:
+        assert "votes.sqlite" in str(error)

@@ -1,0 +1,147 @@
+"""Object stores that are not quite Amazon's, played by a file system in memory."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from botocore.exceptions import ClientError
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.base.store import ArtifactStore
+from schemas.errors import ArtifactError, ServiceUnavailable
+
+
+def client_error(code: str, status: int) -> ClientError:
+    content = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(content, "PutObject")
+
+
+def from_service(raised: Exception, code: str, status: int) -> Exception:
+    """What s3fs makes of an answer."""
+    raised.__cause__ = client_error(code, status)
+    return raised
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ArtifactStore(f"memory://{tmp_path.name}")
+
+
+@pytest.fixture
+def answering(monkeypatch, store):
+    """Let conditional writes be answered by a function of the call's number."""
+    plain = MemoryFileSystem.pipe_file
+
+    def use(answer):
+        calls = []
+
+        def pipe_file(self, path, value, mode="overwrite", **options):
+            if mode == "create":
+                calls.append(path)
+                answer(len(calls))
+                if answer.__name__ != "ignored":
+                    return plain(self, path, value, mode="create", **options)
+            return plain(self, path, value, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+        return calls
+
+    return use
+
+
+def refused(_):
+    raise from_service(OSError(errno.ENOSYS, "not implemented"), "NotImplemented", 501)
+
+
+def refused_as_wrong(_):
+    raise from_service(OSError(errno.EINVAL, "bad header"), "InvalidArgument", 400)
+
+
+def refused_by_the_driver(_):
+    raise TypeError("pipe_file() got an unexpected keyword argument 'mode'")
+
+
+def ignored(_):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("answer", "verb"),
+    [
+        (refused, "refuses"),
+        (refused_as_wrong, "refuses"),
+        (refused_by_the_driver, "refuses"),
+        (ignored, "ignores"),
+    ],
+)
+def test_a_store_without_conditional_writes_is_found_out_and_works(store, answering, answer, verb):
+    calls = answering(answer)
+    (text,) = store.limits()
+    assert f"{verb} conditional writes (If-None-Match)" in text
+    tried = len(calls)
+    assert store.create("a", b"one") is True
+    assert store.create("a", b"two") is False
+    assert store.read("a") == b"one"
+    assert len(calls) == tried, "tried once, then remembered"
+    assert store.list("") == {"a": 3}
+
+
+def test_a_sound_store_has_no_limits_and_is_tried_by_one_request(store, answering):
+    assert store.limits() == []
+    calls = answering(lambda number: None)
+    again = ArtifactStore(store.url)
+    assert again.limits() == [] and len(calls) == 1
+
+
+def test_a_412_that_s3fs_does_not_know_means_that_the_object_is_there(store, answering):
+    """Bug: take it for a failure. Some stores leave out which condition failed."""
+    assert store.create("a", b"one")
+
+    def there(_):
+        raise from_service(OSError(errno.EINVAL, "pre-conditions"), "PreconditionFailed", 412)
+
+    answering(there)
+    assert store.create("a", b"two") is False
+    assert ArtifactStore(store.url).is_exclusive
+
+
+def test_a_409_is_tried_again(store, answering):
+    assert store.is_exclusive
+
+    def busy(number):
+        if number < 3:
+            raise from_service(OSError(errno.EIO, "conflict"), "ConditionalRequestConflict", 409)
+
+    calls = answering(busy)
+    assert store.create("a", b"one") is True and len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "message"),
+    [
+        (PermissionError("Access Denied"), ArtifactError, "no permission"),
+        (FileNotFoundError("no bucket"), ArtifactError, "there is no such bucket or folder"),
+        (ConnectionRefusedError("refused"), ServiceUnavailable, "does not answer as it should"),
+    ],
+)
+def test_a_store_that_takes_no_write_at_all_is_not_one_without_conditions(
+    store, monkeypatch, raised, kind, message
+):
+    def fails(self, *_, **__):
+        raise raised
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", fails)
+    with pytest.raises(kind, match=message) as error:
+        store.limits()
+    assert type(error.value) is kind
+
+
+def test_odd_letters_in_a_prefix_are_letters(tmp_path):
+    """Bug: read and remove through calls that take `[` or `*` for a pattern."""
+    store = ArtifactStore(f"memory://{tmp_path.name}/my [run]* 1 é+ü=%20#x")
+    store.write("a/b", b"1")
+    store.write("c", b"2")
+    assert store.read_all(["a/b", "a/c"]) == {"a/b": b"1"}
+    store.remove("a")
+    assert store.list("") == {"c": 1}
