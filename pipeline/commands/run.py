@@ -22,7 +22,7 @@ from pipeline.commands.options import (
     selection,
 )
 from pipeline.dag import STAGES
-from schemas.errors import GateFailed, LaddError
+from schemas.errors import ConfigError, GateFailed, LaddError
 
 if TYPE_CHECKING:
     from pipeline.commands.opening import Opened
@@ -126,6 +126,8 @@ def _execute(opened: Opened, log_format: str) -> list[dict[str, Any]]:
     with Observer(log_format) as observer:
         try:
             return execute(opened.config, opened.store, opened.stages, observer)
+        except ConfigError:
+            raise  # the same command would fail again
         except LaddError:
             print(f"to resume: {this_command()}", file=sys.stderr)
             raise
