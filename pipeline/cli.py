@@ -44,8 +44,6 @@ def main() -> None:
     settle_home()
     try:
         code = app(debug_first(sys.argv[1:]), standalone_mode=False)
-    except BrokenPipeError:
-        raise
     except Exception as error:
         if show := getattr(error, "show", None):  # wrong usage, found by typer
             show()
