@@ -102,7 +102,7 @@ def run_trials(
     """
     _require_distinct(stage, trials, store)
     ready = []
-    with ray_cluster(trials[0].config):
+    with ray_cluster(trials[0].config, lambda text: observer.warn("ray", text)):
         for trial in trials:
             needed = make_plan(trial.config, store, Selection(until=stage))
             before = [_kept(planned) if planned.name == stage else planned for planned in needed]

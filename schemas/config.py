@@ -633,7 +633,9 @@ class RayConfig(Frozen):
     address: str | None = runtime(None)
     """Empty starts Ray on this machine; auto or ray://host:10001 joins a cluster."""
     num_cpus: int | None = runtime(None, ge=1)
-    """CPUs of a local Ray; empty means all."""
+    """CPUs of a local Ray; empty means all that this process may use."""
+    stage_retries: int = runtime(2, ge=0)
+    """How often to try a stage again whose process was lost, and to start a local Ray again."""
 
 
 class PipelineConfig(Frozen):

@@ -13,6 +13,10 @@ class StageFailed(LaddError):
     """A stage could not finish its work."""
 
 
+class ProcessLost(StageFailed):
+    """A process of the cluster has ended: the stage can be tried again."""
+
+
 class ConfigError(LaddError):
     """Wrong usage or configuration."""
 
@@ -54,6 +58,14 @@ def dump_error(error: LaddError) -> str:
 
 def load_error(text: str) -> LaddError:
     content = json.loads(text)
-    known = (StageFailed, ConfigError, ArtifactError, ServiceUnavailable, Locked, GateFailed)
+    known = (
+        StageFailed,
+        ProcessLost,
+        ConfigError,
+        ArtifactError,
+        ServiceUnavailable,
+        Locked,
+        GateFailed,
+    )
     kinds = {kind.__name__: kind for kind in known}
     return kinds.get(content["kind"], LaddError)(content["text"])

@@ -1,102 +1,84 @@
-"""Exceptions of the libraries that read outside files, in words: which kind of failure it is, and
-what mends it.
-"""
+"""Exceptions of other libraries in one sentence. Imports none of these libraries."""
 
 from __future__ import annotations
 
 import errno
-import lzma
-import zlib
-from typing import Any
+import traceback
 
-from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavailable
+from schemas.errors import LaddError
 
-_STORAGE = {
-    *("aiohttp", "botocore", "aiobotocore", "s3fs", "fsspec", "gcsfs", "google", "adlfs", "azure"),
-    *("yarl", "urllib3", "requests", "ssl", "socket"),
+_LOST = {
+    "WorkerCrashedError": "its process was killed or crashed",
+    "OutOfMemoryError": "its process was ended because the machine was short of memory",
+    "NodeDiedError": "its node was lost",
+    "LocalRayletDiedError": "Ray's own process on its node has ended",
+    "ActorDiedError": "a process that it works with was killed or crashed",
+    "ActorUnavailableError": "a process that it works with does not answer",
+    "RayActorError": "a process that it works with has ended",
+    "OwnerDiedError": "a process that it works with was killed or crashed",
+    "ObjectLostError": "a result was lost with the process that held it",
+    "RpcError": "the cluster does not answer",
+    "RuntimeEnvSetupError": "its process could not be started",
 }
-"""Packages whose exceptions come from a file system or a service."""
-_PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ENETUNREACH, errno.ETIMEDOUT}
-_PASSING |= {getattr(errno, "EREMOTEIO", errno.EIO)}  # only Linux has it
-_PASSING_KINDS = {
-    *("ConnectionError", "TimeoutError", "ServerTimeoutError"),
-    *("HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteReadError"),
+"""Ray's exceptions for processes that have ended, and what they say in our words."""
+_ERRNO = {
+    errno.ENOSPC: "there is no space left; free some, or use another folder",
+    errno.EDQUOT: "the quota of the disk is used up; free some space, or use another folder",
+    errno.EMFILE: "too many files are open; allow more with `ulimit -n`",
+    errno.EROFS: "the file system can only be read; use another folder",
+    errno.EACCES: "permission denied; change its permissions, or use another folder",
+    errno.EPERM: "the operation is not permitted; change its permissions, or use another folder",
+    errno.ENOENT: "there is no such file or folder; has it been moved or deleted?",
+    errno.EIO: "the disk reports an error; use another one",
 }
-_DAMAGED = (EOFError, zlib.error, lzma.LZMAError)
 
 
-def explain(error: Exception, field: str, what: str, *, opening: bool) -> LaddError | None:
-    """Return the failure of an outside file in one sentence, or None if it is not a known one.
-
-    `opening` says that only the file's address was looked at so far: then a ValueError is about the
-    address, and not about what is done with the contents.
+def loss(error: BaseException) -> str:
+    """Return what was lost if Ray says by this error that a process has ended, else an empty
+    text.
     """
-    cause = _told_by(error)
-    status, kinds = _status_of(cause), {kind.__name__ for kind in type(cause).__mro__}
-    if any("Credential" in kind or "TokenRetrieval" in kind for kind in kinds):
-        return ConfigError(
-            f"{field}: there are no credentials to read {what}; set them in the environment (for "
-            "S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_S3_ANON=true for a public "
-            "bucket)"
-        )
-    if status in (404, 410) or isinstance(cause, (FileNotFoundError, NotADirectoryError)):
-        return ConfigError(f"{field}: there is no file {what}")
-    if status in (400, 401, 403, 407) or isinstance(cause, PermissionError):
-        return ConfigError(
-            f"{field}: no permission to read {what}{_answer(status)}; check the file's permissions "
-            "or the credentials, and whether a signed address has expired"
-        )
-    if _may_pass(cause, status, kinds):
-        return ServiceUnavailable(
-            f"{field}: {what} does not answer at the moment ({_brief(cause)}); check the address "
-            "and the network, and run it again"
-        )
-    package = type(cause).__module__.split(".")[0]
-    if isinstance(cause, _DAMAGED) or package == "pyarrow" or "BadGzipFile" in kinds:
-        return ArtifactError(
-            f"{field}: {what} is damaged or cut short ({_brief(cause)}); copy it again"
-        )
-    if isinstance(cause, ImportError):
-        return ConfigError(f"{field}: {what} needs a package that is missing: {_brief(cause)}")
-    if isinstance(cause, OSError) or package in _STORAGE or (opening and _is_about_names(cause)):
-        return ConfigError(f"{field}: {what} cannot be opened: {_brief(cause)}")
-    return None
+    for kind in type(error).__mro__:
+        if kind.__module__.startswith("ray.") and kind.__name__ in _LOST:
+            return _LOST[kind.__name__]
+    return ""
 
 
-def _told_by(error: Exception) -> Exception:
-    """Return the exception that tells the most: fsspec raises FileNotFoundError for every answer of
-    a web server, and names the answer as its cause.
-    """
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
-        return _told_by(cause)
-    return error
+def innermost(error: BaseException) -> BaseException:
+    """Return what the error of a remote task or of a failed training was at first."""
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or current in seen:
+            continue
+        seen.append(current)
+        if isinstance(current, LaddError):
+            return current
+        queue += [getattr(current, "cause", None), getattr(current, "controller_failure", None)]
+        queue += [current.__cause__, current.__context__]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    return seen[-1]
 
 
-def _status_of(error: Any) -> int | None:
-    """Return the status of the HTTP answer in an exception of aiohttp, botocore or gcsfs."""
-    if isinstance(response := getattr(error, "response", None), dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        status = getattr(error, "status", None) or getattr(error, "code", None)
-    return int(status) if str(status).isdigit() else None
+def sentence(error: BaseException) -> str:
+    """Return what happened, and the mend where it is known, in one line."""
+    if isinstance(error, LaddError):
+        return str(error)
+    if lost := loss(error):
+        return lost
+    if isinstance(error, OSError) and error.errno in _ERRNO:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{_ERRNO[error.errno]}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; use smaller batches (micro_batch) or fewer workers"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.split(".")[0]
+        return f"the Python package {package} is missing; `pip install {package}`"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[-1 if hasattr(error, "cause") else 0][:300] if lines else ""
+    return f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
-def _may_pass(error: Exception, status: int | None, kinds: set[str]) -> bool:
-    if status is not None:
-        return status in (408, 425, 429) or (500 <= status < 600 and status != 501)
-    return bool(kinds & _PASSING_KINDS) or getattr(error, "errno", None) in _PASSING
-
-
-def _is_about_names(error: Exception) -> bool:
-    """ValueError for an unknown protocol; a file system in memory raises KeyError."""
-    return isinstance(error, (ValueError, KeyError, TypeError, NotImplementedError))
-
-
-def _answer(status: int | None) -> str:
-    return f" (the server answers {status})" if status else ""
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text[:300] or type(error).__name__
+def page(error: BaseException) -> str:
+    """Return the traceback with all causes, for the run's record."""
+    return "".join(traceback.format_exception(error))

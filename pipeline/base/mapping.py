@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from pipeline.base.failures import ShardFailures
+from pipeline.base.foreign import innermost, loss
 from pipeline.base.shards import finished_shards
 from pipeline.base.stage import StageContext, enter
 from schemas.config import WorkerPool
-from schemas.errors import LaddError, ServiceUnavailable, dump_error, load_error
+from schemas.errors import LaddError, ProcessLost, ServiceUnavailable, dump_error, load_error
 from schemas.records import ShardStats
 
 T = TypeVar("T")
@@ -165,10 +166,15 @@ def _by_actors(
         max_restarts=_NODES_LOST,
         max_task_retries=pool.retries,
     )
-    for row in mapped.iter_rows():
-        if row["error"]:
-            raise load_error(row["error"])
-        yield ShardStats.model_validate_json(row["stats"])
+    try:
+        for row in mapped.iter_rows():
+            if row["error"]:
+                raise load_error(row["error"])
+            yield ShardStats.model_validate_json(row["stats"])
+    except ray.exceptions.RayError as error:
+        if lost := loss(innermost(error)) or loss(error):
+            raise ProcessLost(f"a worker of the shards: {lost}") from error
+        raise
 
 
 def worker_devices(pool: WorkerPool) -> float:
