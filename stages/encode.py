@@ -32,7 +32,7 @@ from schemas.bucket import Bucket
 from schemas.config import EncodeConfig, PipelineConfig
 from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
-from stages.data.external_shards import fingerprints, shard_names
+from stages.data.external_shards import shard_names
 from stages.data.sample_members import Taken, read_sample
 from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
@@ -67,11 +67,7 @@ def run(context: StageContext) -> StageResult:
     config = context.config.encode
     sources = _sources(context)
     build = partial(Encoder, context.config, context.store, context.folder, sources)
-
-    def current(stats: ShardStats) -> bool:
-        return bool(stats.details.get("source") == sources[stats.shard].get("fingerprint"))
-
-    done = map_shards(context, sorted(sources), build, config.pool, current=current)
+    done = map_shards(context, sorted(sources), build, config.pool)
     counts: Counter[str] = Counter()
     for stats in done.values():
         counts.update(stats.counts)
@@ -97,17 +93,11 @@ def run(context: StageContext) -> StageResult:
 
 
 def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
-    """Map our shard names to their tars: a URL and its fingerprint, or an artifact and the entry
-    it must match.
-    """
+    """Map our shard names to their tars: a URL, or an artifact and the entry it must match."""
     external = context.config.encode.external
     if external is not None:
         names = shard_names(expand(external, EXTERNAL, (".tar",)))
-        marks = fingerprints(list(names.values()))
-        return {
-            name: {"url": url, "fingerprint": mark}
-            for (name, url), mark in zip(names.items(), marks, strict=True)
-        }
+        return {name: {"url": url} for name, url in names.items()}
     synthesized = context.inputs["synthesize"]
     entries = synthesized.files("shards/", ".tar")
     tars = {entry.path.removesuffix(".tar"): entry for entry in entries}
@@ -243,8 +233,6 @@ class Encoder:
         counts = Counter(ok=0, failed=0)
         counts.update(row["status"] for row in rows)
         details = {"latents": parts, "prompts_file": f"{shard}.texts.parquet"}
-        if "fingerprint" in source:
-            details["source"] = source["fingerprint"]
         return writer.commit(dict(counts), details | {"failures": failed_kinds(rows)})
 
     def _taken(self, samples: Iterable[Sample]) -> tuple[list[Row], dict[Bucket, list[_Ready]]]:

@@ -90,21 +90,18 @@ def map_shards(
     build: Callable[[], ShardWorker],
     pool: WorkerPool,
     unit: str = "shards",
-    *,
-    current: Callable[[ShardStats], bool] = lambda _: True,
 ) -> dict[str, ShardStats]:
     """Make the shards that have no marker yet; return the statistics of all shards by name.
 
     `build` runs in each worker. A shard is retried `pool.retries` times if a store does not answer,
     or if its worker or the worker's node is lost. Any other LaddError (damaged input, say) is
-    raised here, after the shards in progress are saved. A shard for which `current` is false was
-    made from what is there no more, and is made again. Samples that failed are counted; too many
-    raise StageFailed.
+    raised here, after the shards in progress are saved. Samples that failed are counted; too
+    many raise StageFailed.
     """
     done = {
         name: stats
         for name, stats in finished_shards(context.store, context.folder).items()
-        if name in set(shards) and current(stats)
+        if name in set(shards)
     }
     missing = [name for name in shards if name not in done]
     context.report(unit, len(done), len(shards))
