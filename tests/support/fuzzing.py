@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 
 fuzzed = settings(
-    max_examples=EXAMPLES or 10,
+    max_examples=EXAMPLES or 25,
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,
