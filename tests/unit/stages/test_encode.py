@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -11,10 +9,12 @@ from PIL import Image
 
 from pipeline.base.shards import write_tar
 from pipeline.base.store import ArtifactStore
+from schemas.errors import ArtifactError
 from stages import encode
 from stages.data.latent_batches import LatentData
 from stages.pictures.files import encode_image
 from stages.texts.identity import split_of
+from tests.support.picture_files import file_of
 from tests.support.samples import samples_of
 
 
@@ -45,32 +45,121 @@ def test_samples_whose_prompts_are_held_out_are_not_trained_on(chain, tmp_path):
     assert set(LatentData(artifacts["encode"]).prompts) == kept
 
 
+def worker_on(tar, config, tmp_path):
+    """A worker for one external shard; returns it with a function that reads its sidecar."""
+    store = ArtifactStore(str(tmp_path / "store"))
+    config = config.model_copy(
+        update={"encode": config.encode.model_copy(update={"external": [str(tar)]})}
+    )
+    worker = encode.Encoder(config, store, "out", {"shards/0": {"url": str(tar)}})
+    return worker, lambda: pq.read_table(tmp_path / "store/out/shards/0.parquet").to_pylist()
+
+
+GOOD = file_of(Image.new("RGB", (32, 32)))
+
+
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
         ({"txt": b"a"}, "no picture among its members"),
         ({"jpg": b"junk", "txt": b"a"}, "its jpg cannot be read"),
-        ({"jpg": b"junk"}, "no txt and no json"),
+        ({"jpg": b"junk"}, "no caption (txt, caption, text or json)"),
         ({"jpg": b"junk", "txt": b"\xff\xfe"}, "its caption cannot be read"),
-        ({"jpg": b"junk", "json": b"{}"}, "its caption cannot be read"),
+        ({"jpg": b"junk", "json": b"{}"}, "its json has no caption"),
+        ({"jpg": GOOD, "png": GOOD, "txt": b"a"}, "several pictures (png, jpg)"),
+        ({"jpg": b"x", "JPG": b"y", "txt": b"a"}, "two members of one name"),
     ],
 )
 def test_samples_that_cannot_be_used_say_why(tiny_config, tmp_path, members, reason):
-    good = io.BytesIO()
-    Image.new("RGB", (32, 32)).save(good, "PNG")
-    write_tar(
-        tmp_path / "x.tar",
-        [("a", members), ("b", {"png": good.getvalue(), "json": b'{"caption": "c"}'})],
-    )
-    store = ArtifactStore(str(tmp_path / "store"))
-    worker = encode.Encoder(
-        tiny_config, store, "out", {"shards/0": {"url": str(tmp_path / "x.tar")}}
-    )
+    good = {"png": GOOD, "json": b'{"caption": "c"}'}
+    write_tar(tmp_path / "x.tar", [("a", members), ("b", good)])
+    worker, sidecar = worker_on(tmp_path / "x.tar", tiny_config, tmp_path)
     stats = worker("shards/0")
     assert stats.counts == {"ok": 1, "failed": 1}
-    rows = pq.read_table(tmp_path / "store/out/shards/0.parquet").to_pylist()
-    assert [row["status"] for row in rows] == ["failed", "ok"]
-    assert reason in rows[0]["reason"]
+    assert [row["status"] for row in sidecar()] == ["failed", "ok"]
+    assert reason in sidecar()[0]["reason"]
+    assert sum(stats.details["failures"].values()) == 1
+
+
+def test_latents_that_the_autoencoder_spoils_are_not_stored(tiny_config, tmp_path, monkeypatch):
+    """Half precision overflows where float32 does not."""
+    texts = ["a red circle", "a blue ring", "a green star"]
+    members = [(str(i), {"png": GOOD, "txt": text.encode()}) for i, text in enumerate(texts)]
+    write_tar(tmp_path / "x.tar", members)
+    worker, sidecar = worker_on(tmp_path / "x.tar", tiny_config, tmp_path)
+    sound = worker.teacher.encode_pictures
+
+    def spoiled(pictures):
+        latents = sound(pictures)
+        latents[0, 0, 0, 0], latents[2, 1, 1, 1] = float("nan"), 1e6
+        return latents
+
+    monkeypatch.setattr(worker.teacher, "encode_pictures", spoiled)
+    stats = worker("shards/0")
+    assert stats.counts == {"ok": 1, "failed": 2}
+    assert [row["status"] for row in sidecar()] == ["failed", "ok", "failed"]
+    assert sidecar()[0]["reason"] == "the autoencoder's latents of it are not finite in float16"
+    (part,) = stats.details["latents"]
+    stored = np.load(tmp_path / "store/out" / part["file"])
+    index = pq.read_table(tmp_path / "store/out" / part["index"]).to_pylist()
+    texts = pq.read_table(tmp_path / "store/out/shards/0.texts.parquet").to_pylist()
+    assert len(stored) == part["rows"] == 1 and np.isfinite(stored).all()
+    assert [row["key"] for row in index] == ["1"]
+    assert [row["prompt"] for row in texts] == ["a blue ring"]
+
+
+def test_rules_for_other_peoples_samples_do_not_apply_to_ours(chain):
+    rules = {"caption_member": "alt", "picture_member": "jpg", "min_side": 1000}
+    _, artifacts = chain(encode=rules)
+    counts = artifacts["encode"].manifest.counts
+    assert counts["failed"] == 0 and counts["ok"] > 0
+
+
+def test_each_external_sample_is_used_once_whatever_joins_or_changes(tiny_sd3, tmp_path, chain):
+    """Bug: number shards by their place in the listing; then a file that joins in front makes the
+    second attempt take the first file twice, and itself never.
+    """
+
+    def put(name, *texts):
+        members = [(f"{t}{i}", {"png": GOOD, "txt": t.encode()}) for i, t in enumerate(texts)]
+        write_tar(tmp_path / name, members)
+
+    put("m.tar", "one", "two")
+    put("z.tar", "three")
+    whole = (tmp_path / "z.tar").read_bytes()
+    (tmp_path / "z.tar").write_bytes(whole[:700])
+    external = {"external": [str(tmp_path / "*.tar")]}
+    with pytest.raises(ArtifactError, match=r"z\.tar is damaged or cut short"):
+        chain(encode=external, prompts={"held_out_fraction": 0})
+    (tmp_path / "z.tar").write_bytes(whole)
+    put("b.tar", "four")
+    put("m.tar", "one", "two", "five")
+    _, artifacts = chain(encode=external, prompts={"held_out_fraction": 0})
+    data = LatentData(artifacts["encode"])
+    assert sorted(data.prompts) == ["five", "four", "one", "three", "two"]
+    assert data.sizes == {"32x32": 5}
+
+
+def test_a_finished_shard_whose_source_is_as_it_was_is_not_made_again(tmp_path, chain, monkeypatch):
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", [(name, {"png": GOOD, "txt": name.encode()})])
+    (tmp_path / "c.tar").write_bytes(b"x" * 600)
+    sections = {
+        "encode": {"external": [str(tmp_path / "*.tar")]},
+        "prompts": {"held_out_fraction": 0},
+    }
+    with pytest.raises(ArtifactError, match=r"c\.tar"):
+        chain(**sections)
+    (tmp_path / "c.tar").unlink()
+    made = []
+    work = encode.Encoder.__call__
+    monkeypatch.setattr(
+        encode.Encoder, "__call__", lambda self, shard: made.append(shard) or work(self, shard)
+    )
+    (tmp_path / "b.tar").touch()
+    _, artifacts = chain(**sections)
+    assert sorted(LatentData(artifacts["encode"]).prompts) == ["a", "b"]
+    assert len(made) == 1 and made[0].startswith("shards/external/b-")
 
 
 def test_a_store_of_shards_that_nobody_knows(refused):
