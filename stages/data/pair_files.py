@@ -20,7 +20,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import ConfigError, LaddError
+from schemas.errors import ConfigError
 from stages.texts.identity import clean
 
 FORMATS = ("jsonl", "parquet")
@@ -93,24 +93,34 @@ def read_part(part: Part) -> Iterator[SourcePair]:
 
 
 def _files(url: str) -> list[str]:
-    with _reading(url, "cannot be opened"):
+    try:
         filesystem, path = fsspec.core.url_to_fs(url)
         paths = filesystem.glob(path) if glob.has_magic(path) else [path]
-        files = [filesystem.unstrip_protocol(f) for f in sorted(paths) if filesystem.isfile(f)]
+        files = [filesystem.unstrip_protocol(f) for f in sorted(paths) if _is_file(filesystem, f)]
+    except Exception as error:  # of whatever file system it is
+        raise ConfigError(f"pairs.url: {url} cannot be opened: {_brief(error)}") from error
     if not files:
         raise ConfigError(f"pairs.url: there is no file {url}")
     return files
 
 
+def _is_file(filesystem: fsspec.AbstractFileSystem, path: str) -> bool:
+    """As the file system's `isfile`, which takes every error for a file that is not there."""
+    try:
+        return bool(filesystem.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
-def _reading(url: str, problem: str) -> Iterator[None]:
-    """Turn what file systems, networks and pyarrow raise into ConfigError naming the file."""
+def _reading(url: str) -> Iterator[None]:
+    """Turn what file systems, networks and pyarrow raise into ConfigError that names the file."""
     try:
         yield
-    except LaddError:
-        raise
     except Exception as error:
-        raise ConfigError(f"pairs.url: {url} {problem}: {_brief(error)}") from error
+        raise ConfigError(
+            f"pairs.url: {url} is damaged, or cannot be read: {_brief(error)}"
+        ) from error
 
 
 def _brief(error: Exception) -> str:
@@ -131,7 +141,7 @@ def _count_lines(url: str, rows: int) -> tuple[int, list[int]]:
     count, offset, offsets = 0, 0, []
     problem: str | None = None
     has_pair = False
-    with _reading(url, "cannot be read"), fsspec.open(url, "rb") as file:
+    with _reading(url), fsspec.open(url, "rb") as file:
         for line in file:
             if line.strip():
                 if not has_pair:
@@ -174,9 +184,12 @@ def _count_rows(url: str, rows: int) -> tuple[int, Iterator[int]]:
     """Count the rows of a parquet file; offsets are 0. Raises ConfigError unless it has
     Pick-a-Pic's columns.
     """
-    with _reading(url, "cannot be read as parquet"), fsspec.open(url, "rb") as file:
-        table = pq.ParquetFile(file)
-        names, count = table.schema_arrow.names, table.metadata.num_rows
+    try:
+        with fsspec.open(url, "rb") as file:
+            table = pq.ParquetFile(file)
+            names, count = table.schema_arrow.names, table.metadata.num_rows
+    except Exception as error:
+        raise ConfigError(f"pairs.url: {url} cannot be read as parquet: {_brief(error)}") from error
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise ConfigError(
@@ -189,7 +202,7 @@ def _count_rows(url: str, rows: int) -> tuple[int, Iterator[int]]:
 
 
 def _read_lines(part: Part) -> Iterator[SourcePair]:
-    with _reading(part.url, "cannot be read"), fsspec.open(part.url, "rb") as file:
+    with _reading(part.url), fsspec.open(part.url, "rb") as file:
         file.seek(part.offset)
         lines = itertools.islice((line for line in file if line.strip()), part.rows)
         for place, line in enumerate(lines, part.first):
@@ -232,7 +245,7 @@ def _beside(url: str, path: str) -> str:
 
 
 def _read_rows(part: Part) -> Iterator[SourcePair]:
-    with _reading(part.url, "is damaged, or cannot be read"), fsspec.open(part.url, "rb") as file:
+    with _reading(part.url), fsspec.open(part.url, "rb") as file:
         table = pq.ParquetFile(file, page_checksum_verification=True)
         groups, start, skip = [], 0, 0
         for group in range(table.num_row_groups):
