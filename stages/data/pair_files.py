@@ -142,8 +142,8 @@ def _count_lines(url: str, rows: int) -> tuple[int, list[int]]:
             offset += len(line)
     if count and not has_pair:
         raise ConfigError(
-            f"pairs.url: the first line of {shown(url)} {problem}, and no other is a pair either; a pair "
-            f"has the text fields {', '.join(FIELDS)}"
+            f"pairs.url: the first line of {shown(url)} {problem}, and no other is a pair either; "
+            f"a pair has the text fields {', '.join(FIELDS)}"
         )
     return count, offsets
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.errors import ConfigError
+from schemas.errors import LaddError
 from stages.data.pair_files import parts_of, read_part, require_pair_files
 from tests.support.pairs import BLUE, RED, write_pick_a_pic
 
@@ -50,20 +50,20 @@ def test_a_glob_takes_all_its_files(tmp_path):
         ("p.jsonl", b'{"prompt": "a", "winner": "x"}\n', "no text field 'loser'"),
         ("p.jsonl", b'["a"]\n', "no text field 'prompt'"),
         ("p.jsonl", "{'prompt': 'gr\u00fcn'}".encode("latin-1"), "is not JSON"),
-        ("p.parquet", b"not parquet", "cannot be read as parquet"),
+        ("p.parquet", b"not parquet", "p.parquet is damaged or cut short"),
         ("p.csv", b"a,b\n", "must end in .jsonl or .parquet"),
     ],
 )
 def test_a_malformed_file_is_one_clear_sentence(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(LaddError, match=message) as error:
         parts_of(str(tmp_path / name), 4)
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_parquet_file_of_something_else_names_what_it_lacks(tmp_path):
     pq.write_table(pa.table({"caption": ["a"], "url": ["b"]}), tmp_path / "p.parquet")
-    with pytest.raises(ConfigError, match=r"lacks Pick-a-Pic's columns jpg_0, .*it has caption"):
+    with pytest.raises(LaddError, match=r"lacks Pick-a-Pic's columns jpg_0, .*it has caption"):
         parts_of(str(tmp_path / "p.parquet"), 4)
 
 
@@ -205,7 +205,7 @@ def test_a_damaged_parquet_file_is_refused_by_name_or_costs_rows(compression, tm
         path.write_bytes(damaged(content, random.Random(seed)))
         try:
             outcomes |= {source.problem is None for source in read(path)}
-        except ConfigError as error:
+        except LaddError as error:
             outcomes.add("refused")
             assert "p.parquet" in str(error) and "\n" not in str(error)
     assert "refused" in outcomes
@@ -217,7 +217,7 @@ def test_zeroed_pages_behind_a_whole_footer(tmp_path):
     content = bytearray(path.read_bytes())
     content[4:400] = bytes(396)
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"pairs.parquet is damaged, or cannot be read"):
+    with pytest.raises(LaddError, match=r"pairs.parquet is damaged or cut short"):
         read(path)
 
 
@@ -225,20 +225,20 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     table = table_of(3)
     twice = table.append_column("caption", table["caption"])
     pq.write_table(twice, tmp_path / "p.parquet")
-    with pytest.raises(ConfigError, match="the column caption twice"):
+    with pytest.raises(LaddError, match="the column caption twice"):
         read(tmp_path / "p.parquet")
 
 
 def test_a_file_without_rows_is_refused(tmp_path):
     pq.write_table(table_of(7).slice(0, 0), tmp_path / "p.parquet")
-    with pytest.raises(ConfigError, match=r"p\.parquet holds no pairs"):
+    with pytest.raises(LaddError, match=r"p\.parquet holds no pairs"):
         read(tmp_path / "p.parquet")
 
 
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("s3://bucket/p.parquet", "s3://bucket/p.parquet cannot be opened"),
+        ("s3://bucket/p.parquet", "there are no credentials to read s3://bucket/p.parquet"),
         ("nonsense://p.parquet", "nonsense://p.parquet cannot be opened"),
         ("none.parquet", "there is no file none.parquet"),
     ],
@@ -249,12 +249,12 @@ def test_an_address_that_cannot_be_opened_is_one_sentence(url, said, monkeypatch
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
-    with pytest.raises(ConfigError, match=said) as error:
+    with pytest.raises(LaddError, match=said) as error:
         require_pair_files(url)
     assert "\n" not in str(error.value)
 
 
 def test_columns_of_something_else_are_found_before_work(tmp_path):
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "p.parquet")
-    with pytest.raises(ConfigError, match="lacks Pick-a-Pic's columns"):
+    with pytest.raises(LaddError, match="lacks Pick-a-Pic's columns"):
         require_pair_files(str(tmp_path / "p.parquet"))
