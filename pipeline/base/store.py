@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 _PROBE = ".create-exclusive"
 """An object that stays in the store, to learn whether it can be created a second time."""
+_LIKE_A_URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 _AGAIN_SECONDS = 0.2
 """Pause before a manifest that cannot be used is read again: it may be just being written."""
 
@@ -47,6 +49,8 @@ class ArtifactStore:
                 f"store: {self.url!r} cannot be opened: {error}; correct `store`, or the FSSPEC_ "
                 "settings in the environment"
             ) from error
+        if not root.strip("/") and not self.is_local and not self.url.startswith("memory:"):
+            raise ConfigError(f"store: {self.url!r} names no bucket; write {self.url}BUCKET/PREFIX")
         return filesystem, root.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,9 +62,14 @@ class ArtifactStore:
 
     @cached_property
     def root(self) -> str:
-        if "://" not in self.url:
-            return os.path.abspath(os.path.expanduser(self.url))
-        return self._opened[1]
+        if "://" in self.url:
+            return self._opened[1]
+        if _LIKE_A_URL.match(self.url):
+            raise ConfigError(
+                f"store: {self.url!r} is neither a folder nor a URL; a URL has two slashes after "
+                "its colon, and a folder of such a name is written ./NAME"
+            )
+        return os.path.abspath(os.path.expanduser(self.url))
 
     @cached_property
     def is_local(self) -> bool:
