@@ -122,7 +122,7 @@ def show_buckets(rows: list[Judged], shipped: list[str]) -> None:
     print(f"| Fréchet distance | all | {' | '.join(buckets)} |")
     print("|---" * (len(buckets) + 2) + "|")
     for name, judged in samplers.items():
-        columns = [[row.frechet or 0.0 for row in judged]]
+        columns = [[np.nan if row.frechet is None else row.frechet for row in judged]]
         columns += [[row.frechet_by_bucket[bucket] for row in judged] for bucket in buckets]
         print(f"| {name} | {' | '.join(f'{np.mean(column):.3f}' for column in columns)} |")
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import platform
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from distill_step import Step
+from gpu_results import Row, line, write
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,7 +55,6 @@ REFERENCE_RATE = 700  # TFLOP/s of the H100 for which the cases' seconds are est
 KEPT = (4, 2, 1)  # batches to try where all activations are kept
 
 Work = Callable[[], object]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -408,34 +407,6 @@ def run(todo: Sequence[Case], bench: Bench, deadline: float, folder: Path) -> No
         rows[case.name] = row
         write(folder, machine, rows)
         print(line(case.name, row), flush=True)
-
-
-COLUMNS = ("batch", "first_seconds", "seconds", "per_second", "tflops_per_second")
-COLUMNS += ("share_of_matrix_rate", "peak_gib", "predicted_gib")
-
-
-def write(folder: Path, machine: Row, rows: dict[str, Row]) -> None:
-    """Write both files, each in one step, so that a kill leaves whole ones."""
-    facts = [f"- {name}: {value}" for name, value in machine.items()]
-    heads = " | ".join(["case", *COLUMNS, "remarks"]).replace("_", " ")
-    table = [f"| {heads} |", "|---" + "|---:" * len(COLUMNS) + "|---|"]
-    table += [line(name, row) for name, row in rows.items()]
-    pages = {
-        "gpu.json": json.dumps({"machine": machine, "cases": rows}, indent=2),
-        "gpu.md": "\n".join([*facts, "", *table]),
-    }
-    for name, text in pages.items():
-        (folder / f"{name}.new").write_text(text + "\n")
-        (folder / f"{name}.new").replace(folder / name)
-
-
-def line(name: str, row: Row) -> str:
-    """One row of the Markdown table."""
-    cells = [format(row[column], ".4g") if column in row else "" for column in COLUMNS]
-    remarks = [] if row["status"] == "done" else [row["status"]]
-    remarks += [f"out of memory at batch {batch}" for batch in row.get("out_of_memory", ())]
-    remarks += [row["remark"].replace("|", "/")] if "remark" in row else []
-    return f"| {' | '.join([name, *cells, '; '.join(remarks)])} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

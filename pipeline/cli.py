@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for them reads every package
 
 import typer
 
 from pipeline.commands import artifacts, compare, plan, run, settings, students, sweep
+from pipeline.commands.boundary import DEBUG, debug_first, report
 from pipeline.commands.stopping import exit_stopped
-from schemas.errors import LaddError
+from pipeline.machine import settle_home
 
 app = typer.Typer(
-    help="From prompts to a few-step student: Latent Adversarial Diffusion Distillation for SD3.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,19 +28,28 @@ app.add_typer(settings.config_app, name="config")
 app.add_typer(students.teacher_app, name="teacher")
 
 
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=DEBUG, help="Print the traceback of an error.")
+    ] = False,
+) -> None:
+    """From prompts to a few-step student: Latent Adversarial Diffusion Distillation for SD3."""
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
 def main() -> None:
-    """Run a command and exit with its code; see README.md."""
+    """Run a command and exit with its code; see README.md. Every exception becomes one sentence."""
+    settle_home()
     try:
-        code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for Ctrl-C
-    except LaddError as error:
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = app(debug_first(sys.argv[1:]), standalone_mode=False)
     except Exception as error:
-        show = getattr(error, "show", None)
-        if show is None:
-            raise
-        show()
-        sys.exit(2)
+        if show := getattr(error, "show", None):  # wrong usage, found by typer
+            show()
+            sys.exit(2)
+        sys.exit(report(error))
+    # Typer returns the code of an Exit, and 130 for Ctrl-C.
     if code == 130:
         exit_stopped()
     if code:

@@ -4,15 +4,17 @@ it with clear messages.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from pipeline.fields import Types, as_written, below, names_in, types_at
+from pipeline.typed_yaml import read_document, read_value
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from schemas.suggest import did_you_mean
@@ -20,8 +22,8 @@ from schemas.suggest import did_you_mean
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_FILE = Path("pipeline.yaml")
 _PREFIX = "LADD_"
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Ten times as fast in C, where PyYAML was built with it."""
+_LARGEST = 2**63
+"""Integers are stored in 64 bits in more than one place."""
 
 
 def load_config(
@@ -41,18 +43,35 @@ def load_config(
     preset = preset or content.pop("preset", None) or (None if file else "shapes")
     content.pop("preset", None)
     merged = merge(read_preset(preset) if preset else {}, content)
-    for name, value in sorted(environment.items()):
-        if name.startswith(_PREFIX):
-            parts = name.removeprefix(_PREFIX).lower().split("__")
-            if parts[0] in PipelineConfig.model_fields:
-                merged = merge(merged, _nested(parts, _parse(value, name)))
-    for setting in settings:
-        path, sign, value = setting.partition("=")
-        if not sign or not path:
-            raise ConfigError(f"--set {setting!r} is not of the form section.field=value")
-        merged = merge(merged, _nested(path.split("."), _parse(value, f"--set {path}")))
-    config = validate(merged)
+    origins: dict[str, str] = {}
+    typed = [*_of_environment(environment), *map(_of_setting, settings)]
+    for path, text, where in typed:
+        origins[".".join(path)] = where
+        merged = merge(merged, _nested(path, read_value(text, types_at(path), where)))
+    config = validate(merged, origins)
     return config.model_copy(update={"store": _absolute(config.store)})
+
+
+def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[list[str], str, str]]:
+    """Yield place, text and origin of each field in the environment. Raises ConfigError for a
+    variable that looks like one and is none.
+    """
+    known = PipelineConfig.model_fields
+    for name, text in sorted(environment.items()):
+        path = name.removeprefix(_PREFIX).lower().split("__")
+        if not name.startswith(_PREFIX):
+            continue
+        if path[0] in PipelineConfig.model_fields:
+            yield path, text, name
+        elif len(path) > 1 or get_close_matches(path[0], known, cutoff=0.8):
+            raise ConfigError(f"environment: {name} is no field{did_you_mean(path[0], known)}")
+
+
+def _of_setting(setting: str) -> tuple[list[str], str, str]:
+    path, sign, text = setting.partition("=")
+    if not sign or not path:
+        raise ConfigError(f"--set {setting!r} is not of the form section.field=value")
+    return path.strip().split("."), text, f"--set {path}"
 
 
 def _absolute(store: str) -> str:
@@ -60,13 +79,38 @@ def _absolute(store: str) -> str:
     return store if "://" in store else str(Path(store).expanduser().absolute())
 
 
-def validate(content: dict[str, Any]) -> PipelineConfig:
+def validate(content: dict[str, Any], origins: Mapping[str, str] | None = None) -> PipelineConfig:
+    """Return the configuration. Raises ConfigError for what is wrong in it, with the `origins` of
+    fields that were typed.
+    """
     try:
-        return PipelineConfig.model_validate(content)
+        config = PipelineConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(
-            "configuration: " + "; ".join(_explain(item) for item in error.errors()[:5])
-        ) from error
+        wrong = dict.fromkeys(_explain(item, origins or {}) for item in error.errors())
+        raise ConfigError("configuration: " + "; ".join(list(wrong)[:5])) from error
+    odd = [f"field {place}: {what}" for place, what in _odd_numbers(content, config)]
+    if odd:
+        raise ConfigError("configuration: " + "; ".join(odd[:5]))
+    return config
+
+
+def _odd_numbers(raw: Any, checked: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the places of numbers that pydantic takes and nobody means, and what is wrong."""
+    if isinstance(raw, dict):
+        found = checked if isinstance(checked, dict) else vars(checked)
+        for name, value in raw.items():
+            inside = f"{place}.{name}" if place else str(name)
+            yield from _odd_numbers(value, found.get(name), inside)
+    elif isinstance(raw, list) and isinstance(checked, (list, tuple)):
+        for number, (value, one) in enumerate(zip(raw, checked, strict=False)):
+            yield from _odd_numbers(value, one, f"{place}.{number}")
+    elif isinstance(checked, (int, float)) and not isinstance(checked, bool):
+        if isinstance(raw, bool):
+            yield place, f"must be a number (got {str(raw).lower()})"
+        elif isinstance(checked, float) and not math.isfinite(checked):
+            yield place, f"must be a finite number (got {_shown(raw)})"
+        elif abs(checked) >= _LARGEST:
+            yield place, f"is too large (got {_shown(raw)})"
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -81,20 +125,15 @@ def preset_names() -> list[str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    where = f"configuration file {path}"
     try:
-        content: Any = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
+        content = read_document(path.read_bytes(), where)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"configuration file {path} does not exist; `ladd-pipeline init` writes one"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(
-            f"configuration file {path} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        raise ConfigError(f"{where} does not exist; `ladd-pipeline init` writes one") from error
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"configuration file {path} must contain fields, not {type(content).__name__}"
-        )
+        raise ConfigError(f"{where} must contain fields, not {type(content).__name__}")
     return {str(name): value for name, value in content.items()}
 
 
@@ -114,41 +153,27 @@ def _nested(path: list[str], value: Any) -> dict[str, Any]:
     return nested
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        value = yaml.load(text, _SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: {text!r} is not a YAML value") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-5 as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+def _explain(error: Any, origins: Mapping[str, str]) -> str:
+    written, holder = as_written(error["loc"])
+    place = ".".join(written)
+    origin = f" (from {origins[place]})" if place in origins else ""
     if error["type"] == "extra_forbidden":
-        known = _fields_at(PipelineConfig, list(error["loc"][:-1]))
-        return f"unknown field {where}{did_you_mean(str(error['loc'][-1]), known)}"
+        return f"unknown field {place}{origin}{did_you_mean(written[-1], names_in(holder))}"
     if error["type"] == "missing":
-        return f"field {where} is missing"
-    shown = repr(error.get("input"))
-    return f"field {where}: {error['msg']} (got {shown if len(shown) < 60 else shown[:57] + '...'})"
+        return f"field {place} is missing"
+    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return f"field {place}.kind: {_kinds(types_at(written))} (got {_shown(error['input'])})"
+    return f"field {place}: {error['msg']} (got {_shown(error.get('input'))}){origin}"
 
 
-def _fields_at(kind: Any, path: list[Any]) -> list[str]:
-    """Return the names of the fields at `path` in a type, where its annotations tell them."""
-    if get_origin(kind) in (Union, UnionType):
-        return sorted({name for option in get_args(kind) for name in _fields_at(option, path)})
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if not path:
-            return list(kind.model_fields)
-        field = kind.model_fields.get(str(path[0]))
-        return _fields_at(field.annotation, path[1:]) if field else []
-    arguments = get_args(kind)
-    if arguments and path:
-        remaining = path[1:] if isinstance(path[0], int) else path
-        return sorted({name for option in arguments for name in _fields_at(option, remaining)})
-    return sorted({name for option in arguments for name in _fields_at(option, path)})
+def _kinds(types: Types) -> str:
+    kinds = [kind for one in below(types, "kind") for kind in get_args(one)]
+    return f"must be {' or '.join(sorted(kinds))}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        shown = ascii(value)
+    except ValueError:  # Python does not print integers of thousands of digits
+        return "a very large number"
+    return shown if len(shown) < 60 else shown[:57] + "..."

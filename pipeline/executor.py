@@ -10,20 +10,26 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
+from pipeline.base.foreign import innermost, loss, page, sentence
 from pipeline.base.store import Artifact, ArtifactStore, to_json
 from pipeline.board import ProgressBoard
-from pipeline.cluster import ray_cluster
-from pipeline.dag import STAGES, declare
+from pipeline.cluster import ray_cluster, require_ray
+from pipeline.dag import declare
 from pipeline.observe import Observer
-from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
+from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
 from pipeline.stage_task import Job, run_stage
 from schemas.config import PipelineConfig
-from schemas.errors import LaddError, StageFailed
+from schemas.errors import LaddError, Locked, ProcessLost, StageFailed
+
+_LEFTOVERS_SECONDS = 60.0
+"""For how long after the loss of a stage's process others of the same stage may still be ending."""
 
 
 def execute(
@@ -38,10 +44,7 @@ def execute(
     rows = rows_of(plan)
     if not running:
         return list(rows.values())
-    for stage in running:
-        check = getattr(STAGES[stage.name].module(), "check", None)
-        if check is not None:
-            check(config)
+    check_inputs(config, running)
     # Write now, so that a store without write access fails before an hour of work, not after it.
     for limit in store.limits():
         observer.warn("store", limit)
@@ -58,20 +61,26 @@ def execute(
         store=store,
         keys={s.name: s.key for s in plan},
         inputs={s.name: s.inputs for s in plan},
+        outside={s.name: s.outside for s in plan},
         running=frozenset(s.name for s in running),
         forced=frozenset(s.name for s in running if s.why == "forced"),
         cwd=os.getcwd(),
     )
     status = "failed"
     try:
-        with ray_cluster(config):
-            for outcome in _walk(job, observer):
-                rows[outcome["stage"]] |= outcome
+        for outcome in _outcomes(job, observer):
+            rows[outcome["stage"]] |= outcome
         status = "done"
-    except StageFailed as error:
-        if any(event["event"] == "failed" for event in observer.events):
-            error.add_note(f"its traceback is in {store.url}/{record}/events.jsonl")
-        raise
+    except Exception as error:
+        failure = error if isinstance(error, LaddError) else StageFailed(sentence(error))
+        if failure is not error:
+            observer.record("failed", error=page(error))
+        recorded = any(event["event"] == "failed" for event in observer.events)
+        if recorded and isinstance(failure, StageFailed):
+            failure.add_note(f"its traceback is in {store.url}/{record}/events.jsonl")
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         done = {
             "status": status,
@@ -102,9 +111,42 @@ def to_line(event: dict[str, Any]) -> bytes:
     return (json.dumps(event) + "\n").encode()
 
 
+def _outcomes(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
+    """Yield each stage's outcome. Starts Ray again, and goes on, if that of this machine dies."""
+    retries = job.config.ray.stage_retries
+    for attempt in range(retries + 1):
+        try:
+            with ray_cluster(job.config, partial(observer.warn, "ray")):
+                try:
+                    for outcome in _walk(job, observer):
+                        yield outcome
+                        job = replace(job, running=job.running - {outcome["stage"]})
+                except Exception:
+                    require_ray()  # without it, whatever was raised says little
+                    raise
+            return
+        except ProcessLost as error:
+            if attempt == retries or not _is_rays_own(error):
+                raise
+            observer.warn("ray", f"{error}; starting it again ({attempt + 1} of {retries})")
+
+
+def _is_rays_own(error: ProcessLost) -> bool:
+    """Whether Ray was lost with its cluster, which has ended since, and not a stage alone."""
+    try:
+        require_ray()
+    except ProcessLost:
+        return False  # the cluster of an outer block, which cannot be started again here
+    return not isinstance(error, _StageLost)
+
+
+class _StageLost(ProcessLost):
+    """A stage has lost its process more often than it is tried again."""
+
+
 def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
-    """Submit the bound nodes in order, with upstream results as top-level arguments; yield each
-    stage's outcome.
+    """Submit the bound nodes whose upstream nodes are done, with their results as top-level
+    arguments; yield each stage's outcome. A stage that loses a process is tried again.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -112,47 +154,137 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     this_node: Any = NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )
-    board: Any = ray.remote(num_cpus=0, scheduling_strategy=this_node)(ProgressBoard).remote()
+    board: Any = ray.remote(
+        num_cpus=0, scheduling_strategy=this_node, max_restarts=-1, max_task_retries=3
+    )(ProgressBoard).remote()
     stage_task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=this_node)(run_stage)
     nodes = declare(
         lambda name: _Bound(stage_task.options(name=name), name, job, board), job.config
     )
-    references: dict[str, Any] = {}
-    for name, node in nodes.items():
-        if name not in job.running:
-            references[node.get_stable_uuid()] = {"stage": name}
-            continue
-        arguments = [
-            references[a.get_stable_uuid()] if hasattr(a, "get_stable_uuid") else a
-            for a in node.get_args()
-        ]
-        references[node.get_stable_uuid()] = stage_task.options(
-            **_submittable(node.get_options())
-        ).remote(*arguments)
-        observer.event("stage", name=name, key=job.keys[name], what="queued")
-    pending = {
-        references[nodes[name].get_stable_uuid()]: name for name in nodes if name in job.running
+    shown = _Shown(board, observer)
+    attempts = _Attempts(job.config.ray.stage_retries, observer)
+    references: dict[str, Any] = {
+        node.get_stable_uuid(): {"stage": name}
+        for name, node in nodes.items()
+        if name not in job.running
     }
-    while pending:
+    waiting = {name: node for name, node in nodes.items() if name in job.running}
+    for name in waiting:
+        observer.event("stage", name=name, key=job.keys[name], what="queued")
+    pending: dict[Any, str] = {}
+    while waiting or pending:
+        for name, node in list(waiting.items()):
+            upstream = [a.get_stable_uuid() for a in node.get_args() if _is_node(a)]
+            if all(uuid in references for uuid in upstream):
+                arguments = [
+                    references[a.get_stable_uuid()] if _is_node(a) else a for a in node.get_args()
+                ]
+                options = _submittable(node.get_options())
+                pending[stage_task.options(**options).remote(*arguments)] = name
+                del waiting[name]
         ready, _ = ray.wait(list(pending), timeout=0.5)
-        with contextlib.suppress(ray.exceptions.RayActorError):  # progress must not fail a run
-            warnings, progress = ray.get(board.drain.remote())
-            for warning in warnings:
-                observer.warn(*warning)
-            for row in progress:
-                observer.progress(*row)
+        require_ray()
+        shown.update()
         for reference in ready:
             name = pending.pop(reference)
-            try:
-                outcome = ray.get(reference)
-            except LaddError as error:
-                observer.record("failed", stage=name, error=str(error))
-                raise _original(error) from None
-            except ray.exceptions.RayError as error:
-                observer.record("failed", stage=name, error=str(error))
-                raise StageFailed(f"{name} failed unexpectedly: {_last_line(error)}") from error
+            outcome = _result(name, reference, observer, attempts)
+            if outcome is None:
+                waiting[name] = nodes[name]
+                continue
+            references[nodes[name].get_stable_uuid()] = reference
             observer.event("done", stage=name, seconds=f"{outcome['seconds']:.0f} s")
             yield outcome
+
+
+def _result(
+    name: str, reference: Any, observer: Observer, attempts: _Attempts
+) -> dict[str, Any] | None:
+    """Return the outcome of a stage's task, or None if the stage is to be tried again. Raises what
+    the stage has raised.
+    """
+    import ray
+
+    try:
+        outcome: dict[str, Any] = ray.get(reference)
+        return outcome
+    except LaddError as error:
+        observer.record("failed", stage=name, error=str(error))
+        original = _original(error)
+        if attempts.may_try_again(name, original):
+            return None
+        raise original from None
+    except ray.exceptions.RayError as error:
+        observer.record("failed", stage=name, error=page(error))
+        lost = loss(error)
+        if lost and attempts.may_try_again(name, ProcessLost(f"{name}: {lost}")):
+            return None
+        unforeseen = innermost(error)
+        raise StageFailed(f"{name} failed unexpectedly: {sentence(unforeseen)}") from error
+
+
+class _Attempts:
+    """Which stages have lost a process, and whether they may be tried again."""
+
+    def __init__(self, retries: int, observer: Observer) -> None:
+        self._retries, self._observer = retries, observer
+        self._lost: dict[str, int] = {}
+        self._lost_at: dict[str, float] = {}
+
+    def may_try_again(self, name: str, error: LaddError) -> bool:
+        """Return whether to try a stage again that has failed with this error, and say so.
+
+        A stage that was lost a moment ago may find itself locked by what is left of it. Raises
+        StageFailed if a stage was lost too often.
+        """
+        now = time.monotonic()
+        if isinstance(error, Locked):
+            return name in self._lost and now - self._lost_at[name] < _LEFTOVERS_SECONDS
+        if not isinstance(error, ProcessLost):
+            return False
+        count = self._lost[name] = self._lost.get(name, 0) + 1
+        self._lost_at[name] = now
+        if count <= self._retries:
+            again = f"trying again ({count} of {self._retries})"
+            self._observer.warn(name, f"{_without(name, error)}; {again}")
+            return True
+        raise _StageLost(
+            f"{name}: {_without(name, error)}, {count} times in all; is the machine short of "
+            "memory? What is finished is kept"
+        ) from error
+
+
+def _without(name: str, error: LaddError) -> str:
+    return str(error).removeprefix(f"{name}: ")
+
+
+class _Shown:
+    """What the progress board holds, and the observer shows."""
+
+    def __init__(self, board: Any, observer: Observer) -> None:
+        self._board, self._observer = board, observer
+        self._asked: Any = None
+
+    def update(self) -> None:
+        """Show what is new. Progress must not fail a run, nor a board that starts again hold it
+        up.
+        """
+        import ray
+
+        self._asked = self._asked or self._board.drain.remote()
+        ready, _ = ray.wait([self._asked], timeout=5)
+        if not ready:
+            return
+        asked, self._asked = self._asked, None
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            warnings, progress = ray.get(asked)
+            for warning in warnings:
+                self._observer.warn(*warning)
+            for row in progress:
+                self._observer.progress(*row)
+
+
+def _is_node(argument: Any) -> bool:
+    return hasattr(argument, "get_stable_uuid")
 
 
 @dataclass
@@ -176,8 +308,3 @@ def _original(error: LaddError) -> LaddError:
     """Unwrap a task's error: Ray wraps it in a class that it makes on the fly."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, LaddError) else error
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.base.fingerprints import Notice, open_digests
+from pipeline.base.lineage import committed
+from pipeline.base.pins import read_pins
+from pipeline.base.store import ArtifactStore
 from pipeline.dag import STAGES, declare
+from pipeline.outside import Asked, Keyed, Seen, changes_outside, find_keyed, record
 from schemas.config import PipelineConfig
-from schemas.errors import ArtifactError, ConfigError, ServiceUnavailable
+from schemas.errors import ArtifactError, ConfigError
 from schemas.manifest import Manifest
 from schemas.suggest import did_you_mean
 
@@ -46,6 +50,8 @@ class PlannedStage:
     action: str
     why: str
     estimate: str
+    outside: Seen = field(default_factory=dict, repr=False)
+    """Fingerprints of what it reads outside the store."""
     manifest: Manifest | None = field(default=None, repr=False)
 
 
@@ -65,6 +71,16 @@ def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
     }
 
 
+def check_inputs(config: PipelineConfig, plan: list[PlannedStage]) -> None:
+    """Call the `check` of each stage that will run. Raises ConfigError for what would fail later:
+    a missing file, a column that is not there.
+    """
+    for stage in plan:
+        check = getattr(STAGES[stage.name].module(), "check", None)
+        if stage.action == "run" and check is not None:
+            check(config)
+
+
 class _PlanNode:
     """A stand-in for a Ray node, used for planning."""
 
@@ -78,19 +94,26 @@ class _PlanNode:
 
 
 def make_plan(
-    config: PipelineConfig, store: ArtifactStore, selection: Selection
+    config: PipelineConfig,
+    store: ArtifactStore,
+    selection: Selection,
+    notice: Notice = lambda text: None,
 ) -> list[PlannedStage]:
     """Plan every stage of the graph, in order. Raises ConfigError for an unknown stage,
-    ArtifactError for a missing input.
+    ArtifactError for a missing input. `notice` is told of work that takes a while.
     """
     nodes = declare(_PlanNode, config)
     for wanted in (selection.until, selection.start, selection.only, *selection.force):
         if wanted is not None and wanted not in nodes:
             raise ConfigError(f"unknown stage {wanted!r}{did_you_mean(wanted, nodes)}")
-    keys: dict[str, str] = {}
+    pins, digests = read_pins(config, store), open_digests(notice)
+    keyed: dict[str, Keyed] = {}
     for name, node in nodes.items():
-        keys[name] = STAGES[name].key(config, [keys[above.name] for above in node.upstream])
-    found = {name: _found(store, name, keys[name], selection) for name in nodes}
+        above = [keyed[upstream.name].key for upstream in node.upstream]
+        asked = Asked(STAGES[name], config, pins, store, above)
+        keyed[name] = find_keyed(asked, digests, forced=name in selection.force)
+    digests.save()
+    found = {name: keyed[name].artifact for name in nodes}
     running = _running(nodes, found, selection)
     _require_inputs(nodes, found, running, selection)
     planned = []
@@ -100,30 +123,38 @@ def make_plan(
             rerun = [above for above in inputs if above in running]
             action, why = (
                 "run",
-                "forced" if name in selection.force else _why(store, config, name, rerun),
+                "forced"
+                if name in selection.force
+                else _why(store, config, name, keyed[name], rerun),
             )
         else:
             action, why = ("done", "artifact exists") if found[name] else ("skip", "not needed")
+        if keyed[name].note and action != "skip":
+            why += f" ({keyed[name].note})"
         artifact = found[name]
-        manifest = artifact.manifest if artifact else None
         planned.append(
             PlannedStage(
-                name, keys[name], inputs, action, why, _estimate(name, config, manifest), manifest
+                name=name,
+                key=keyed[name].key,
+                inputs=inputs,
+                action=action,
+                why=why,
+                estimate=_estimate(name, config, artifact.manifest if artifact else None),
+                outside=keyed[name].seen,
+                manifest=artifact.manifest if artifact else None,
             )
         )
     return planned
 
 
-def _found(store: ArtifactStore, name: str, key: str, selection: Selection) -> Artifact | None:
-    """Return the committed artifact of a stage. If it is made anew, its manifest may be damaged."""
-    try:
-        return store.find(name, key)
-    except ServiceUnavailable:
-        raise
-    except ArtifactError:
-        if name not in selection.force:
-            raise
-        return None
+def take_over(store: ArtifactStore, plan: list[PlannedStage]) -> None:
+    """Record what lies outside now for artifacts that were made before contents entered the keys:
+    from here on a change is noticed.
+    """
+    for stage in plan:
+        found = stage.manifest
+        if stage.action == "done" and found is not None and stage.outside and not found.outside:
+            record(store, stage.name, stage.key, stage.outside)
 
 
 def _running(nodes: dict[str, _PlanNode], found: dict[str, Any], selection: Selection) -> set[str]:
@@ -168,13 +199,16 @@ def _upstream(node: _PlanNode) -> set[str]:
     return direct.union(*(_upstream(above) for above in node.upstream))
 
 
-def _why(store: ArtifactStore, config: PipelineConfig, name: str, rerun: list[str]) -> str:
-    """Say which identity fields differ from the nearest artifact of this stage, or that the stage
-    has none.
+def _why(
+    store: ArtifactStore, config: PipelineConfig, name: str, keyed: Keyed, rerun: list[str]
+) -> str:
+    """Say which identity fields, and which contents outside the store, differ from the nearest
+    artifact of this stage, or that the stage has none.
     """
     nearest: list[str] | None = None
     for manifest in committed(store, name):
         changes = changed_fields(manifest.identity, STAGES[name].identity(config))
+        changes += changes_outside(manifest.outside, keyed.seen, STAGES[name], config)
         if manifest.version != STAGES[name].version:
             changes.append(
                 f"stage version changed from {manifest.version} to {STAGES[name].version}"
@@ -186,33 +220,6 @@ def _why(store: ArtifactStore, config: PipelineConfig, name: str, rerun: list[st
     return "; ".join(nearest) or (
         "input changed: " + ", ".join(rerun) if rerun else "input changed"
     )
-
-
-def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
-    """Return the manifests of all artifacts of a stage, newest first, without the damaged ones."""
-    return survey(store, stage)[0]
-
-
-def survey(store: ArtifactStore, stage: str) -> tuple[list[Manifest], list[str]]:
-    """Return the manifests of all artifacts of a stage, newest first, and a sentence for each that
-    cannot be used.
-    """
-    names = [
-        n
-        for n in store.list(f"artifacts/{stage}")
-        if n.count("/") == 1 and n.endswith("/manifest.json")
-    ]
-    found, damaged = [], []
-    for name in names:
-        try:
-            artifact = store.find(stage, name.split("/")[0])
-        except ServiceUnavailable:
-            raise
-        except ArtifactError as error:
-            damaged.append(str(error))
-        else:
-            found += [artifact.manifest] if artifact is not None else []
-    return sorted(found, key=lambda m: m.started, reverse=True), damaged
 
 
 def changed_fields(old: Any, new: Any, where: str = "") -> list[str]:

@@ -21,6 +21,7 @@ from pipeline.base.stage import StageContext, StageResult, digest_of, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
 from pipeline.board import Reporter, Warner
 from pipeline.dag import STAGES
+from pipeline.outside import Seen, require_unchanged
 from schemas.config import PipelineConfig
 from schemas.errors import StageFailed
 from schemas.manifest import Environment, FileEntry, InputRef, Manifest
@@ -45,6 +46,8 @@ class Job:
     store: ArtifactStore
     keys: dict[str, str]
     inputs: dict[str, tuple[str, ...]]
+    outside: dict[str, Seen]
+    """Fingerprints of what each stage reads outside the store, as the keys have them."""
     running: frozenset[str]
     forced: frozenset[str]
     cwd: str
@@ -80,6 +83,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
         StageContext(name, key, job.config, store, inputs, Reporter(board, name), warn)
     )
     seconds = time.monotonic() - clock
+    require_unchanged(stage, job.config, job.outside[name])
     manifest = _manifest(name, job, inputs, result, started, seconds)
     store.commit(manifest)
     return {"stage": name, "action": "ran", "counts": result.counts, "seconds": seconds}
@@ -92,8 +96,8 @@ def _begin(
     inputs: dict[str, Artifact],
     warn: Callable[[str], None],
 ) -> None:
-    """Delete what an unfinished run made if its inputs have changed since: a prompt file may
-    change, and `--force prompts` then makes different prompts under the same key.
+    """Delete what an unfinished run made if its inputs have changed since: `--force` may have made
+    them again, with another version of a library say, under the same key.
     """
     mark = f"{store.folder(name, key)}/inputs.json"
     files = {
@@ -126,6 +130,7 @@ def _manifest(
         version=STAGES[name].version,
         inputs=[InputRef(stage=i, key=a.manifest.key, digest=a.digest) for i, a in inputs.items()],
         identity=STAGES[name].identity(config),
+        outside=job.outside[name],
         config=config.model_dump(mode="json"),
         environment=environment(),
         counts=result.counts,

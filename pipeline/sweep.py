@@ -15,8 +15,10 @@ import yaml
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.cluster import ray_cluster
 from pipeline.executor import execute, make
+from pipeline.fields import types_at
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan
+from pipeline.typed_yaml import read_values
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError, LaddError
 
@@ -78,10 +80,7 @@ def _split(setting: str) -> tuple[str, list[str]]:
     path, sign, text = setting.partition("=")
     if not sign or not path:
         raise ConfigError(f"--set {setting!r} is not of the form section.field=value,value")
-    try:
-        values = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: {text!r} is not a list of YAML values") from error
+    values = read_values(text, types_at(path.split(".")), f"--set {path}")
     if not values:
         raise ConfigError(f"--set {path}= names no value")
     return path, [_text(v) for v in values]
@@ -103,7 +102,7 @@ def run_trials(
     """
     _require_distinct(stage, trials, store)
     ready = []
-    with ray_cluster(trials[0].config):
+    with ray_cluster(trials[0].config, lambda text: observer.warn("ray", text)):
         for trial in trials:
             needed = make_plan(trial.config, store, Selection(until=stage))
             before = [_kept(planned) if planned.name == stage else planned for planned in needed]

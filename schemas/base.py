@@ -5,9 +5,11 @@ An identity field changes the result and enters the artifact's key; a runtime fi
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 
 class Frozen(BaseModel):
@@ -30,6 +32,33 @@ def added(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"added": True}, **constraints)
 
 
+def outside(kind: Literal["files", "model"], default: Any = ..., **constraints: Any) -> Any:
+    """Declare an identity field that names something outside the store: its contents enter the key
+    too (`pipeline.base.fingerprints`).
+
+    `files` are addresses or patterns; a `model` is a folder or a hub id, whose `revision` is a
+    field beside it.
+    """
+    return Field(default, json_schema_extra={"outside": kind}, **constraints)
+
+
+def outside_fields(value: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield the path, the kind and the value of each field below `value` that names something
+    outside the store and is set.
+    """
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            content, path = getattr(value, name), f"{where}.{name}" if where else name
+            kind = _marks(field).get("outside")
+            if kind is None:
+                yield from outside_fields(content, path)
+            elif content is not None:
+                yield path, str(kind), content
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from outside_fields(item, f"{where}.{place}")
+
+
 def identity_of(value: Any) -> Any:
     """Return the identity fields of a config, nested, as JSON values: they enter an artifact's key.
     A plain value is returned unchanged.
@@ -48,14 +77,14 @@ def identity_of(value: Any) -> Any:
 
 
 def is_runtime(model: BaseModel, name: str) -> bool:
-    return _has_mark(model, name, "runtime")
+    return bool(_marks(type(model).model_fields[name]).get("runtime"))
 
 
 def _is_left_out(model: BaseModel, name: str) -> bool:
     field = type(model).model_fields[name]
-    return _has_mark(model, name, "added") and bool(getattr(model, name) == field.default)
+    return bool(_marks(field).get("added") and getattr(model, name) == field.default)
 
 
-def _has_mark(model: BaseModel, name: str, mark: str) -> bool:
-    extra = type(model).model_fields[name].json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get(mark))
+def _marks(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from schemas.base import Frozen, runtime
+from schemas.base import Frozen, added, outside, runtime
 from schemas.bucket import Bucket, BucketName
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Addresses = str | Annotated[list[str], Field(min_length=1)]
+MemberEnding = Annotated[
+    str, Field(min_length=1), AfterValidator(lambda text: text.lower().removeprefix("."))
+]
+"""What follows the first dot of a member's name in a shard."""
 
 
 class TeacherConfig(Frozen):
@@ -20,11 +25,11 @@ class TeacherConfig(Frozen):
 
     family: str = "sd3"
     """A module in stages/teachers: sd3 (SD3, SD3.5) or shapes (the embedded default)."""
-    model: str | None = None
+    model: str | None = outside("model", None)
     """A diffusers folder or a hub id; empty for the embedded teacher."""
     revision: str | None = None
-    """Hub revision (preferably a commit hash), or any label of yours for a local folder: change it
-    when the weights change.
+    """Hub revision. A branch or a tag is pinned in the store to the commit that it names when it is
+    first used. For a local folder, any label of yours.
     """
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of the frozen teacher. Distillation in float32 uses a float32 teacher; so does a
@@ -48,14 +53,18 @@ class GrammarSource(Frozen):
 
 
 class FileSource(Frozen):
-    """Prompts from a file: txt (one per line), jsonl, csv or parquet."""
+    """Prompts from files: txt (one per line), tsv, csv, json, jsonl, ndjson or parquet, each also
+    packed as .gz, .zst or .bz2.
+    """
 
     kind: Literal["file"]
     """Selects this kind of source."""
-    url: str
-    """Any path or fsspec URL."""
+    url: Addresses = outside("files")
+    """A path or fsspec URL, a glob, a pattern such as p-{00..12}.parquet, a folder, or a list of
+    these.
+    """
     column: str = "prompt"
-    """Field of a jsonl, csv or parquet row that holds the prompt."""
+    """Field of a row that holds the prompt; a txt has none."""
     weight: float = Field(1.0, gt=0)
     """Share of this source in the mix."""
 
@@ -139,6 +148,17 @@ class WorkerPool(Frozen):
     """How often to retry a shard whose worker was lost or whose store did not answer."""
 
 
+class FailureLimits(Frozen):
+    """What share of a stage's samples may fail. No field changes the result."""
+
+    warn_above: Probability = runtime(0.05)
+    """The stage warns, with the commonest reasons, if a larger share of its samples failed."""
+    stop_above: Probability = runtime(0.5)
+    """The stage ends with exit code 1 if a larger share of its samples failed; 1 never stops."""
+    stop_from: int = runtime(100, ge=1)
+    """Samples below which the stage does not stop."""
+
+
 class SynthesizeConfig(Frozen):
     """How the teacher samples its pictures."""
 
@@ -166,9 +186,9 @@ class SynthesizeConfig(Frozen):
 class EncodeConfig(Frozen):
     """How pictures become latents."""
 
-    external: list[str] | None = None
-    """Read these WebDataset shards (paths, URLs, globs; img2dataset's layout) instead of the
-    synthesized ones.
+    external: list[str] | None = outside("files", None)
+    """Read these WebDataset shards (paths, URLs, globs, {00000..00012}, folders; img2dataset's
+    layout) instead of the synthesized ones.
     """
     use_teacher_latents: bool = True
     """Use the teacher's latents if a shard holds them; otherwise the VAE encodes the picture."""
@@ -178,7 +198,34 @@ class EncodeConfig(Frozen):
     """Whether prompt embeddings are stored, once per prompt, or computed during training."""
     micro_batch: int = Field(32, ge=1)
     """Pictures encoded together."""
+    caption_member: MemberEnding | None = added(None)
+    """Ending of the member that holds an external sample's caption; empty takes the first that is
+    there of txt, caption, text and json.
+    """
+    caption_field: str | None = added(None, min_length=1)
+    """Field of that json; empty takes the first of caption, prompt and text that is not empty."""
+    caption_list: Literal["refuse", "first"] = added("refuse")
+    """What to do with a json field that holds several captions: refuse the sample, or take the
+    first.
+    """
+    picture_member: MemberEnding | None = added(None)
+    """Ending of the member that is an external sample's picture, such as image.png; empty takes the
+    only member whose whole ending is that of a picture file.
+    """
+    background: str = added("#ffffff", pattern="^#[0-9a-f]{6}$")
+    """Colour behind transparent parts of a picture, as #rrggbb."""
+    min_side: int = added(8, ge=1)
+    """A picture with a shorter side, in pixels, cannot be used."""
+    max_aspect: float = added(16.0, ge=1, allow_inf_nan=False)
+    """A picture whose longer side is more than so many times its shorter cannot be used."""
     pool: WorkerPool = runtime(WorkerPool())
+
+    @model_validator(mode="after")
+    def _field_is_in_json(self) -> EncodeConfig:
+        member = self.caption_member or "json"
+        if self.caption_field is not None and not member.endswith("json"):
+            raise ValueError(f"caption_field is a field of a json, but caption_member is {member}")
+        return self
 
 
 class RenoiseConfig(Frozen):
@@ -416,10 +463,10 @@ class ScoreConfig(Frozen):
 
     name: str
     """A module in stages/scores."""
-    model: str | None = None
+    model: str | None = outside("model", None)
     """Folder or hub id of its weights; the embedded scores need none."""
     revision: str | None = None
-    """Hub revision of the weights."""
+    """Hub revision of the weights; pinned as the teacher's is."""
 
 
 class PairsConfig(Frozen):
@@ -430,7 +477,7 @@ class PairsConfig(Frozen):
     and applies the adapters to the student; student tunes the student on pairs from its own
     sampling grid.
     """
-    url: str | None = None
+    url: str | None = outside("files", None)
     """Read pairs from this file instead: Pick-a-Pic's parquet columns, or a jsonl with prompt,
     winner and loser (paths or URLs of pictures).
     """
@@ -545,10 +592,12 @@ class EvalConfig(Frozen):
 
     prompts: int = Field(1000, ge=8)
     """Maximum number of held-out prompts."""
-    url: str | None = None
-    """Evaluate on the prompts of this file instead (GenEval's evaluation_metadata.jsonl, or any
-    file that `prompts` reads); prompts that were trained on are refused.
+    url: Addresses | None = outside("files", None)
+    """Evaluate on the prompts of these files instead (GenEval's evaluation_metadata.jsonl, or any
+    that `prompts` reads); prompts that were trained on are refused.
     """
+    column: str = added("prompt")
+    """Field of a row of these files that holds the prompt."""
     scores: list[ScoreConfig] = Field(
         [ScoreConfig(name="clip_score"), ScoreConfig(name="pick_score")], min_length=1
     )
@@ -584,19 +633,22 @@ class RayConfig(Frozen):
     address: str | None = runtime(None)
     """Empty starts Ray on this machine; auto or ray://host:10001 joins a cluster."""
     num_cpus: int | None = runtime(None, ge=1)
-    """CPUs of a local Ray; empty means all."""
+    """CPUs of a local Ray; empty means all that this process may use."""
+    stage_retries: int = runtime(2, ge=0)
+    """How often to try a stage again whose process was lost, and to start a local Ray again."""
 
 
 class PipelineConfig(Frozen):
     """The whole configuration of `ladd-pipeline`."""
 
-    name: str = runtime("ladd")
-    """Appears in the name of each run."""
+    name: str = runtime("ladd", min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f]*$")
+    """Appears in the name of each run, which is a folder: no slashes."""
     store: str = runtime("./ladd-store")
     """A folder or fsspec URL (s3://bucket/prefix, gs://..., memory://) that holds all
     artifacts.
     """
     ray: RayConfig = runtime(RayConfig())
+    failures: FailureLimits = runtime(FailureLimits())
     teacher: TeacherConfig
     prompts: PromptsConfig
     synthesize: SynthesizeConfig = SynthesizeConfig()

@@ -13,6 +13,10 @@ class StageFailed(LaddError):
     """A stage could not finish its work."""
 
 
+class ProcessLost(StageFailed):
+    """A process of the cluster has ended: the stage can be tried again."""
+
+
 class ConfigError(LaddError):
     """Wrong usage or configuration."""
 
@@ -23,6 +27,12 @@ class ArtifactError(LaddError):
     """An artifact or input is missing or damaged."""
 
     exit_code = 4
+
+
+class UnusableSample(ValueError):
+    """Why one sample cannot be used. It costs that sample alone: its sidecar records the text,
+    whose beginning up to the first colon is the kind of failure that is counted.
+    """
 
 
 class ServiceUnavailable(ArtifactError):
@@ -48,6 +58,14 @@ def dump_error(error: LaddError) -> str:
 
 def load_error(text: str) -> LaddError:
     content = json.loads(text)
-    known = (StageFailed, ConfigError, ArtifactError, ServiceUnavailable, Locked, GateFailed)
+    known = (
+        StageFailed,
+        ProcessLost,
+        ConfigError,
+        ArtifactError,
+        ServiceUnavailable,
+        Locked,
+        GateFailed,
+    )
     kinds = {kind.__name__: kind for kind in known}
     return kinds.get(content["kind"], LaddError)(content["text"])

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from schemas.base import Frozen
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class FileEntry(Frozen):
@@ -21,6 +21,20 @@ class FileEntry(Frozen):
     size: int
     """Bytes."""
     sha256: str
+
+
+class OutsideInput(Frozen):
+    """What lay outside the store and entered a result: files or a model's folder."""
+
+    digest: str
+    """Of the contents: it enters the key."""
+    files: int = 1
+    size: int | None = None
+    """Bytes."""
+    lines: int | None = None
+    """Lines of a single text file."""
+    parts: dict[str, str] = Field(default_factory=dict)
+    """Digests of single files by name, if there are few."""
 
 
 class InputRef(Frozen):
@@ -54,6 +68,10 @@ class Manifest(Frozen):
     inputs: list[InputRef]
     identity: dict[str, Any]
     """The identity configuration that entered the key."""
+    outside: dict[str, OutsideInput] = Field(default_factory=dict)
+    """What the identity configuration names outside the store, by field. Empty in artifacts of
+    schema version 1, which did not look at contents.
+    """
     config: dict[str, Any]
     """The stage's whole resolved configuration, runtime fields too."""
     environment: Environment

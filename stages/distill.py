@@ -17,10 +17,15 @@ from pipeline.base.training import TrainingPlan, train_on_ray
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
-from stages.teachers import open_teacher, training_memory
+from stages.teachers import check_teacher, open_teacher, training_memory
 
 if TYPE_CHECKING:
     from stages.ladd.backbone import Backbone
+
+
+def check(config: PipelineConfig) -> None:
+    """Raise ConfigError unless the teacher's folder is whole."""
+    check_teacher(config.teacher)
 
 
 def estimate(config: PipelineConfig) -> str:

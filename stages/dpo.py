@@ -23,8 +23,9 @@ from schemas.errors import ConfigError
 from schemas.records import ShardStats
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.pictures.student import check_steps
-from stages.scores import check_score
-from stages.teachers import open_teacher
+from stages.scores import check_model, check_score
+from stages.teachers import check_teacher, open_teacher
+from stages.texts.judgeable import check_judged
 
 if TYPE_CHECKING:
     from stages.ladd.backbone import Backbone
@@ -34,12 +35,16 @@ TUNED = "shards/tuned"
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError if the score that chooses the scale is unknown or also made the pairs, or
-    if the student does not take `pairs.student_steps` steps.
+    """Raise ConfigError if the score that chooses the scale is unknown, also made the pairs or
+    cannot judge the prompts, if the student does not take `pairs.student_steps` steps, or for a
+    model's folder that is not whole.
     """
+    check_teacher(config.teacher)
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
     check_score("dpo.chooser", config.dpo.chooser.name)
+    check_judged(config, "dpo.chooser", [config.dpo.chooser.name], "train")
+    check_model(config.dpo.chooser)
     if pairs.url is None and config.dpo.chooser.name == pairs.reward.name:
         raise ConfigError(
             f"dpo.chooser is {config.dpo.chooser.name}, which also ranks the pairs "

@@ -8,34 +8,36 @@ are plain `.npy` for memory-mapping, one bucket per file; the manifest's `detail
 from __future__ import annotations
 
 import contextlib
-import glob
-import io
-import json
+import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.base.addresses import copied, expand, shown
+from pipeline.base.failures import all_kinds, commonest, failed_kinds, recorded
 from pipeline.base.mapping import map_shards, worker_devices
-from pipeline.base.shards import ShardWriter, TarSample, read_tar, table_bytes
+from pipeline.base.shards import ShardWriter, table_bytes
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
-from schemas.bucket import Bucket, nearest_bucket
-from schemas.config import PipelineConfig
-from schemas.errors import ArtifactError, ConfigError, StageFailed
+from pipeline.base.tars import Sample, read_samples
+from schemas.bucket import Bucket
+from schemas.config import EncodeConfig, PipelineConfig
+from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
-from stages.pictures.files import IMAGE_ENDINGS, fit_to_bucket, read_picture
-from stages.teachers import open_teacher_in
-from stages.texts.identity import HELD_OUT, clean, prompt_id, split_of
+from stages.data.external_shards import shard_names
+from stages.data.sample_members import Taken, read_sample
+from stages.teachers import check_teacher, open_teacher_in
+from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
+EXTERNAL = "encode.external"
 PROMPTS_PER_SHARD = 4096
 _DIGITS = 2
 """Leading hexadecimal digits of an id that select its part of the prompts: 256 parts."""
@@ -47,9 +49,12 @@ SIDECAR_SCHEMA = pa.schema(
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError if a pattern in `encode.external` matches nothing."""
+    """Raise ConfigError if an address in `encode.external` names no file or cannot be reached, or
+    if the teacher's folder is not whole.
+    """
+    check_teacher(config.teacher)
     if config.encode.external is not None:
-        expand(config.encode.external)
+        expand(config.encode.external, EXTERNAL, (".tar",))
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -66,10 +71,11 @@ def run(context: StageContext) -> StageResult:
     counts: Counter[str] = Counter()
     for stats in done.values():
         counts.update(stats.counts)
+    failed = all_kinds(done.values())
     if not counts["ok"]:
         raise StageFailed(
-            f"encode: no picture could be encoded ({dict(counts)}); look at the sidecars in "
-            f"{context.folder}"
+            f"encode: no picture could be encoded ({dict(counts)}): {commonest(failed)}; look at "
+            f"the sidecars in {context.folder}"
         )
     lists = _write_prompt_lists(context, done)
     shards = [name.removesuffix(".prompts.parquet") for name in lists]
@@ -82,38 +88,16 @@ def run(context: StageContext) -> StageResult:
         worker_devices(config.pool),
         files=lists,
         counts=dict(counts),
-        details=_layout(done, shards),
+        details=_layout(done, shards) | ({"failures": failed} if failed else {}),
     )
-
-
-def expand(patterns: list[str]) -> list[str]:
-    """Resolve paths, URLs and globs to a sorted list of files. Raises ConfigError for a pattern
-    that matches nothing.
-    """
-    files: set[str] = set()
-    for pattern in patterns:
-        try:
-            filesystem, path = fsspec.core.url_to_fs(pattern)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"encode.external: {pattern}: {error}") from error
-        matches = (
-            filesystem.glob(path)
-            if glob.has_magic(path)
-            else [path]
-            if filesystem.exists(path)
-            else []
-        )
-        if not matches:
-            raise ConfigError(f"encode.external: nothing matches {pattern}")
-        files |= {filesystem.unstrip_protocol(match) for match in matches}
-    return sorted(files)
 
 
 def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
     """Map our shard names to their tars: a URL, or an artifact and the entry it must match."""
     external = context.config.encode.external
     if external is not None:
-        return {f"shards/external/{i:06d}": {"url": url} for i, url in enumerate(expand(external))}
+        names = shard_names(expand(external, EXTERNAL, (".tar",)))
+        return {name: {"url": url} for name, url in names.items()}
     synthesized = context.inputs["synthesize"]
     entries = synthesized.files("shards/", ".tar")
     tars = {entry.path.removesuffix(".tar"): entry for entry in entries}
@@ -191,6 +175,11 @@ def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, 
     }
 
 
+Row = dict[str, Any]
+"""A row of the sidecar."""
+_Ready = tuple[Row, Taken]
+
+
 class Encoder:
     """Encodes whole shards, in a worker that has the VAE loaded."""
 
@@ -204,97 +193,94 @@ class Encoder:
         self.config, self.store, self.folder, self.sources = config.encode, store, folder, sources
         self.buckets = config.prompts.bucket_list()
         self.held_out_fraction = config.prompts.held_out_fraction
+        self.rules = self.config if self.config.external is not None else _own_rules(self.config)
         self.teacher = open_teacher_in(self.config.pool, config.teacher)
         for bucket in self.buckets:
             self.teacher.check_bucket(bucket)
+        self.shapes = {self.teacher.latent_shape(bucket): bucket for bucket in self.buckets}
 
     def __call__(self, shard: str) -> ShardStats:
-        counts: Counter[str] = Counter(ok=0, failed=0)
-        sidecar: list[dict[str, Any]] = []
-        ready: dict[Bucket, list[tuple[str, str, Any]]] = defaultdict(list)
-        for key, members in self._samples(self.sources[shard]):
-            try:
-                bucket, content, prompt = self._read(members)
-            except ValueError as error:
-                counts["failed"] += 1
-                sidecar.append(
-                    {"key": key, "bucket": None, "status": "failed", "reason": str(error)}
-                )
-                continue
-            row: dict[str, Any] = {
-                "key": key,
-                "bucket": str(bucket),
-                "status": "ok",
-                "reason": None,
-            }
-            if split_of(prompt, self.held_out_fraction) == "held_out":  # possible in external data
-                row |= {"status": "filtered", "reason": HELD_OUT}
-            else:
-                ready[bucket].append((key, prompt, content))
-            counts[row["status"]] += 1
-            sidecar.append(row)
+        source = self.sources[shard]
+        rows, ready = self._taken(self._samples(source))
         writer = ShardWriter(self.store, self.folder, shard)
         prompts: dict[str, str] = {}
         parts: list[dict[str, Any]] = []
         name = shard.removeprefix("shards/").replace("/", "-")
-        for bucket, rows in sorted(ready.items()):
+        for bucket, taken in sorted(ready.items()):
+            kept, latents = self._encoded(taken)
+            if not kept:
+                continue
             base = f"latents/{bucket}/{name}"
             with writer.file("", name=f"{base}.npy").open("wb") as file:
-                np.save(file, self._latents(rows), allow_pickle=False)
-            ids = [prompt_id(prompt) for _, prompt, _ in rows]
-            prompts.update(zip(ids, (prompt for _, prompt, _ in rows), strict=True))
-            index = [{"key": key, "prompt_id": i} for (key, _, _), i in zip(rows, ids, strict=True)]
+                np.save(file, latents, allow_pickle=False)
+            ids = [prompt_id(sample.prompt) for _, sample in kept]
+            prompts.update(zip(ids, (sample.prompt for _, sample in kept), strict=True))
+            index = [
+                {"key": row["key"], "prompt_id": i} for (row, _), i in zip(kept, ids, strict=True)
+            ]
             writer.file("", table_bytes(index, ROW_SCHEMA), name=f"{base}.parquet")
             parts.append(
                 {
                     "bucket": str(bucket),
                     "file": f"{base}.npy",
                     "index": f"{base}.parquet",
-                    "rows": len(rows),
+                    "rows": len(kept),
                 }
             )
-        writer.file(".parquet", table_bytes(sidecar, SIDECAR_SCHEMA))
+        writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
         texts = [{"prompt_id": i, "prompt": p} for i, p in sorted(prompts.items())]
         writer.file(".texts.parquet", table_bytes(texts, PROMPT_SCHEMA))
-        return writer.commit(
-            dict(counts), {"latents": parts, "prompts_file": f"{shard}.texts.parquet"}
-        )
+        counts = Counter(ok=0, failed=0)
+        counts.update(row["status"] for row in rows)
+        details = {"latents": parts, "prompts_file": f"{shard}.texts.parquet"}
+        return writer.commit(dict(counts), details | {"failures": failed_kinds(rows)})
 
-    def _samples(self, source: dict[str, Any]) -> Iterator[TarSample]:
+    def _taken(self, samples: Iterable[Sample]) -> tuple[list[Row], dict[Bucket, list[_Ready]]]:
+        """Return the sidecar's rows, and by bucket those that can be used with what they hold."""
+        rows: list[Row] = []
+        ready: dict[Bucket, list[_Ready]] = defaultdict(list)
+        for key, members, problem in samples:
+            row: Row = {"key": key, "bucket": None, "status": "ok", "reason": None}
+            rows.append(row)
+            try:
+                if problem is not None:
+                    raise UnusableSample(problem)
+                sample = read_sample(members, self.rules, self.shapes)
+            except UnusableSample as error:
+                row |= {"status": "failed", "reason": recorded(error)}
+                continue
+            row["bucket"] = str(sample.bucket)
+            if split_of(sample.prompt, self.held_out_fraction) == "held_out":  # in external data
+                row |= {"status": "filtered", "reason": HELD_OUT}
+            else:
+                ready[sample.bucket].append((row, sample))
+        return rows, ready
+
+    def _samples(self, source: dict[str, Any]) -> Iterator[Sample]:
         if "url" in source:
-            with tempfile.TemporaryDirectory() as scratch:
-                filesystem, path = fsspec.core.url_to_fs(source["url"])
-                copy = Path(scratch) / "shard.tar"
-                try:
-                    filesystem.get_file(path, str(copy))
-                except OSError as error:
-                    raise ArtifactError(f"shard {source['url']} cannot be read: {error}") from error
-                yield from read_tar(copy, source["url"])
+            with copied(source["url"], EXTERNAL) as path:
+                yield from read_samples(path, shown(source["url"]))
             return
         artifact: Artifact = source["artifact"]
         with artifact.checked(source["entry"]) as path:
-            yield from read_tar(path, f"{artifact.url}/{source['entry'].path}")
+            yield from read_samples(path, f"{artifact.url}/{source['entry'].path}")
 
-    def _read(self, members: dict[str, bytes]) -> tuple[Bucket, Any, str]:
-        """Return a sample's bucket, its latents or picture, and its prompt. Raises ValueError
-        saying what is wrong with the sample.
+    def _encoded(self, taken: list[_Ready]) -> tuple[list[_Ready], np.ndarray]:
+        """Return one bucket's samples with their latents (n, C, H, W), without those whose latents
+        are not finite: their rows say so.
         """
-        prompt = clean(_text(members))
-        if "latent.npy" in members and self.config.use_teacher_latents:
-            latents = np.load(io.BytesIO(members["latent.npy"]), allow_pickle=False)
-            factor = self.teacher.vae_factor
-            return Bucket(latents.shape[2] * factor, latents.shape[1] * factor), latents, prompt
-        ending = next((e for e in IMAGE_ENDINGS if e in members), None)
-        if ending is None:
-            raise ValueError(f"no picture among its members ({', '.join(sorted(members))})")
-        picture = read_picture(members[ending], ending)
-        bucket = nearest_bucket(*picture.size, self.buckets)
-        return bucket, np.asarray(fit_to_bucket(picture, bucket)), prompt
+        latents = self._latents([sample.content for _, sample in taken])
+        finite = np.isfinite(latents).all(axis=(1, 2, 3))
+        for (row, _), sound in zip(taken, finite, strict=True):
+            if not sound:
+                reason = f"the autoencoder's latents of it are not finite in {latents.dtype}"
+                row |= {"status": "failed", "reason": reason}
+        kept = [ready for ready, sound in zip(taken, finite, strict=True) if sound]
+        return kept, latents if finite.all() else latents[finite]
 
-    def _latents(self, rows: list[tuple[str, str, Any]]) -> np.ndarray:
-        """Return the latents (n, C, H, W) of one bucket, in the order of `rows`."""
-        dtype = np.dtype(self.config.dtype)
-        out: list[np.ndarray] = [content for _, _, content in rows]
+    def _latents(self, contents: list[np.ndarray]) -> np.ndarray:
+        """Return latents (n, C, H, W) in the order of `contents`: pictures, or latents already."""
+        out = list(contents)
         pictures = [i for i, content in enumerate(out) if content.dtype == np.uint8]
         for start in range(0, len(pictures), self.config.micro_batch):
             part = pictures[start : start + self.config.micro_batch]
@@ -302,7 +288,8 @@ class Encoder:
                 part, self.teacher.encode_pictures(np.stack([out[i] for i in part])), strict=True
             ):
                 out[i] = latents.cpu().numpy()
-        return np.stack(out).astype(dtype)
+        with np.errstate(over="ignore"):
+            return np.stack(out).astype(self.config.dtype)
 
 
 class PromptEncoder:
@@ -339,13 +326,7 @@ class PromptEncoder:
         return writer.commit({}, {"null_tokens": encoded.null_tokens, "prompts": len(prompts)})
 
 
-def _text(members: dict[str, bytes]) -> str:
-    try:
-        if "txt" in members:
-            return members["txt"].decode()
-        if "json" in members:
-            record = json.loads(members["json"])
-            return str(record.get("caption") or record["prompt"])
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"its caption cannot be read: {error!r}") from error
-    raise ValueError("no txt and no json among its members")
+def _own_rules(config: EncodeConfig) -> EncodeConfig:
+    """Return the rules for shards of `synthesize`: those for other people's do not apply."""
+    kept = {name: getattr(config, name) for name in ("dtype", "use_teacher_latents")}
+    return EncodeConfig(**kept, min_side=1, max_aspect=sys.maxsize)

@@ -16,9 +16,10 @@ from schemas.config import PipelineConfig
 from stages.judging.gates import check_gates, failed_gates
 from stages.judging.systems import TIMING, plan_shards, shards_of, systems_of
 from stages.pictures.student import check_steps
-from stages.scores import FEATURES, check_score
-from stages.teachers import open_teacher
-from stages.texts.held_out import check_prompts, chosen_samples, prove_held_out
+from stages.scores import FEATURES, check_model, check_score
+from stages.teachers import check_teacher, open_teacher
+from stages.texts.held_out import check_prompts, chosen_samples, prove_held_out, tell_of_failed_rows
+from stages.texts.judgeable import require_judged
 
 if TYPE_CHECKING:
     from schemas.report import Report
@@ -30,8 +31,9 @@ _FOLDERS: dict[str, Literal["student", "tuned"]] = {"student": "student", "model
 
 def check(config: PipelineConfig) -> None:
     """Raise ConfigError for missing prompts, a number of steps that the student does not take, an
-    unknown score, or a gate on a value that is not measured.
+    unknown score, a gate on a value that is not measured, or a model's folder that is not whole.
     """
+    check_teacher(config.teacher)
     check_prompts(config)
     for steps in config.eval.student_steps:
         check_steps("eval.student_steps", steps, config.distill.student_time.grid)
@@ -39,6 +41,8 @@ def check(config: PipelineConfig) -> None:
     for score in config.eval.scores:
         check_score("eval.scores", score.name)
     check_score("eval.features", config.eval.features.name, FEATURES)
+    for model in (*config.eval.scores, config.eval.features):
+        check_model(model)
     check_gates(config, [system.name for system in systems_of(config)])
 
 
@@ -57,6 +61,9 @@ def run(context: StageContext) -> StageResult:
     config = context.config
     lineage = ancestors(context.inputs.values())
     samples = chosen_samples(context)
+    tell_of_failed_rows(context)
+    prompts = [sample["prompt"] for sample in samples]
+    require_judged("eval.scores", [score.name for score in config.eval.scores], prompts)
     proof = prove_held_out(samples, lineage)
     systems = systems_of(config)
     shards = plan_shards(samples, systems, config)

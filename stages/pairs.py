@@ -18,21 +18,25 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from pipeline.base.failures import failed_kinds, recorded
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket, nearest_bucket
 from schemas.config import PipelineConfig
-from schemas.errors import StageFailed
+from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.pair_files import Part, SourcePair, parts_of, read_part, require_pair_files
-from stages.pictures.files import encode_image, fit_to_bucket, read_picture
+from stages.pictures.decoding import read_picture
+from stages.pictures.files import encode_image, fit_to_bucket
 from stages.pictures.student import check_steps, pairs_sampler, student_of
-from stages.scores import check_score, open_score
-from stages.teachers import open_teacher_in
+from stages.scores import check_model, check_score, open_score
+from stages.teachers import check_teacher, open_teacher_in
+from stages.texts.captions import checked_prompt
 from stages.texts.choice import chosen_prompts
 from stages.texts.identity import HELD_OUT, hash_fraction, prompt_id, seed_of, split_of
+from stages.texts.judgeable import check_judged
 
 if TYPE_CHECKING:
     import torch
@@ -65,15 +69,19 @@ Made = tuple[Row, dict[str, bytes]]
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError for a missing file of pairs, an unknown reward, or a number of steps that
-    the student does not take.
+    """Raise ConfigError for a missing file of pairs, an unknown reward, prompts that the reward
+    cannot judge, a number of steps that the student does not take, or a model's folder that is not
+    whole.
     """
+    check_teacher(config.teacher)
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
     if pairs.url is not None:
         require_pair_files(pairs.url)
     else:
         check_score("pairs.reward", pairs.reward.name)
+        check_judged(config, "pairs.reward", [pairs.reward.name], "train")
+        check_model(pairs.reward)
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -189,7 +197,7 @@ class _PairWorker:
         write_tar(writer.file(".tar"), members)
         writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
         details = {"buckets": {name: dict(splits) for name, splits in buckets.items()}}
-        return writer.commit(dict(counts), details)
+        return writer.commit(dict(counts), details | {"failures": failed_kinds(rows)})
 
     def make(self, plan: Any) -> Iterator[Made]:
         """Yield the pairs of one shard."""
@@ -234,9 +242,10 @@ class PairSampler(_PairWorker):
             latents = self._sample(batch)
             pictures = self.teacher.decode_latents(latents)
             scores = self._reward.judge(pictures, [sample["prompt"] for sample in batch])
-            finite = latents.isfinite().flatten(1).all(1).cpu().numpy()
+            stored = latents.half().cpu()  # which may not hold what is finite in float32
+            finite = stored.isfinite().flatten(1).all(1).numpy()
             usable = np.where(finite, scores, np.nan).tolist()
-            yield from map(_Picture, pictures, latents.half().cpu(), usable)
+            yield from map(_Picture, pictures, stored, usable)
 
     def _pair(self, planned: Row, pictures: list[_Picture]) -> Made:
         prompt, bucket = planned["prompt"], Bucket(planned["width"], planned["height"])
@@ -302,8 +311,8 @@ class PairReader(_PairWorker):
             results.append((row, {}))
             try:
                 bucket, pictures = self._open(source)
-            except ValueError as error:
-                row |= {"status": "failed", "reason": str(error)}
+            except UnusableSample as error:
+                row |= {"status": "failed", "reason": recorded(error)}
                 continue
             row |= {"width": bucket.width, "height": bucket.height, "bucket": str(bucket)}
             if self._is_dropped(source.prompt):
@@ -320,6 +329,9 @@ class PairReader(_PairWorker):
             latents = self._encode(fitted)
             for i, (index, _) in enumerate(pairs):
                 row, members = results[index]
+                if not latents[2 * i : 2 * i + 2].isfinite().all():
+                    row |= {"status": "failed", "reason": "the latents of a picture are not finite"}
+                    continue
                 for side, position in (("winner", 2 * i), ("loser", 2 * i + 1)):
                     members |= _members(side, fitted[position], latents[position])
                 results[index] = (row, _with_text(row, members))
@@ -334,20 +346,19 @@ class PairReader(_PairWorker):
         )
 
     def _open(self, source: SourcePair) -> tuple[Bucket, list[Image.Image]]:
-        """Return the pair's bucket and its pictures, winner first. Raises ValueError saying what is
-        wrong with the pair.
+        """Return the pair's bucket and its pictures, winner first. Raises UnusableSample saying
+        what is wrong with the pair.
         """
         if source.problem is not None:
-            raise ValueError(source.problem)
-        if not source.prompt:
-            raise ValueError("its prompt is empty")
+            raise UnusableSample(source.problem)
+        checked_prompt(source.prompt, "its prompt")
         pictures, buckets = [], []
         for side, content in (("winner", source.winner), ("loser", source.loser)):
             picture = read_picture(content, side)
             pictures.append(picture)
             buckets.append(nearest_bucket(*picture.size, self.config.prompts.bucket_list()))
         if buckets[0] != buckets[1]:  # the crop might have decided the preference
-            raise ValueError(f"its pictures are of two buckets, {buckets[0]} and {buckets[1]}")
+            raise UnusableSample(f"its pictures are of two buckets: {buckets[0]}, {buckets[1]}")
         return buckets[0], pictures
 
     def _encode(self, pictures: list[np.ndarray]) -> torch.Tensor:

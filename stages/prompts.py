@@ -22,21 +22,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.failures import Failures, recorded
 from pipeline.base.stage import StageContext, StageResult
 from schemas.bucket import Bucket
 from schemas.config import FileSource, PipelineConfig, PromptsConfig
 from schemas.errors import StageFailed
-from stages.teachers import open_teacher
+from stages.teachers import check_teacher, open_teacher
 from stages.texts.duplicates import first_of_equals, first_of_similar, signatures
 from stages.texts.identity import (
     SAMPLE_SCHEMA,
     bucket_of,
-    clean,
+    compared,
     prompt_id,
     seed_of,
     split_of,
 )
-from stages.texts.sources import mixed, require_prompt_file
+from stages.texts.prompt_files import Row
+from stages.texts.sources import mixed, require_prompts
 
 CHUNK = 4096
 ROWS_PER_FILE = 100_000
@@ -53,11 +55,18 @@ PROMPT_SCHEMA = pa.schema(
 )
 
 
+FAILED = "failed.parquet"
+FAILED_SCHEMA = pa.schema({"source": pa.string(), "place": pa.string(), "reason": pa.string()})
+
+
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError if a prompt file is missing."""
+    """Raise ConfigError if a file of prompts is missing or holds none, or the teacher's folder is
+    not whole.
+    """
+    check_teacher(config.teacher)
     for source in config.prompts.sources:
         if isinstance(source, FileSource):
-            require_prompt_file(source)
+            require_prompts(source)
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -73,7 +82,9 @@ def run(context: StageContext) -> StageResult:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
         spool = Path(scratch)
-        total = _clean_into(spool, config, teacher, counts, context)
+        with _Failed(context, spool) as failed:
+            total = _clean_into(spool, config, teacher, counts, context, failed)
+        files = failed.close(counts)
         keep = _survivors(spool, total, config, counts)
         if not keep.any():
             raise StageFailed(
@@ -84,16 +95,21 @@ def run(context: StageContext) -> StageResult:
         for chunk in _spooled(spool, keep):
             for row in chunk:
                 writer.add(row)
-        files = writer.close()
+        files |= writer.close()
     counts.update(writer.counts)
     context.report("prompts", counts["kept"], counts["kept"])
     return StageResult(files=files, counts=dict(counts), details={"shards": sorted(writer.shards)})
 
 
 def _clean_into(
-    spool: Path, config: PromptsConfig, teacher: Any, counts: Counter, context: StageContext
+    spool: Path,
+    config: PromptsConfig,
+    teacher: Any,
+    counts: Counter,
+    context: StageContext,
+    failed: _Failed,
 ) -> int:
-    """First pass: draw, clean and filter prompts; spool the survivors with their hashes and MinHash
+    """First pass: draw and filter prompts; spool the survivors with their hashes and MinHash
     signatures. Returns the number of survivors.
     """
     block = [re.compile(pattern, re.IGNORECASE) for pattern in config.block]
@@ -110,7 +126,8 @@ def _clean_into(
     ):
         while batch := list(islice(drawn, CHUNK)):
             counts["drawn"] += len(batch)
-            texts = [(clean(text), source) for text, source in batch]
+            texts = [(row.prompt, row.source) for row in batch if row.prompt is not None]
+            failed.add(batch)
             tokens = teacher.count_tokens([text for text, _ in texts])
             kept = []
             for (text, source), length in zip(texts, tokens, strict=True):
@@ -123,7 +140,8 @@ def _clean_into(
             prompts = [row["prompt"] for row in kept]
             equal.write(
                 b"".join(
-                    hashlib.blake2b(p.casefold().encode(), digest_size=16).digest() for p in prompts
+                    hashlib.blake2b(compared(p).casefold().encode(), digest_size=16).digest()
+                    for p in prompts
                 )
             )
             if config.near_duplicates is not None:
@@ -133,11 +151,14 @@ def _clean_into(
     return total
 
 
+def _digest(prompt: str) -> bytes:
+    """16 bytes that two prompts share if they differ in letter case or invisible characters."""
+    return hashlib.blake2b(compared(prompt).casefold().encode(), digest_size=16).digest()
+
+
 def _reason(
     text: str, tokens: int, shortest: int, longest: int, block: list[re.Pattern[str]]
 ) -> str | None:
-    if not text:
-        return "empty"
     if any(pattern.search(text) for pattern in block):
         return "blocked"
     if tokens < shortest:
@@ -166,6 +187,42 @@ def _spooled(spool: Path, keep: np.ndarray) -> Iterator[list[dict[str, Any]]]:
 
 def _spell(counts: Counter) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+class _Failed:
+    """Rows that are no prompts: counted, and listed in the artifact's failed.parquet."""
+
+    def __init__(self, context: StageContext, scratch: Path) -> None:
+        where = f"{context.folder}/{FAILED}"
+        self._failures = Failures(context, what="rows", where=where)
+        self._context, self._local = context, scratch / FAILED
+
+    def __enter__(self) -> _Failed:
+        self._file = pq.ParquetWriter(self._local, FAILED_SCHEMA, compression="zstd")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, rows: list[Row]) -> None:
+        failed = [row for row in rows if row.prompt is None]
+        for row in rows:
+            self._failures.add(row.reason)
+        if failed:
+            listed = [
+                {"source": row.source, "place": row.place, "reason": recorded(row.reason)}
+                for row in failed
+            ]
+            self._file.write_table(pa.Table.from_pylist(listed, FAILED_SCHEMA))
+
+    def close(self, counts: Counter) -> dict[str, tuple[int, str]]:
+        """Store the list, if any row failed; warn or stop as `failures` says."""
+        if not self._failures.failed:
+            return {}
+        counts["failed"] = self._failures.failed
+        put = self._context.store.put(self._local, f"{self._context.folder}/{FAILED}")
+        self._failures.tell()
+        return {FAILED: put}
 
 
 class _Writer:

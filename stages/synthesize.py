@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.failures import failed_kinds
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
 from pipeline.base.stage import StageContext, StageResult
@@ -26,7 +27,7 @@ from schemas.config import PipelineConfig, SynthesizeConfig
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
 from stages.pictures.files import encode_image
-from stages.teachers import open_teacher_in
+from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.identity import SAMPLE_SCHEMA
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ SIDECAR_SCHEMA = pa.schema(
         pa.field("sha256", pa.string()),
     ]
 )
+
+
+def check(config: PipelineConfig) -> None:
+    """Raise ConfigError unless the teacher's folder is whole."""
+    check_teacher(config.teacher)
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -126,7 +132,7 @@ class Synthesizer:
                 )
         write_tar(writer.file(".tar"), members)
         writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
-        return writer.commit(dict(counts))
+        return writer.commit(dict(counts), {"failures": failed_kinds(rows)})
 
     def _make(
         self, samples: list[dict[str, Any]]
@@ -135,7 +141,8 @@ class Synthesizer:
         config = self.config
         latents = self.draw(samples)
         pictures = self.teacher.decode_latents(latents)
-        finite = latents.isfinite().flatten(1).all(1).tolist()
+        stored = latents if config.latents == "none" else latents.half()
+        finite = stored.isfinite().flatten(1).all(1).tolist()
         results: list[tuple[str, str | None, dict[str, bytes]]] = []
         for i, sample in enumerate(samples):
             if not finite[i]:

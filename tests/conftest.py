@@ -25,6 +25,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     torch.set_num_threads(2)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What tests remember of files is not this user's."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory) -> Path:
     """An SD3 folder without T5."""

@@ -1,11 +1,12 @@
-"""Finds every artifact that an artifact was made from."""
+"""Finds the artifacts of a stage, and every artifact that an artifact was made from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.base.store import Artifact
-from schemas.errors import ArtifactError
+from pipeline.base.store import Artifact, ArtifactStore
+from schemas.errors import ArtifactError, ServiceUnavailable
+from schemas.manifest import Manifest
 
 
 def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
@@ -27,3 +28,30 @@ def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
             above.append(upstream)
         found |= ancestors(above) | {artifact.manifest.stage: artifact}
     return found
+
+
+def committed(store: ArtifactStore, stage: str) -> list[Manifest]:
+    """Return the manifests of all artifacts of a stage, newest first, without the damaged ones."""
+    return survey(store, stage)[0]
+
+
+def survey(store: ArtifactStore, stage: str) -> tuple[list[Manifest], list[str]]:
+    """Return the manifests of all artifacts of a stage, newest first, and a sentence for each that
+    cannot be used.
+    """
+    names = [
+        n
+        for n in store.list(f"artifacts/{stage}")
+        if n.count("/") == 1 and n.endswith("/manifest.json")
+    ]
+    found, damaged = [], []
+    for name in names:
+        try:
+            artifact = store.find(stage, name.split("/")[0])
+        except ServiceUnavailable:
+            raise
+        except ArtifactError as error:
+            damaged.append(str(error))
+        else:
+            found += [artifact.manifest] if artifact is not None else []
+    return sorted(found, key=lambda m: m.started, reverse=True), damaged

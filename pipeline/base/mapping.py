@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from pipeline.base.failures import ShardFailures
+from pipeline.base.foreign import innermost, loss
 from pipeline.base.shards import finished_shards
 from pipeline.base.stage import StageContext, enter
 from schemas.config import WorkerPool
-from schemas.errors import LaddError, ServiceUnavailable, dump_error, load_error
+from schemas.errors import LaddError, ProcessLost, ServiceUnavailable, dump_error, load_error
 from schemas.records import ShardStats
 
 T = TypeVar("T")
@@ -93,8 +95,8 @@ def map_shards(
 
     `build` runs in each worker. A shard is retried `pool.retries` times if a store does not answer,
     or if its worker or the worker's node is lost. Any other LaddError (damaged input, say) is
-    raised here, after the shards in progress are saved. A single worker without a GPU and without a
-    joined cluster runs in this process: an actor would take longer to start than most of its work.
+    raised here, after the shards in progress are saved. Samples that failed are counted; too
+    many raise StageFailed.
     """
     done = {
         name: stats
@@ -103,8 +105,25 @@ def map_shards(
     }
     missing = [name for name in shards if name not in done]
     context.report(unit, len(done), len(shards))
+    failures = ShardFailures(context, len(shards))
+    for stats in done.values():
+        failures.add_shard(stats)
+    for stats in _made(context, missing, build, pool):
+        done[stats.shard] = stats
+        context.report(unit, len(done), len(shards))
+        failures.add_shard(stats)
+    failures.tell()
+    return done
+
+
+def _made(
+    context: StageContext, missing: list[str], build: Callable[[], ShardWorker], pool: WorkerPool
+) -> Iterator[ShardStats]:
+    """Make shards in a pool of actors. A single worker without a GPU and without a joined cluster
+    runs in this process: an actor would take longer to start than most of its work.
+    """
     if not missing:
-        return done
+        return
     cpus, gpus = _demand(pool)
     room = min(pool.workers or _pool_size(cpus, gpus), len(missing))
     joined = context.config.ray.address is not None
@@ -115,15 +134,11 @@ def map_shards(
     most = min(pool.workers or len(missing), len(missing)) if joined else room
     build = _Persistent(build, pool.retries)
     in_this_process = most == 1 and not gpus and not joined
-    results = (
+    yield from (
         map(build(), missing)
         if in_this_process
         else _by_actors(missing, build, pool, (room, most), gpus)
     )
-    for stats in results:
-        done[stats.shard] = stats
-        context.report(unit, len(done), len(shards))
-    return done
 
 
 def _by_actors(
@@ -148,10 +163,15 @@ def _by_actors(
         max_restarts=_NODES_LOST,
         max_task_retries=pool.retries,
     )
-    for row in mapped.iter_rows():
-        if row["error"]:
-            raise load_error(row["error"])
-        yield ShardStats.model_validate_json(row["stats"])
+    try:
+        for row in mapped.iter_rows():
+            if row["error"]:
+                raise load_error(row["error"])
+            yield ShardStats.model_validate_json(row["stats"])
+    except ray.exceptions.RayError as error:
+        if lost := loss(innermost(error)) or loss(error):
+            raise ProcessLost(f"a worker of the shards: {lost}") from error
+        raise
 
 
 def worker_devices(pool: WorkerPool) -> float:

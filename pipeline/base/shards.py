@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from pipeline.base.storage_errors import scratch_explained
 from pipeline.base.store import ArtifactStore
+from pipeline.base.tars import read_samples
 from schemas.errors import ArtifactError
 from schemas.records import ShardStats
 
@@ -42,34 +43,13 @@ def write_tar(path: Path, samples: list[TarSample]) -> None:
 
 
 def read_tar(path: Path, where: str) -> Iterator[TarSample]:
-    """Yield the samples of any WebDataset shard, one at a time. Raises ArtifactError naming `where`
-    if it is damaged or cut short.
+    """Yield the samples of one of our own shards. Raises ArtifactError naming `where` if it is
+    damaged, or holds what none of our shards holds.
     """
-    try:
-        with tarfile.open(path, "r:*") as tar:
-            key, members = None, {}
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                stem = f"{folder}/{stem}" if folder else stem
-                file = tar.extractfile(member)
-                assert file is not None  # a regular file has content
-                content = file.read()
-                if len(content) != member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                if key is not None and stem != key:
-                    yield key, members
-                    members = {}
-                key = stem
-                members[extension.lower()] = content
-            if key is not None:
-                yield key, members
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ArtifactError(
-            f"shard {where} is damaged or cut short ({error}); make or fetch it again"
-        ) from error
+    for key, members, problem in read_samples(path, where):
+        if problem is not None:
+            raise ArtifactError(f"shard {where} cannot be ours: sample {key}: {problem}")
+        yield key, members
 
 
 def table_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:

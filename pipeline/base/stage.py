@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.base.store import Artifact, ArtifactStore
     from schemas.config import PipelineConfig
+    from schemas.manifest import OutsideInput
     from schemas.records import ShardStats
 
 Files = dict[str, tuple[int, str]]
@@ -57,14 +58,32 @@ class Stage:
             for section in self.sections
         }
 
-    def key(self, config: PipelineConfig, input_keys: list[str]) -> str:
-        """Return the artifact's key, known before anything runs: 16 hex digits of a sha256."""
-        content = {
+    def outside(self, config: PipelineConfig) -> Iterator[tuple[str, str, Any]]:
+        """Yield the path, the kind and the value of each field of its sections that names something
+        outside the store.
+        """
+        from schemas.base import outside_fields
+
+        for section in self.sections:
+            yield from outside_fields(reduce(getattr, section.split("."), config), section)
+
+    def key(
+        self,
+        config: PipelineConfig,
+        input_keys: list[str],
+        outside: Mapping[str, OutsideInput] | None = None,
+    ) -> str:
+        """Return the artifact's key, known before anything runs: 16 hex digits of a sha256 over the
+        identity, the inputs' keys, and the fingerprints of what lies outside the store.
+        """
+        content: dict[str, Any] = {
             "stage": self.name,
             "version": self.version,
             "config": self.identity(config),
             "inputs": input_keys,
         }
+        if outside:
+            content["outside"] = {name: seen.digest for name, seen in outside.items()}
         return digest_of(content)[:16]
 
     def module(self) -> ModuleType:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs
 
 from pipeline.base.checkpoint_list import mend_checkpoint_list
+from pipeline.base.foreign import innermost, loss, sentence
 from pipeline.base.lease import Lease, held
 from pipeline.base.stage import StageContext, enter
 from pipeline.base.store import json_object
@@ -26,6 +27,7 @@ from schemas.config import DistillConfig, DpoConfig
 from schemas.errors import (
     ConfigError,
     LaddError,
+    ProcessLost,
     ServiceUnavailable,
     StageFailed,
     dump_error,
@@ -187,8 +189,8 @@ def train_on_ray(
 
     Gives the last checkpoint's folder, readable until the block ends, and the device hours of all
     starts, each up to its last checkpoint. Raises the worker's LaddError, ConfigError for workers
-    that will never fit, Locked if another run trains this artifact, and StageFailed for anything
-    else that ends the training.
+    that will never fit, Locked if another run trains this artifact, ProcessLost if the training
+    has lost its controller, and StageFailed for anything else that ends it.
     """
     share = _own_share(context, plan)
     with held(context.store, _folder(context), context.stage) as lease:
@@ -202,7 +204,7 @@ def train_on_ray(
         try:
             result = trainer.fit()
         except Exception as error:
-            raise _failure(context, lease) or StageFailed(_reason(error)) from error
+            raise _failure(context, lease) or _ended(context, error) from error
         if failure := _failure(context, lease):
             raise failure
         lease.check()
@@ -331,23 +333,16 @@ def _arrow_filesystem(context: StageContext) -> pyarrow.fs.FileSystem:
     return pyarrow.fs.PyFileSystem(_ObjectStore(context.store.filesystem))
 
 
-def _reason(error: BaseException) -> str:
-    """Return the sentence of the worker's LaddError if there is one, else the innermost cause in
-    one line.
+def _ended(context: StageContext, error: Exception) -> LaddError:
+    """Return the error of a training that Ray Train has ended, after all of its own retries if it
+    was a worker that was lost.
     """
-    seen: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or current in seen:
-            continue
-        seen.append(current)
-        if isinstance(current, LaddError):
-            return str(current)
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-        queue += list(getattr(current, "worker_failures", {}).values())
-    innermost = seen[-1]
-    return (
-        f"{type(innermost).__name__}: "
-        f"{str(innermost).strip().splitlines()[-1] if str(innermost).strip() else ''}"
-    )
+    from ray.train import WorkerGroupError
+
+    first = innermost(error)
+    if isinstance(first, LaddError):
+        return StageFailed(str(first))
+    lost = loss(first)
+    if not lost or isinstance(error, WorkerGroupError):
+        return StageFailed(f"{context.stage}: a worker of the training failed: {sentence(first)}")
+    return ProcessLost(f"{context.stage}: the controller of the training was lost")

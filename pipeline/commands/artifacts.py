@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
 from pipeline.dag import STAGES
 from schemas.errors import ArtifactError, ConfigError, Locked
+
+if TYPE_CHECKING:
+    from schemas.manifest import Manifest
 
 _KEY = re.compile("[0-9a-f]{16}")
 app = new_group("Inspect and clean up the store.")
@@ -18,10 +21,10 @@ app = new_group("Inspect and clean up the store.")
 @app.command("ls")
 def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
     """List every committed artifact."""
+    from pipeline.base.lineage import survey
     from pipeline.commands.opening import open_store
     from pipeline.commands.students import print_to_stderr
     from pipeline.commands.tables import counts_text, print_table
-    from pipeline.planning import survey
 
     store = open_store(config, preset, set_)
     found = [survey(store, stage) for stage in STAGES]
@@ -57,13 +60,18 @@ def show_artifact(
 def diff_artifacts(
     first: str, second: str, config: ConfigFile = None, preset: Preset = None, set_: Settings = None
 ) -> None:
-    """Show which identity fields differ between two artifacts."""
+    """Show which identity fields and outside contents differ between two artifacts."""
     from pipeline.commands.opening import find_artifact, open_store
     from pipeline.planning import changed_fields
 
     store = open_store(config, preset, set_)
-    before, after = (find_artifact(store, key).manifest.identity for key in (first, second))
+    before, after = (_made_of(find_artifact(store, key).manifest) for key in (first, second))
     print("\n".join(changed_fields(before, after)) or "same identity configuration")
+
+
+def _made_of(manifest: Manifest) -> dict[str, Any]:
+    digests = {field: seen.digest for field, seen in manifest.outside.items()}
+    return manifest.identity | ({"contents of": digests} if digests else {})
 
 
 @app.command("verify")
@@ -74,8 +82,8 @@ def verify_artifacts(
     set_: Settings = None,
 ) -> None:
     """Check every file of one artifact, or of all artifacts, against its manifest."""
+    from pipeline.base.lineage import survey
     from pipeline.commands.opening import find_artifact, open_store
-    from pipeline.planning import survey
 
     store = open_store(config, preset, set_)
     problems: list[str] = []

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from pipeline.base.lineage import committed
+from pipeline.base.pins import make_pins, read_pins, with_pins
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.config import load_config
 from pipeline.dag import STAGES
-from pipeline.planning import PlannedStage, Selection, committed, make_plan
+from pipeline.planning import PlannedStage, Selection, make_plan
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError
 from stages.teachers import pinned
+from stages.teachers.hub import commit_of
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,12 @@ def open_config(
     settings: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
 ) -> PipelineConfig:
-    """Return the resolved configuration, its embedded teacher pinned to a revision. Raises
-    ConfigError.
+    """Return the resolved configuration: the embedded teacher has its revision, and models of the
+    hub have the commits to which the store has pinned their branches. Raises ConfigError.
     """
     config = load_config(file, preset, settings, environment)
-    return config.model_copy(update={"teacher": pinned(config.teacher)})
+    config = config.model_copy(update={"teacher": pinned(config.teacher)})
+    return with_pins(config, read_pins(config, ArtifactStore(config.store)))
 
 
 def open_store(
@@ -73,11 +79,24 @@ def open_plan(
     preset: str | None,
     settings: Sequence[str] | None,
     selection: Selection | None = None,
+    *,
+    pin: bool = False,
 ) -> Opened:
-    """Open the configuration, its store, and the plan for the selected stages (by default all)."""
+    """Open the configuration, its store, and the plan for the selected stages (by default all).
+    With `pin`, models of the hub are pinned to commits first.
+    """
     config = open_config(file, preset, settings or ())
     store = ArtifactStore(config.store)
-    return Opened(config, store, make_plan(config, store, selection or Selection()))
+    if pin:
+        config = pin_models(config, store)
+    plan = make_plan(config, store, selection or Selection(), partial(print, file=sys.stderr))
+    return Opened(config, store, plan)
+
+
+def pin_models(config: PipelineConfig, store: ArtifactStore) -> PipelineConfig:
+    """Pin the hub models that have no commit yet; return the configuration with all commits."""
+    make_pins(config, store, commit_of)
+    return with_pins(config, read_pins(config, store))
 
 
 def find_artifact(store: ArtifactStore, key: str) -> Artifact:

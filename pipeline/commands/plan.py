@@ -42,10 +42,13 @@ def plan(
         bool, typer.Option("--exit-code", help="Exit with code 3 if there is work to do.")
     ] = False,
 ) -> None:
-    """Show what would run, and why."""
+    """Show what would run, and why. Inputs of what would run are looked at, as before a run."""
     from pipeline.commands.opening import open_plan
+    from pipeline.planning import check_inputs
 
-    stages = open_plan(config, preset, set_, selection(until, from_, only, force)).stages
+    wanted = selection(until, from_, only, force)
+    opened = open_plan(config, preset, set_, wanted)
+    stages = opened.stages
     if as_json:
         rows = [
             {
@@ -60,6 +63,7 @@ def plan(
         print(json.dumps(rows, indent=2))
     else:
         print_plan(stages)
+    check_inputs(opened.config, stages)
     if exit_code and any(stage.action == "run" for stage in stages):
         raise typer.Exit(3)
 

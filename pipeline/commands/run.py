@@ -22,7 +22,7 @@ from pipeline.commands.options import (
     selection,
 )
 from pipeline.dag import STAGES
-from schemas.errors import GateFailed, LaddError
+from schemas.errors import ConfigError, GateFailed, LaddError
 
 if TYPE_CHECKING:
     from pipeline.commands.opening import Opened
@@ -48,11 +48,13 @@ def run(
 
     check_log_format(log_format)
     wanted = selection(until, from_, only, force)
-    opened = open_plan(config, preset, set_, wanted)
+    opened = open_plan(config, preset, set_, wanted, pin=not dry_run)
     if dry_run:
         from pipeline.commands.plan import print_plan
+        from pipeline.planning import check_inputs
 
         print_plan(opened.stages)
+        check_inputs(opened.config, opened.stages)
         return
     _run(opened, wanted, log_format)
 
@@ -69,7 +71,7 @@ def _stage_command(name: str) -> Callable[..., None]:
 
         check_log_format(log_format)
         wanted = selection(only=name, force=[name] if force else None)
-        _run(open_plan(config, preset, set_, wanted), wanted, log_format)
+        _run(open_plan(config, preset, set_, wanted, pin=True), wanted, log_format)
 
     command.__doc__ = f"Run only stage {name}; same as `run --only {name}`."
     return command
@@ -82,8 +84,9 @@ for _name in STAGES:
 def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
     """Run the plan and show the results. Raises GateFailed if a result misses a gate."""
     from pipeline.commands.tables import counts_text, print_table
-    from pipeline.planning import rows_of
+    from pipeline.planning import rows_of, take_over
 
+    take_over(opened.store, opened.stages)
     if any(stage.action == "run" for stage in opened.stages):
         rows = _execute(opened, log_format)
     else:
@@ -126,6 +129,8 @@ def _execute(opened: Opened, log_format: str) -> list[dict[str, Any]]:
     with Observer(log_format) as observer:
         try:
             return execute(opened.config, opened.store, opened.stages, observer)
+        except ConfigError:
+            raise  # the same command would fail again
         except LaddError:
             print(f"to resume: {this_command()}", file=sys.stderr)
             raise

@@ -95,11 +95,12 @@ def _prompts_of(file: str | None) -> list[str]:
     if file is None:
         return []
     from schemas.config import FileSource
-    from stages.texts.sources import read_file, require_prompt_file
+    from stages.texts.prompt_files import Fields
+    from stages.texts.sources import read_file, require_prompts
 
-    source = FileSource(kind="file", url=file)
-    require_prompt_file(source)
-    return list(read_file(source))
+    source, named = FileSource(kind="file", url=file), Fields("--file", "--file")
+    require_prompts(source, named)
+    return list(read_file(source, named))
 
 
 @app.command()

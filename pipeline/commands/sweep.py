@@ -21,8 +21,11 @@ from pipeline.commands.students import print_to_stderr, write_judged
 from schemas.errors import ConfigError, LaddError, StageFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.base.store import Artifact
     from pipeline.sweep import Trial
+    from schemas.config import PipelineConfig
     from stages.judging.shapes_table import Judged
 
 app = new_group()
@@ -55,14 +58,13 @@ def sweep(
     log_format: LogFormat = "text",
 ) -> None:
     """Run one stage with several configurations, each a separate artifact, and compare them."""
-    from pipeline.commands.opening import open_config
     from pipeline.commands.stopping import unwind_on_sigterm
     from pipeline.sweep import make_trials, require_judged_alike
 
     check_log_format(log_format)
     if stage != "distill":
         raise ConfigError(f"sweep compares students: the stage must be distill, not {stage!r}")
-    trials = make_trials(partial(open_config, config, preset), set_ or (), one_at_a_time)
+    trials = make_trials(partial(_load, config, preset), set_ or (), one_at_a_time)
     if score:
         from stages.judging.shapes_table import held_out
 
@@ -74,6 +76,14 @@ def sweep(
         _compare(trials, rows, students, score, out, stack)
     if len(students) < len(trials):
         raise StageFailed(f"{len(trials) - len(students)} of {len(trials)} trials failed")
+
+
+def _load(file: Path | None, preset: str | None, settings: Sequence[str]) -> PipelineConfig:
+    from pipeline.base.store import ArtifactStore
+    from pipeline.commands.opening import open_config, pin_models
+
+    config = open_config(file, preset, settings)
+    return pin_models(config, ArtifactStore(config.store))
 
 
 def _trained(

@@ -6,11 +6,11 @@ is returned with the reason; a file that cannot be used raises ConfigError.
 
 from __future__ import annotations
 
-import glob
 import itertools
 import json
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,7 +19,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import ConfigError
+from pipeline.base.addresses import expand, shown, without_query
+from schemas.errors import ConfigError, LaddError
 from stages.texts.identity import clean
 
 FORMATS = ("jsonl", "parquet")
@@ -61,9 +62,14 @@ class SourcePair:
 
 
 def require_pair_files(url: str) -> None:
-    """Raise ConfigError if no file matches `url` or a file's format is unknown."""
-    for file in _files(url):
+    """Raise ConfigError if no file matches `url`, a file's format is unknown, or the first file is
+    of parquet without the columns of pairs.
+    """
+    first, *others = _files(url)
+    for file in others:
         _format_of(file)
+    if _format_of(first) == "parquet":
+        _count_rows(first, 1)
 
 
 def parts_of(url: str, rows: int) -> list[Part]:
@@ -87,82 +93,97 @@ def read_part(part: Part) -> Iterator[SourcePair]:
 
 
 def _files(url: str) -> list[str]:
+    return expand([url], "pairs.url", tuple(f".{ending}" for ending in FORMATS))
+
+
+@contextmanager
+def _reading(url: str, problem: str) -> Iterator[None]:
+    """Turn what file systems, networks and pyarrow raise into ConfigError naming the file."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        paths = filesystem.glob(path) if glob.has_magic(path) else [path]
-        files = [filesystem.unstrip_protocol(f) for f in sorted(paths) if filesystem.isfile(f)]
-    except (ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"pairs.url: {url} cannot be opened: {error}") from error
-    if not files:
-        raise ConfigError(f"pairs.url: there is no file {url}")
-    return files
+        yield
+    except LaddError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"pairs.url: {url} {problem}: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _format_of(url: str) -> str:
-    ending = PurePosixPath(url).suffix.lower().lstrip(".")
+    ending = PurePosixPath(without_query(url)).suffix.lower().lstrip(".")
     if ending not in FORMATS:
-        raise ConfigError(f"pairs.url: {url} must end in .jsonl or .parquet")
+        raise ConfigError(f"pairs.url: {shown(url)} must end in .jsonl or .parquet")
     return ending
 
 
 def _count_lines(url: str, rows: int) -> tuple[int, list[int]]:
-    """Count the rows of a jsonl file and find the byte offset of each part. Raises ConfigError if
-    the first row is not a pair.
+    """Count the rows of a jsonl file and find the byte offset of each part. Raises ConfigError,
+    naming what is wrong with the first row, if no row is a pair.
     """
     count, offset, offsets = 0, 0, []
-    with fsspec.open(url, "rb") as file:
+    problem: str | None = None
+    has_pair = False
+    with _reading(url, "cannot be read"), fsspec.open(url, "rb") as file:
         for line in file:
             if line.strip():
-                if count == 0:
-                    _require_pair(url, line)
+                if not has_pair:
+                    wrong = _problem(line)
+                    has_pair, problem = wrong is None, problem or wrong
                 if count % rows == 0:
                     offsets.append(offset)
                 count += 1
             offset += len(line)
+    if count and not has_pair:
+        raise ConfigError(
+            f"pairs.url: the first line of {url} {problem}, and no other is a pair either; a pair "
+            f"has the text fields {', '.join(FIELDS)}"
+        )
     return count, offsets
 
 
-def _require_pair(url: str, line: bytes) -> None:
+def _problem(line: bytes) -> str | None:
+    """Say why a line is not a pair; None if it is."""
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"pairs.url: the first line of {url} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON: {error}"
     missing = _missing(row)
-    if missing:
-        raise ConfigError(
-            f"pairs.url: the first line of {url} has no text field {missing!r}; a pair has "
-            f"{', '.join(FIELDS)}"
-        )
+    return f"has no text field {missing!r}" if missing else None
 
 
 def _missing(row: Any) -> str | None:
     if not isinstance(row, dict):
         return FIELDS[0]
-    return next((name for name in FIELDS if not isinstance(row.get(name), str)), None)
+    return next((name for name in FIELDS if not _is_text(row.get(name))), None)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that can be stored: JSON can spell halves of characters."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _count_rows(url: str, rows: int) -> tuple[int, Iterator[int]]:
     """Count the rows of a parquet file; offsets are 0. Raises ConfigError unless it has
     Pick-a-Pic's columns.
     """
-    try:
-        with fsspec.open(url, "rb") as file:
-            table = pq.ParquetFile(file)
-            names, count = table.schema_arrow.names, table.metadata.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"pairs.url: {url} cannot be read as parquet: {reason}") from error
+    with _reading(url, "cannot be read as parquet"), fsspec.open(url, "rb") as file:
+        table = pq.ParquetFile(file)
+        names, count = table.schema_arrow.names, table.metadata.num_rows
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise ConfigError(
             f"pairs.url: {url} lacks Pick-a-Pic's columns {', '.join(missing)}; it has "
             f"{', '.join(names)}"
         )
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise ConfigError(f"pairs.url: {url} has the column {twice[0]} twice")
     return count, itertools.repeat(0)
 
 
 def _read_lines(part: Part) -> Iterator[SourcePair]:
-    with fsspec.open(part.url, "rb") as file:
+    with _reading(part.url, "cannot be read"), fsspec.open(part.url, "rb") as file:
         file.seek(part.offset)
         lines = itertools.islice((line for line in file if line.strip()), part.rows)
         for place, line in enumerate(lines, part.first):
@@ -171,24 +192,30 @@ def _read_lines(part: Part) -> Iterator[SourcePair]:
 
 def _from_line(part: Part, place: int, line: bytes) -> SourcePair:
     key, judge = _key(part, place), PurePosixPath(part.url).name
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return SourcePair(key, judge, problem=f"not JSON: {error}")
-    missing = _missing(row)
-    if missing:
-        return SourcePair(key, judge, problem=f"no text field {missing!r}")
-    judge, prompt = str(row.get("judge") or judge), clean(row["prompt"])
+    problem = _problem(line)
+    if problem:
+        return SourcePair(key, judge, problem=f"its line {problem}")
+    row = json.loads(line)
+    if _is_text(row.get("judge")):
+        judge = row["judge"] or judge
+    prompt = clean(row["prompt"])
     pictures = []
     for side in ("winner", "loser"):
         try:
-            with fsspec.open(_beside(part.url, row[side]), "rb") as file:
-                pictures.append(file.read())
-        except (OSError, ValueError, ImportError) as error:
-            problem = f"its {side} cannot be read: {' '.join(str(error).split())}"
-            return SourcePair(key, judge, prompt, problem=problem)
+            pictures.append(_content_of(_beside(part.url, row[side])))
+        except OSError as error:
+            return SourcePair(key, judge, prompt, problem=f"its {side} cannot be read: {error}")
     winner, loser = pictures
     return SourcePair(key, judge, prompt, winner, loser)
+
+
+def _content_of(url: str) -> bytes:
+    """Return a file's bytes. Raises OSError, whatever its file system raises."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except Exception as error:
+        raise OSError(_brief(error)) from error
 
 
 def _beside(url: str, path: str) -> str:
@@ -199,8 +226,8 @@ def _beside(url: str, path: str) -> str:
 
 
 def _read_rows(part: Part) -> Iterator[SourcePair]:
-    with fsspec.open(part.url, "rb") as file:
-        table = pq.ParquetFile(file)
+    with _reading(part.url, "is damaged, or cannot be read"), fsspec.open(part.url, "rb") as file:
+        table = pq.ParquetFile(file, page_checksum_verification=True)
         groups, start, skip = [], 0, 0
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
@@ -210,15 +237,26 @@ def _read_rows(part: Part) -> Iterator[SourcePair]:
                 groups.append(group)
             start += rows
         batches = table.iter_batches(16, row_groups=groups, columns=list(COLUMNS))
-        table_rows = (row for batch in batches for row in batch.to_pylist())
+        table_rows = (row for batch in batches for row in _rows_of(batch))
         for place, row in enumerate(
             itertools.islice(table_rows, skip, skip + part.rows), part.first
         ):
             yield _from_row(part, place, row)
 
 
+def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The rows of a batch; one whose text is not UTF-8 has the problem in place of a caption."""
+    for place in range(batch.num_rows):
+        try:
+            yield batch.slice(place, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            yield dict.fromkeys(COLUMNS) | {"caption": error}
+
+
 def _from_row(part: Part, place: int, row: dict[str, Any]) -> SourcePair:
     key, judge = _key(part, place), PurePosixPath(part.url).name
+    if isinstance(row["caption"], UnicodeDecodeError):
+        return SourcePair(key, judge, problem=f"its text is not UTF-8: {row['caption']}")
     if not isinstance(row["caption"], str):
         return SourcePair(key, judge, problem="no caption")
     prompt = clean(row["caption"])
@@ -228,7 +266,10 @@ def _from_row(part: Part, place: int, row: dict[str, Any]) -> SourcePair:
         if not isinstance(label, (int, float)) or label != label:
             return SourcePair(key, judge, prompt, problem=f"no label_{side}")
         if not picture:
-            return SourcePair(key, judge, prompt, problem=f"no jpg_{side}")
+            cell = row[f"jpg_{side}"]
+            path = cell.get("path") if isinstance(cell, dict) else None
+            elsewhere = f": only the path {path!r}, not its bytes" if path else ""
+            return SourcePair(key, judge, prompt, problem=f"no jpg_{side}{elsewhere}")
     winner = 0 if labels[0] >= labels[1] else 1
     loser = 1 - winner
     return SourcePair(

@@ -7,6 +7,7 @@ feature space, see docs/method.md.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -119,6 +120,7 @@ class StudentLine:
     not_square: dict[int, float]
     """The same over the buckets that are not square, each with the same weight."""
     frechet: dict[int, float]
+    """NaN where it is unknown."""
     diversity: dict[int, float]
 
 
@@ -135,7 +137,7 @@ def _line(title: str, at: dict[int, Judged]) -> StudentLine:
         student=title,
         attributes={n: 100 * row.attributes for n, row in at.items()},
         not_square={n: 100 * _not_square(row.attributes_by_bucket) for n, row in at.items()},
-        frechet={n: row.frechet or 0.0 for n, row in at.items()},
+        frechet={n: math.nan if row.frechet is None else row.frechet for n, row in at.items()},
         diversity={n: row.diversity for n, row in at.items()},
     )
 

@@ -35,11 +35,14 @@ class System:
 
 
 def systems_of(config: PipelineConfig) -> list[System]:
-    """All systems, first the teacher at its own number of steps: the reference for the others."""
-    steps = sorted(config.eval.student_steps, reverse=True)
+    """All systems, first the teacher at its own number of steps: the reference for the others. It
+    is not listed again if the student takes as many.
+    """
+    steps = sorted(set(config.eval.student_steps), reverse=True)
+    own = config.synthesize.steps
     return [
-        System("teacher", config.synthesize.steps, "teacher"),
-        *(System("teacher", n, f"teacher_{n}") for n in steps),
+        System("teacher", own, "teacher"),
+        *(System("teacher", n, f"teacher_{n}") for n in steps if n != own),
         *(System("student", n, f"student_{n}") for n in steps),
         System("tuned", config.eval.tuned_steps, f"tuned_{config.eval.tuned_steps}"),
     ]

@@ -1,15 +1,13 @@
-"""Picture files: decoding to RGB, encoding, and cropping a picture to a bucket."""
+"""Encodes pictures to files, and crops a picture to a bucket. `decoding` reads files."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from schemas.bucket import Bucket
-
-IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 
 
 def encode_image(picture_HW3: np.ndarray, image_format: str, quality: int) -> bytes:
@@ -22,19 +20,6 @@ def encode_image(picture_HW3: np.ndarray, image_format: str, quality: int) -> by
         buffer, "JPEG" if image_format == "jpg" else image_format.upper(), **options
     )
     return buffer.getvalue()
-
-
-def read_picture(content: bytes, name: str) -> Image.Image:
-    """Decode a picture to RGB. Raises ValueError, naming the picture, when that fails."""
-    try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,  # what Pillow raises for a broken PNG
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(f"its {name} cannot be read: {error}") from error
 
 
 def fit_to_bucket(picture: Image.Image, bucket: Bucket) -> Image.Image:

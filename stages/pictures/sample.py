@@ -15,7 +15,7 @@ from schemas.errors import ConfigError
 from stages.ladd.grid import steps_title, student_sigmas
 from stages.pictures.contact_sheet import draw_grid
 from stages.pictures.samplers import PlannedSample, student_sampler
-from stages.pictures.student import check_steps
+from stages.pictures.student import check_steps, reading_student
 from stages.teachers import folder_config, open_teacher
 from stages.texts.identity import clean
 
@@ -49,10 +49,12 @@ def draw_prompts(
     except ValueError as error:
         raise ConfigError(f"--bucket: {error}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = open_teacher(folder_config(folder))
+    with reading_student():
+        teacher = open_teacher(folder_config(folder))
     teacher.place(device)
     teacher.check_bucket(size)
-    student, grid = teacher.student()
+    with reading_student():
+        student, grid = teacher.student()
     check_steps("--steps", steps, grid)
     if lora is not None:
         teacher.load_adapters(student, lora).scale(lora_scale)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schemas.errors import ConfigError
+from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.grid import step_counts, student_sigmas
 from stages.teachers import folder_config, open_teacher
 
@@ -22,9 +23,22 @@ if TYPE_CHECKING:
 
 def open_student(folder: Path) -> tuple[Backbone, list[float]]:
     """Open a student; returns its backbone in float32 and its sampling grid. Raises ArtifactError
-    when the folder holds no student.
+    when the folder holds no student, or a damaged one.
     """
-    return open_teacher(folder_config(folder)).student()
+    with reading_student():
+        return open_teacher(folder_config(folder)).student()
+
+
+@contextmanager
+def reading_student() -> Iterator[None]:
+    """Turn what is wrong with a student's folder into ArtifactError: no field of the configuration
+    names it.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        problem = str(error).removeprefix("teacher.model: ")
+        raise ArtifactError(f"the student cannot be opened: {problem}") from error
 
 
 def check_steps(field: str, steps: int, grid: Sequence[float]) -> None:

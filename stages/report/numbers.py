@@ -48,15 +48,18 @@ def duration(seconds: float) -> str:
 
 
 def _spoken(seconds: float) -> str:
-    if seconds < 1:
-        milliseconds = 1000 * seconds
-        return f"{milliseconds:.{0 if milliseconds >= 10 else 1}f} ms"
-    if seconds < 60:
-        return f"{seconds:.{2 if seconds < 10 else 1}f} s"
-    minutes, hours, days = round(seconds / 60), round(seconds / 3600), 86_400
-    if seconds < 3600:
+    """Choose the unit by the rounded value, so that 59.97 s is 1 min 00 s and not 60.0 s."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    milliseconds = 1000 * seconds
+    if round(milliseconds) < 1000:
+        return f"{milliseconds:.{0 if round(milliseconds, 1) >= 10 else 1}f} ms"
+    if round(seconds, 1) < 60:
+        return f"{seconds:.{2 if round(seconds, 2) < 10 else 1}f} s"
+    if round(seconds) < 3600:
         return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
-    if seconds < days:
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if minutes < 24 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{hours // 24} d {hours % 24} h"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.config import ScoreConfig
 from schemas.errors import ConfigError
 from schemas.report import ScoreCard
 from schemas.suggest import did_you_mean
+from stages.teachers.folder_check import ModelFolder
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,8 @@ FEATURES = {
     "dino_features": "stages.scores.dino_features:DinoFeatures",
     "inception_features": "stages.scores.inception_features:InceptionFeatures",
 }
+CAPTION_SCORES = ("attributes", "layout")
+"""Scores that judge captions of the shapes world alone."""
 EMBEDDED = ("attributes", "layout", "judge_features")
 """Names that need no weights beyond those shipped with the project."""
 
@@ -39,6 +43,14 @@ def check_score(field: str, name: str, known: Iterable[str] = SCORES) -> None:
     """Raise ConfigError, naming the field, when no score has this name."""
     if name not in known:
         raise ConfigError(f"{field}.name: unknown score {name!r}{did_you_mean(name, known)}")
+
+
+def check_model(config: ScoreConfig) -> None:
+    """Raise ConfigError for a score's folder on this machine that is not whole. Reads JSON files
+    and headers only, imports no torch and asks no hub.
+    """
+    if config.model is not None and Path(config.model).is_dir():
+        ModelFolder(Path(config.model), f"scores.{config.name}.model").check_files()
 
 
 def open_score(config: ScoreConfig, device: torch.device) -> Score:

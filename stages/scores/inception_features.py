@@ -10,6 +10,7 @@ from schemas.errors import ConfigError
 from schemas.report import ScoreCard
 from stages.scores.inception import WIDTH, InceptionV3
 from stages.scores.pretrained import find_model, in_batches, load_tensors
+from stages.teachers.folder_check import opening
 
 WEIGHTS = "inception.safetensors"
 
@@ -40,7 +41,8 @@ class InceptionFeatures:
                 f"scores.{config.name}.model: {path} lacks {len(missing)} of the network's "
                 f"weights, such as {missing[0]}"
             )
-        model.to_empty(device=device).load_state_dict(kept)
+        with opening(f"scores.{config.name}.model", path):
+            model.to_empty(device=device).load_state_dict(kept)
         self.model = model.eval().requires_grad_(False)
         self.device = device
 

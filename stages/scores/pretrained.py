@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer
@@ -17,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from schemas.config import ScoreConfig
 from schemas.errors import ConfigError
+from stages.teachers.folder_check import ModelFolder, opening
 from stages.teachers.hub import model_folder
 
 transformers_logging.disable_progress_bar()
@@ -36,9 +36,10 @@ def find_model(config: ScoreConfig, default: str | None = None) -> Path:
             f"scores.{config.name}.model is empty: name a folder or a hub id; docs/scores.md says "
             "what it must hold"
         )
-    return model_folder(
-        model, config.revision, field=f"scores.{config.name}.model", patterns=_PATTERNS
-    )
+    field = f"scores.{config.name}.model"
+    folder = model_folder(model, config.revision, field=field, patterns=_PATTERNS)
+    ModelFolder(folder, field).check_files()
+    return folder
 
 
 def load_model(
@@ -48,7 +49,7 @@ def load_model(
     be missing. transformers initialises other missing weights at random and only warns, hence the
     check.
     """
-    try:
+    with opening(f"scores.{name}.model", folder):
         model, report = kind.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -56,8 +57,6 @@ def load_model(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unreadable(name, folder, error) from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(spare))
     if missing:
         raise ConfigError(
@@ -69,10 +68,8 @@ def load_model(
 
 def load_image_processor(folder: Path, name: str) -> Any:
     """Load the folder's image processor, with the PIL backend to avoid needing torchvision."""
-    try:
+    with opening(f"scores.{name}.model", folder / "preprocessor_config.json"):
         return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, folder / "preprocessor_config.json", error) from error
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
@@ -83,18 +80,14 @@ def load_tokenizer(folder: Path, name: str) -> Any:
         raise ConfigError(
             f"scores.{name}.model: {folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)})"
         )
-    try:
+    with opening(f"scores.{name}.model", folder / "tokenizer.json"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, folder / "tokenizer.json", error) from error
 
 
 def load_tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
     """Load the tensors of one safetensors file."""
-    try:
+    with opening(f"scores.{name}.model", path):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(name, path, error) from error
 
 
 def load_linear_head(path: Path, name: str, width: int, device: torch.device) -> nn.Sequential:
@@ -108,11 +101,12 @@ def load_linear_head(path: Path, name: str, width: int, device: torch.device) ->
         if match := re.search(r"layers\.(\d+)\.(weight|bias)$", key):
             states.setdefault(int(match[1]), {})[match[2]] = tensor.float()
     head = nn.Sequential()
-    for _, state in sorted(states.items()):
-        out_width, in_width = state["weight"].shape
-        layer = nn.Linear(in_width, out_width)
-        layer.load_state_dict(state)
-        head.append(layer)
+    with opening(f"scores.{name}.model", path):
+        for _, state in sorted(states.items()):
+            out_width, in_width = state["weight"].shape
+            layer = nn.Linear(in_width, out_width)
+            layer.load_state_dict(state)
+            head.append(layer)
     widths = [layer.in_features for layer in head] + [1]
     if (
         not states
@@ -132,8 +126,3 @@ def in_batches(
     """Apply `compute` to equally long `rows` in batches, concatenated along the first dimension."""
     starts = range(0, len(rows[0]), _BATCH)
     return torch.cat([compute(*(row[start : start + _BATCH] for row in rows)) for start in starts])
-
-
-def _unreadable(name: str, path: Path, error: Exception) -> ConfigError:
-    brief = " ".join(str(error).split())[:200]
-    return ConfigError(f"scores.{name}.model: {path} cannot be loaded: {brief}")

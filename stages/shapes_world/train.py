@@ -36,6 +36,7 @@ from stages.shapes_world.train_transformer import (
     train_transformer,
 )
 from stages.shapes_world.train_vae import train_vae
+from stages.teachers.folder_check import forget_paths
 
 STEPS = {"vae": 1400, "text": 300, "judge": 1000, "transformer": 23_100}
 SCENES = 60_000
@@ -125,6 +126,7 @@ def assemble(
         config.write_text(
             json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n"
         )
+    forget_paths(out)
     save_file(
         {name: value.contiguous() for name, value in judge.state_dict().items()},
         out / "judge.safetensors",

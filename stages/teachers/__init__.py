@@ -36,17 +36,24 @@ class Family:
     """A function of PipelineConfig and the teacher's folder that returns the bytes that a training
     worker needs, and does not import torch. Without it `plan` reports no memory.
     """
+    check: str | None = None
+    """A function of TeacherConfig and the teacher's folder that raises ConfigError unless the
+    folder can be used, and does not import torch.
+    """
     embedded: Path | None = None
     """Weights that ship with the project, for a configuration that names no model."""
 
 
 EMBEDDED = Path(__file__).parents[1] / "shapes_world" / "weights"
 _SD3_MEMORY = "stages.teachers.sd3_memory:training_memory"
+_SD3_CHECK = "stages.teachers.sd3_folder:check_teacher"
 _SD3_PIPELINE = "StableDiffusion3Pipeline"
 
 FAMILIES = {
-    "sd3": Family("stages.teachers.sd3:SD3Teacher", _SD3_PIPELINE, _SD3_MEMORY),
-    "shapes": Family("stages.teachers.shapes:ShapesTeacher", _SD3_PIPELINE, _SD3_MEMORY, EMBEDDED),
+    "sd3": Family("stages.teachers.sd3:SD3Teacher", _SD3_PIPELINE, _SD3_MEMORY, _SD3_CHECK),
+    "shapes": Family(
+        "stages.teachers.shapes:ShapesTeacher", _SD3_PIPELINE, _SD3_MEMORY, _SD3_CHECK, EMBEDDED
+    ),
 }
 
 
@@ -60,6 +67,23 @@ def pinned(config: TeacherConfig) -> TeacherConfig:
     mark = family.embedded / "REVISION"
     revision = mark.read_text().strip() if mark.exists() else None
     return config.model_copy(update={"revision": revision})
+
+
+def check_teacher(config: TeacherConfig) -> None:
+    """Raise ConfigError for an unknown family, and for a teacher's folder on this machine that is
+    not whole. Reads JSON files and headers only, imports no torch and asks no hub.
+    """
+    family = _family(config.family)
+    if config.model is None or family.check is None:
+        return
+    folder = Path(config.model)
+    if folder.is_file():
+        raise ConfigError(
+            f"teacher.model: {folder} is a file; a teacher is a folder as diffusers' "
+            "`save_pretrained` writes it: convert a single-file checkpoint with `from_single_file`"
+        )
+    if folder.is_dir():
+        _load(family.check)(config, folder)
 
 
 def open_teacher(config: TeacherConfig) -> Teacher:
@@ -114,7 +138,8 @@ def training_memory(config: PipelineConfig) -> int | None:
         return None
     try:
         memory: int = _load(family.memory)(config, folder)
-    except (OSError, ValueError, KeyError):  # an incomplete folder: opening the teacher reports it
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        # An incomplete folder, or odd JSON files: `check_teacher` reports them.
         return None
     return memory
 

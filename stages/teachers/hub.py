@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from schemas.config import TeacherConfig
 from schemas.errors import ConfigError, ServiceUnavailable
+from stages.teachers.folder_check import brief
 
 
 def model_folder(
@@ -25,14 +29,13 @@ def model_folder(
     """
     if Path(model).is_dir():
         return Path(model)
+    if Path(model).is_file():
+        raise ConfigError(
+            f"{field}: {model} is a file, not a model's folder as `save_pretrained` writes it; "
+            "convert a single-file checkpoint with diffusers' `from_single_file`"
+        )
 
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
 
     try:
         return Path(
@@ -43,22 +46,48 @@ def model_folder(
                 ignore_patterns=list(ignored),
             )
         )
-    except GatedRepoError as error:
+    except Exception as error:  # of the hub, the network and the disk
+        _refuse(error, model, revision or "main", field)
+
+
+def _refuse(error: Exception, model: str, revision: str, field: str) -> NoReturn:
+    """Raise what the hub's library could not do as one sentence."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RevisionNotFoundError
+
+    cause = error.__cause__ or error
+    status = getattr(getattr(cause, "response", None), "status_code", 0)
+    number = getattr(cause, "errno", None)
+    if isinstance(error, GatedRepoError):
         raise ConfigError(
             f"{field}: {model!r} is gated: accept its licence on its hub page and set HF_TOKEN to "
             "a token that may read it"
         ) from error
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
-        answer = getattr(error.__cause__ or error, "response", None)
-        if answer is not None and (answer.status_code == 429 or answer.status_code >= 500):
-            raise ServiceUnavailable(
-                f"{field}: the hub cannot serve {model!r} right now (HTTP {answer.status_code}); "
-                "wait a while, then run the command again"
-            ) from error
+    if isinstance(error, RevisionNotFoundError):
         raise ConfigError(
-            f"{field}: {model!r} is neither a local folder nor a model that the hub provides "
-            f"(revision {revision or 'main'}); check the name, the network and HF_TOKEN"
+            f"{field}: {model!r} has no revision {revision} on the hub; look at its page for "
+            "branches, tags and commits"
         ) from error
+    if status == 429 or status >= 500:
+        raise ServiceUnavailable(
+            f"{field}: the hub cannot serve {model!r} right now (HTTP {status}); wait a while, "
+            "then run the command again"
+        ) from error
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        raise ConfigError(
+            f"{field}: {model!r} cannot be stored in the hub's cache {constants.HF_HUB_CACHE} "
+            f"({os.strerror(number).lower()}); set HF_HOME to a folder that can be written and has "
+            "enough space"
+        ) from error
+    mend = "check the name, the network and HF_TOKEN"
+    if isinstance(cause, OfflineModeIsEnabled):
+        mend = "HF_HUB_OFFLINE is set, so it must be in the hub's cache: download it once without"
+    elif not status and cause is not error:
+        mend += f" ({brief(cause)})"
+    raise ConfigError(
+        f"{field}: {model!r} is neither a local folder nor a model that the hub provides "
+        f"(revision {revision}); {mend}"
+    ) from error
 
 
 def local_folder(teacher: TeacherConfig) -> Path | None:
@@ -76,3 +105,18 @@ def local_folder(teacher: TeacherConfig) -> Path | None:
     except HFValidationError:
         return None
     return Path(index).parent if isinstance(index, str) else None
+
+
+def commit_of(model: str, revision: str | None) -> str | None:
+    """Return the commit that a revision of a hub model names now: as the hub says, or else as the
+    cache on this machine has it. None if neither knows; opening the model then says why.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return HfApi().model_info(model, revision=revision, timeout=10).sha
+    except Exception:  # of hub, network or name: opening the model says what is wrong
+        folder = repo_folder_name(repo_id=model, repo_type="model")
+        known = Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
+        return known.read_text().strip() if known.is_file() else None

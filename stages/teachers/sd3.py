@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
@@ -37,8 +38,18 @@ from schemas.config import LoraConfig, TeacherConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.precision import autocast, computed_dtype
+from stages.teachers.folder_check import ModelFolder, forget_paths, opening
 from stages.teachers.hub import model_folder
 from stages.teachers.sd3_backbone import SD3Backbone
+from stages.teachers.sd3_folder import (
+    FIELD,
+    INDEX,
+    PARTS,
+    SCHEDULER,
+    T5_PARTS,
+    check_folder,
+    refuse_students_scheduler,
+)
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
 from stages.teachers.sd3_sharded import fill, on_meta
 
@@ -49,15 +60,6 @@ transformers_logging.set_verbosity_error()
 
 _TWINS = "*.fp16*"
 """Half-precision copies of the same weights, as in SD3.5's folders. They are never read."""
-_PARTS = (
-    "transformer",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "scheduler",
-)
 
 
 class SD3Teacher:
@@ -69,14 +71,14 @@ class SD3Teacher:
         self.config = config
         self.device = torch.device("cpu")
         self.dtype = getattr(torch, config.dtype)
-        self.folder = self._find()
+        self.folder, self.parts = self._find()
         transformer, vae = self._json("transformer/config.json"), self._json("vae/config.json")
         self.vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         self.unit = self.vae_factor * transformer["patch_size"]
         self.patch_size = transformer["patch_size"]
         self.latent_channels = transformer["in_channels"]
         self.table_size = transformer["pos_embed_max_size"]
-        self.has_t5 = config.use_t5 and (self.folder / "text_encoder_3").is_dir()
+        self.has_t5 = "text_encoder_3" in self.parts
 
     def place(self, device: torch.device) -> None:
         self.device = device
@@ -174,9 +176,10 @@ class SD3Teacher:
             self.__dict__.pop(part, None)
 
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(
-            self._json("scheduler/scheduler_config.json")
-        )
+        config = self._json(SCHEDULER)
+        refuse_students_scheduler(self.folder, config)
+        with opening(FIELD, self.folder / SCHEDULER):
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
         shift = {}
         if scheduler.config.use_dynamic_shifting:
             _, height, width = self.latent_shape(bucket)
@@ -195,7 +198,7 @@ class SD3Teacher:
         lora: LoraConfig | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        index = self._json("model_index.json")
+        index = self._json(INDEX)
         twins = shutil.ignore_patterns(_TWINS)
         for source in sorted(self.folder.iterdir()):
             if source.is_dir() and source.name in index.keys() - {"transformer", "scheduler"}:
@@ -214,22 +217,25 @@ class SD3Teacher:
         (folder / "student.json").write_text(json.dumps({"grid": list(grid)}) + "\n")
         if not self.has_t5:
             index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        forget_paths(folder)
 
     def student(self) -> tuple[Backbone, list[float]]:
         try:
-            scheduler, record = (
-                json.loads((self.folder / name).read_text())
-                for name in ("scheduler/scheduler_config.json", "student.json")
-            )
-        except (OSError, ValueError) as error:
+            scheduler = json.loads((self.folder / SCHEDULER).read_text())
+            record = json.loads((self.folder / "student.json").read_text())
+            grid = [float(level) for level in record["grid"]]
+            if not grid:
+                raise ValueError("its student.json holds no grid")
+            student_scheduler(grid)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise ArtifactError(f"{self.folder} is not a student's folder: {error}") from error
         if scheduler.get("shift") != 1.0 or not scheduler.get("stochastic_sampling"):
             raise ArtifactError(
                 f"{self.folder}/scheduler is not the one that was saved with the student; distill "
                 "again"
             )
-        return self.backbone(dtype=torch.float32).eval(), record["grid"]
+        return self.backbone(dtype=torch.float32).eval(), grid
 
     def usage(self, steps: Sequence[int]) -> str:
         parts = "folder" if self.has_t5 else "folder, text_encoder_3=None, tokenizer_3=None"
@@ -255,60 +261,73 @@ class SD3Teacher:
         lora: LoraConfig | None,
         shard: Callable[[Backbone], None],
     ) -> SD3Backbone:
-        transformer, adapters = on_meta(self._json("transformer/config.json"), dtype, lora)
+        config = self._json("transformer/config.json")
+        with opening(FIELD, self.folder / "transformer"):
+            transformer, adapters = on_meta(config, dtype, lora)
         backbone = SD3Backbone(transformer, checkpoint_blocks=checkpoint_blocks)
         shard(backbone)
         backbone.to_empty(device=self.device)
         fill(transformer, self.folder / "transformer", adapters)
         return backbone
 
-    def _find(self) -> Path:
+    def _find(self) -> tuple[Path, list[str]]:
+        """Return the checked folder, and the names of the parts that are used."""
         if self.config.model is None:
             raise ConfigError("teacher.model is empty: name a diffusers folder or a hub id")
-        parts = [*_PARTS, *(("text_encoder_3", "tokenizer_3") if self.config.use_t5 else ())]
+        parts = [*PARTS, *(T5_PARTS if self.config.use_t5 else ())]
         kinds = ("json", "txt", "model", "safetensors")
         folder = model_folder(
             self.config.model,
             self.config.revision,
-            field="teacher.model",
+            field=FIELD,
             patterns=[
-                "model_index.json",
+                INDEX,
                 *(f"{part}/*.{kind}" for part in parts for kind in kinds),
             ],
             ignored=[_TWINS],
         )
-        for part in _PARTS:
-            if not (folder / part).is_dir():
-                raise ConfigError(
-                    f"teacher.model: {folder} has no folder {part!r}; it must be a complete "
-                    "Stable Diffusion 3 pipeline as `save_pretrained` writes it"
-                )
-        return folder
+        return folder, check_folder(folder, use_t5=self.config.use_t5)
 
     def _json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"teacher.model: {path} cannot be read: {error}") from error
+        return ModelFolder(self.folder, FIELD).json(name)
 
     def _load(self, kind: type[Any], part: str, dtype: torch.dtype) -> Any:
-        try:
-            return kind.from_pretrained(
-                self.folder / part, torch_dtype=dtype, local_files_only=True
+        """Load a part, frozen. Raises ConfigError for weights that are missing, which the libraries
+        would draw at random with a mere warning, or not finite.
+        """
+        place = self.folder / part
+        with opening(FIELD, place):
+            model, report = kind.from_pretrained(
+                place, torch_dtype=dtype, local_files_only=True, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            brief = " ".join(str(error).split())[:200]
+        if missing := sorted(report["missing_keys"]):
             raise ConfigError(
-                f"teacher.model: {self.folder / part} cannot be loaded: {brief}"
-            ) from error
+                f"{FIELD}: the weights in {place} lack {missing[0]}, which a {kind.__name__} has; "
+                "they are incomplete, or of another model"
+            )
+        if part in ("transformer", "vae") and report["unexpected_keys"]:
+            raise ConfigError(
+                f"{FIELD}: the weights in {place} hold {sorted(report['unexpected_keys'])[0]}, "
+                "which its config.json does not describe; they are of another model"
+            )
+        for name, weight in model.named_parameters():
+            if not weight.isfinite().all():
+                raise ConfigError(
+                    f"{FIELD}: {name} in {place} holds values that are not finite; download the "
+                    "model again"
+                )
+        return model
+
+    def _tokenizer(self, part: str) -> PreTrainedTokenizerBase:
+        """The tokenizer of the class that model_index.json names, as stock diffusers loads it."""
+        _, name = self._json(INDEX)[part]
+        with opening(FIELD, self.folder / part):
+            kind = getattr(transformers, name, AutoTokenizer)
+            return kind.from_pretrained(self.folder / part, local_files_only=True)
 
     @cached_property
     def _tokenizers(self) -> list[PreTrainedTokenizerBase]:
-        return [
-            AutoTokenizer.from_pretrained(self.folder / name)
-            for name in ("tokenizer", "tokenizer_2")
-        ]
+        return [self._tokenizer(part) for part in ("tokenizer", "tokenizer_2")]
 
     @cached_property
     def _vae(self) -> AutoencoderKL:
@@ -338,12 +357,21 @@ class SD3Teacher:
                 .requires_grad_(False)
                 .to(self.device)
             )
-            third_tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer_3")
+            third_tokenizer = self._tokenizer("tokenizer_3")
         scheduler = FlowMatchEulerDiscreteScheduler()
         with torch.device("meta"):  # encode_prompt reads only a width from it
             transformer = SD3Transformer2DModel.from_config(
                 self._json("transformer/config.json") | {"num_layers": 1}
             )
+        for tokenizer, encoder in zip(
+            [*self._tokenizers, third_tokenizer], [*encoders, third], strict=True
+        ):
+            if encoder is not None and len(tokenizer) > encoder.config.vocab_size:
+                raise ConfigError(
+                    f"{FIELD}: a tokenizer of {self.folder} knows {len(tokenizer):,} tokens, but "
+                    f"its text encoder only {encoder.config.vocab_size:,}; they are of different "
+                    "models"
+                )
         return StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=scheduler,

@@ -14,7 +14,8 @@ from peft import LoraConfig as PeftConfig
 from peft import get_peft_model_state_dict
 
 from schemas.config import LoraConfig
-from schemas.errors import ConfigError
+from schemas.errors import ArtifactError, ConfigError
+from stages.teachers.folder_check import brief
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The file name that diffusers looks for in a folder of adapters."""
@@ -52,10 +53,23 @@ def add_adapters(
 
 
 def load_adapters(transformer: SD3Transformer2DModel, folder: Path) -> SD3Adapters:
-    """Put the adapters in `folder`, in diffusers' format, on a transformer without adapters."""
-    transformer.load_lora_adapter(
-        folder, weight_name=WEIGHTS, use_safetensors=True, local_files_only=True
-    )
+    """Put the adapters in `folder`, in diffusers' format, on a transformer without adapters.
+
+    Raises ArtifactError when the folder holds none that fit this transformer.
+    """
+    try:
+        transformer.load_lora_adapter(
+            folder, weight_name=WEIGHTS, use_safetensors=True, local_files_only=True
+        )
+    except Exception as error:  # of diffusers, peft and safetensors
+        raise ArtifactError(
+            f"{folder} holds no adapters that can be loaded: {brief(error)}"
+        ) from error
+    if not getattr(transformer, "peft_config", None):  # diffusers only warns
+        raise ArtifactError(
+            f"{folder / WEIGHTS} holds no adapters for this transformer: their names must begin "
+            "with `transformer.`, as diffusers saves them"
+        )
     return SD3Adapters(transformer)
 
 
@@ -92,6 +106,7 @@ class SD3Adapters:
     def save(self, folder: Path) -> None:
         """Write the adapters for `StableDiffusion3Pipeline.load_lora_weights` to `folder`."""
         metadata = self._transformer.peft_config[self._name].to_dict()
+        metadata["base_model_name_or_path"] = None  # a path of this machine
         metadata["target_modules"] = sorted(metadata["target_modules"])  # a set has no fixed order
         StableDiffusion3Pipeline.save_lora_weights(
             folder,

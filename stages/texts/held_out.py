@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 import pyarrow.parquet as pq
 
+from pipeline.base.failures import Failures
 from pipeline.base.stage import StageContext, digest_of
 from pipeline.base.store import Artifact
 from schemas.bucket import Bucket
@@ -18,15 +17,20 @@ from schemas.config import FileSource, PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.shapes_world.captions import CaptionError, parse
 from stages.texts.identity import bucket_of, clean, prompt_id, seed_of
-from stages.texts.sources import read_file, require_prompt_file
+from stages.texts.judgeable import check_judged
+from stages.texts.sources import EVAL, evaluated, read_rows, require_prompts
 
 
 def check_prompts(config: PipelineConfig) -> None:
-    """Raise ConfigError if the file in `eval.url` is missing, or no prompts are held out."""
-    if config.eval.url is not None:
-        require_prompt_file(FileSource(kind="file", url=config.eval.url))
+    """Raise ConfigError if the files in `eval.url` are missing or hold no prompts, if no prompts
+    are held out, or if a score cannot judge them.
+    """
+    source = evaluated(config)
+    if source is not None:
+        require_prompts(source, EVAL)
     elif config.prompts.held_out_fraction == 0:
         raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")
+    check_judged(config, "eval.scores", [score.name for score in config.eval.scores], "held_out")
 
 
 def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
@@ -36,13 +40,13 @@ def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
     Raises ConfigError when there are fewer than eight.
     """
     config = context.config
-    if config.eval.url is None:
+    tags: dict[str, str] = {}
+    source = evaluated(config)
+    if source is None:
         rows = _rows(context.inputs["prompts"], "held_out.parquet")
-        tags: dict[str, str] = {}
     else:
-        by_id = {row["prompt_id"]: row for row in _from_file(config, config.eval.url)}
+        by_id = {row["prompt_id"]: row for row in _from_files(config, source, tags)}
         rows = iter(by_id.values())
-        tags = _tags(config.eval.url) if config.eval.url.endswith(".jsonl") else {}
     chosen = heapq.nsmallest(config.eval.prompts, rows, key=lambda row: row["prompt_id"])
     categories = _categories([row["prompt"] for row in chosen], tags)
     samples = [
@@ -57,6 +61,16 @@ def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
     return samples
 
 
+def tell_of_failed_rows(context: StageContext) -> None:
+    """Warn if many rows of the files in `eval.url` are no prompts, which are not judged on."""
+    source = evaluated(context.config)
+    if source is not None:
+        failures = Failures(context, what="rows of eval.url", where="the files themselves")
+        for row in read_rows(source, EVAL):
+            failures.add(row.reason)
+        failures.tell()
+
+
 def prove_held_out(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) -> dict[str, Any]:
     """Check that no sample's prompt was trained on. Returns the proof for the manifest: a digest of
     the samples' prompt ids, and the number of training prompts compared in each artifact. Raises
@@ -69,12 +83,20 @@ def prove_held_out(samples: list[dict[str, Any]], lineage: dict[str, Artifact]) 
             if row.get("status") == "filtered":
                 continue
             compared[artifact.folder] += 1
-            if row["prompt_id"] in chosen:
+            for identity in chosen.keys() & _ids_of(row):
                 raise ArtifactError(
-                    f"eval: the prompt {chosen[row['prompt_id']]!r} was trained on "
+                    f"eval: the prompt {chosen[identity]!r} was trained on "
                     f"({artifact.url}/{name}); judge only on held-out prompts"
                 )
     return {"prompt_ids": digest_of(list(chosen)), "compared_with": dict(compared)}
+
+
+def _ids_of(row: dict[str, Any]) -> set[str]:
+    """Return the id that a row has, and that of its prompt: what was made before invisible
+    characters were cleaned away may have another one.
+    """
+    prompt = row["prompt"] or ""
+    return {row["prompt_id"]} | ({prompt_id(clean(prompt))} if not prompt.isascii() else set())
 
 
 def _trained_lists(lineage: dict[str, Artifact]) -> Iterator[tuple[Artifact, str]]:
@@ -93,9 +115,16 @@ def _rows(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _from_file(config: PipelineConfig, url: str) -> Iterator[dict[str, Any]]:
-    for text in read_file(FileSource(kind="file", url=url)):
-        prompt = clean(text)
+def _from_files(
+    config: PipelineConfig, source: FileSource, tags: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yield a sample for each row that is a prompt, and note its tag."""
+    for row in read_rows(source, EVAL):
+        prompt = row.prompt
+        if prompt is None:
+            continue
+        if row.tag is not None:
+            tags[prompt] = row.tag
         bucket = Bucket.parse(bucket_of(prompt, config.prompts.buckets))
         identity = prompt_id(prompt)
         yield {
@@ -106,20 +135,6 @@ def _from_file(config: PipelineConfig, url: str) -> Iterator[dict[str, Any]]:
             "width": bucket.width,
             "height": bucket.height,
         }
-
-
-def _tags(url: str) -> dict[str, str]:
-    """Return GenEval's `tag` of each prompt that has one in the file."""
-    tags = {}
-    with fsspec.open(url, "rt", encoding="utf-8-sig", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-                if isinstance(row["tag"], str):
-                    tags[clean(row["prompt"])] = row["tag"]
-            except (ValueError, KeyError, TypeError):
-                continue  # `read_file` reports unreadable lines
-    return tags
 
 
 def _categories(prompts: list[str], tags: dict[str, str]) -> list[str]:

@@ -7,12 +7,23 @@ existing prompts.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 
 import pyarrow as pa
 
 HELD_OUT = "its prompt is held out for evaluation"
 """The reason that sidecars record for a sample left out of training."""
+
+_MARKS = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+"""Byte order marks, zero-width spaces, soft hyphens, directions: never part of what is said."""
+_JOINERS = re.compile(
+    "[\u034f\u200c\u200d\ufe00-\ufe0f\U000e0020-\U000e007f\U000e0100-\U000e01ef]+"
+)
+"""Joiners, variation selectors, tags: part of emoji and of Persian and Indic words."""
+_INVISIBLE = re.compile(f"{_MARKS.pattern}|{_JOINERS.pattern}")
 
 SAMPLE_SCHEMA = pa.schema(
     {
@@ -28,20 +39,43 @@ SAMPLE_SCHEMA = pa.schema(
 
 
 def clean(text: str) -> str:
-    """Normalise a prompt: Unicode NFC, no control characters, no lone surrogates, single spaces."""
+    """Normalise a prompt: Unicode NFC, no control characters, no lone surrogates, no invisible
+    characters that say nothing, single spaces.
+    """
     text = unicodedata.normalize("NFC", text)
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+    if not text.isascii() and _INVISIBLE.search(text):
+        text = unicodedata.normalize("NFC", _JOINERS.sub(_joined, _MARKS.sub("", text)))
     return " ".join(text.split())
+
+
+def _joined(run: re.Match[str]) -> str:
+    """Return what is kept of joiners and variation selectors: they say something only after, and
+    joiners between, letters and emoji beyond ASCII. A keycap is a digit with a selector.
+    """
+    before, after = run.string[: run.start()][-1:], run.string[run.end() :][:1]
+    if run[0] == "\ufe0f" and after == "\u20e3":
+        return run[0]
+    if before.isascii() or before.isspace():
+        return ""
+    return run[0] if after > "\x7f" and not after.isspace() else run[0].rstrip("\u200c\u200d")
+
+
+def compared(prompt: str) -> str:
+    """Return what of a prompt tells it from others: the text without invisible characters. Ids,
+    splits, buckets and seeds come from it, so that no prompt is another one because of them.
+    """
+    return prompt if prompt.isascii() else _JOINERS.sub("", prompt)
 
 
 def prompt_id(prompt: str) -> str:
     """16 hex digits of the prompt's sha256."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+    return hashlib.sha256(compared(prompt).encode()).hexdigest()[:16]
 
 
 def hash_fraction(text: str, purpose: str) -> float:
     """A number in [0, 1) that depends only on text and purpose; splits and buckets use it."""
-    digest = hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
+    digest = hashlib.sha256(f"{purpose}\0{compared(text)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -62,5 +96,5 @@ def bucket_of(prompt: str, buckets: dict[str, float]) -> str:
 
 def seed_of(base: int, prompt: str, image: int, *, purpose: str = "seed") -> int:
     """A sample's seed, 63 bits; it differs for each base seed, prompt, picture and purpose."""
-    digest = hashlib.sha256(f"{purpose}\0{base}\0{image}\0{prompt}".encode()).digest()
+    digest = hashlib.sha256(f"{purpose}\0{base}\0{image}\0{compared(prompt)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,55 +1,48 @@
-"""Where prompts come from: the shapes grammar, and text, jsonl, csv or parquet files on any fsspec
-URL.
+"""Where prompts come from: the shapes grammar, and files (`prompt_files.py`) at any addresses.
 
 Every source is an iterator; no file is held in memory.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import random
 from collections.abc import Iterator
-from pathlib import PurePosixPath
-from typing import Any
+from itertools import islice
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from schemas.config import FileSource, GrammarSource, Source
+from pipeline.base.addresses import expand, shown
+from schemas.config import FileSource, PipelineConfig, Source
 from schemas.errors import ConfigError
 from stages.shapes_world.captions import phrase, sample_spec
+from stages.texts.identity import clean
+from stages.texts.prompt_files import ENDINGS, Fields, Row, format_of, rows_of
 
-FORMATS = ("txt", "jsonl", "csv", "parquet")
+SOURCES = Fields("prompts.sources", "prompts.sources.column")
+EVAL = Fields("eval.url", "eval.column")
+_FILES_LOOKED_AT = 16
+_ROWS_LOOKED_AT = 100
 
 
-def mixed(sources: list[Source], seed: int) -> Iterator[tuple[str, str]]:
-    """Yield prompts with their source's name, drawn by weight until every source is exhausted."""
-    open_sources = [(source_name(s), read_source(s, seed), s.weight) for s in sources]
+def mixed(sources: list[Source], seed: int) -> Iterator[Row]:
+    """Yield rows, drawn by weight from the sources until every one is exhausted."""
+    open_sources = [(read_source(source, seed), source.weight) for source in sources]
     rng = random.Random(f"mix/{seed}")
     while open_sources:
         chosen = (
-            rng.choices(open_sources, [weight for _, _, weight in open_sources])[0]
+            rng.choices(open_sources, [weight for _, weight in open_sources])[0]
             if len(open_sources) > 1
             else open_sources[0]
         )
-        name, iterator, _ = chosen
         try:
-            yield next(iterator), name
+            yield next(chosen[0])
         except StopIteration:
             open_sources.remove(chosen)
 
 
-def source_name(source: Source) -> str:
-    return "grammar" if isinstance(source, GrammarSource) else PurePosixPath(source.url).name
-
-
-def read_source(source: Source, seed: int) -> Iterator[str]:
+def read_source(source: Source, seed: int) -> Iterator[Row]:
     if isinstance(source, FileSource):
-        return read_file(source)
-    return read_grammar(seed)
+        return read_rows(source)
+    captions = enumerate(read_grammar(seed), 1)
+    return (Row(clean(text), None, "grammar", f"caption {i}") for i, text in captions)
 
 
 def read_grammar(seed: int) -> Iterator[str]:
@@ -61,104 +54,54 @@ def read_grammar(seed: int) -> Iterator[str]:
         index += 1
 
 
-def require_prompt_file(source: FileSource) -> None:
-    """Raise ConfigError if the file is missing or its format is unknown."""
-    _format_of(source)
-    try:
-        filesystem, path = fsspec.core.url_to_fs(source.url)
-        exists = filesystem.isfile(path)
-    except (ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"prompts.sources: {source.url} cannot be opened: {error}") from error
-    if not exists:
-        raise ConfigError(f"prompts.sources: there is no file {source.url}")
+def evaluated(config: PipelineConfig) -> FileSource | None:
+    """Return the files that the evaluation takes its prompts from; None for the held-out ones."""
+    if config.eval.url is None:
+        return None
+    return FileSource(kind="file", url=config.eval.url, column=config.eval.column)
 
 
-def read_file(source: FileSource) -> Iterator[str]:
-    """Yield the file's prompts in order. Raises ConfigError naming the file and the place that
-    cannot be read.
+def files_of(source: FileSource, fields: Fields = SOURCES) -> list[str]:
+    """Return the addresses of a source's files. Raises ConfigError, naming the field, if there is
+    none or one has an unknown format.
     """
-    count = 0
-    with fsspec.open(source.url, "rb") as file:
-        try:
-            for prompt in _READERS[_format_of(source)](file, source):
-                count += 1
-                yield prompt
-        except UnicodeDecodeError as error:
+    patterns = [source.url] if isinstance(source.url, str) else source.url
+    files = expand(patterns, fields.url, ENDINGS)
+    for file in files:
+        format_of(file, fields)
+    return files
+
+
+def require_prompts(source: FileSource, fields: Fields = SOURCES) -> None:
+    """Raise ConfigError if a file is missing, has no such column, or if none of its first rows is a
+    prompt. Looks at the first 16 files.
+    """
+    for file in files_of(source, fields)[:_FILES_LOOKED_AT]:
+        rows = list(islice(rows_of(file, source.column, fields), _ROWS_LOOKED_AT))
+        if not rows:
+            raise ConfigError(f"{fields.url}: {shown(file)} holds no prompts")
+        if all(row.prompt is None for row in rows):
+            field = fields.column if (rows[0].reason or "").startswith("no field") else fields.url
             raise ConfigError(
-                f"prompts.sources: {source.url} is not UTF-8 (after {count} prompts: "
-                f"{error.reason}); convert it, for "
-                "example with iconv"
-            ) from error
-        except (pa.ArrowInvalid, csv.Error, OSError) as error:
-            raise ConfigError(
-                f"prompts.sources: {source.url} cannot be read as {_format_of(source)}: {error}"
-            ) from error
-    if count == 0:
-        raise ConfigError(f"prompts.sources: {source.url} holds no prompts")
+                f"{field}: {shown(file)} holds no prompts in its first {len(rows)} rows; "
+                f"{rows[0].place} is {rows[0].reason}"
+            )
 
 
-def _format_of(source: FileSource) -> str:
-    ending = PurePosixPath(source.url).suffix.lower().lstrip(".")
-    if ending not in FORMATS:
-        raise ConfigError(
-            f"prompts.sources: {source.url} must end in one of "
-            f"{', '.join('.' + f for f in FORMATS)}"
-        )
-    return ending
+def read_rows(source: FileSource, fields: Fields = SOURCES) -> Iterator[Row]:
+    """Yield the rows of a source's files in order, those that are no prompts with the reason.
+
+    Raises a LaddError naming the file that cannot be read, or that holds no rows.
+    """
+    for file in files_of(source, fields):
+        count = 0
+        for row in rows_of(file, source.column, fields):
+            count += 1
+            yield row
+        if count == 0:
+            raise ConfigError(f"{fields.url}: {shown(file)} holds no prompts")
 
 
-def _txt(file: Any, source: FileSource) -> Iterator[str]:
-    for line in io.TextIOWrapper(file, "utf-8-sig"):
-        if line.strip():
-            yield line
-
-
-def _jsonl(file: Any, source: FileSource) -> Iterator[str]:
-    for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(
-                f"prompts.sources: {source.url} line {number} is not JSON: {error}"
-            ) from error
-        yield _field(row, source, f"line {number}")
-
-
-def _csv(file: Any, source: FileSource) -> Iterator[str]:
-    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
-    for row in reader:
-        yield _field(row, source, f"line {reader.line_num}")
-
-
-def _parquet(file: Any, source: FileSource) -> Iterator[str]:
-    table = pq.ParquetFile(file)
-    if source.column not in table.schema_arrow.names:
-        raise ConfigError(
-            f"prompts.sources: {source.url} has no column {source.column!r}; it has "
-            f"{table.schema_arrow.names}"
-        )
-    kind = table.schema_arrow.field(source.column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ConfigError(
-            f"prompts.sources: {source.url}: column {source.column!r} holds {kind}, not text; set "
-            "`column`"
-        )
-    for batch in table.iter_batches(8192, columns=[source.column]):
-        for value in batch.column(0).to_pylist():
-            yield value or ""
-
-
-def _field(row: Any, source: FileSource, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(source.column), str):
-        raise ConfigError(
-            f"prompts.sources: {source.url} {where} has no text field {source.column!r}; set "
-            "`column`"
-        )
-    return row[source.column]
-
-
-_READERS = {"txt": _txt, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet}
+def read_file(source: FileSource, fields: Fields = SOURCES) -> Iterator[str]:
+    """Yield the prompts of a source's files in order, without the rows that are none."""
+    return (row.prompt for row in read_rows(source, fields) if row.prompt is not None)

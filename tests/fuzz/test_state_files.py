@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pipeline.base import lease, training
 from pipeline.base.checkpoint_list import _LIST, _listed, mend_checkpoint_list
 from pipeline.base.lease import Lease, held, is_held
+from pipeline.base.lineage import survey
 from pipeline.base.shards import ShardWriter, finished_shards
 from pipeline.base.store import ArtifactStore
-from pipeline.planning import survey
 from pipeline.stage_task import _begin
 from schemas.errors import ArtifactError, LaddError, Locked
 from stages.compare.votes import open_votes

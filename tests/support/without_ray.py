@@ -35,7 +35,7 @@ def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Everything that `execute` starts."""
     map_in_this_process(patch)
-    patch.setattr(executor, "ray_cluster", lambda config: contextlib.nullcontext())
+    patch.setattr(executor, "ray_cluster", lambda config, warn: contextlib.nullcontext())
     patch.setattr(executor, "_walk", _walk)
     for stage in (distill, dpo):
         patch.setattr(stage, "train_on_ray", _train)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.base.lineage import survey
 from pipeline.dag import STAGES
-from pipeline.planning import Selection, changed_fields, make_plan, survey
+from pipeline.planning import Selection, changed_fields, make_plan
 from schemas.errors import ArtifactError
 from tests.support.manifests import manifest_of
 

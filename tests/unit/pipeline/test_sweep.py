@@ -82,7 +82,7 @@ def test_a_trial_whose_data_cannot_be_made_does_not_stop_the_others(tmp_path, mo
         if config.distill.seed == 1:
             raise StageFailed("no data")
 
-    monkeypatch.setattr(sweep, "ray_cluster", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(sweep, "ray_cluster", lambda config, warn: contextlib.nullcontext())
     monkeypatch.setattr(sweep, "execute", execute)
     monkeypatch.setattr(sweep, "_run", lambda stage, trial, store, observer: trial.name)
     trials = make_trials(SHAPES, ["distill.seed=0,1,2"])

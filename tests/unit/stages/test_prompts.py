@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,9 +17,10 @@ from tests.support.tiny_sd3 import make_tiny_config
 GENEVAL = ROOT.parent / "shared" / "data" / "geneval_prompts.jsonl"
 
 
-def run_stage(tiny_sd3, store, **prompts):
+def run_stage(tiny_sd3, store, warn=None, **prompts):
     config = make_tiny_config(tiny_sd3, store, prompts=prompts)
     context = make_context("prompts", config, ArtifactStore(str(store)))
+    context = replace(context, warn=warn) if warn else context
     result = stage.run(context)
     folder = store / "artifacts" / "prompts" / "k"
     rows = [
@@ -56,9 +59,42 @@ def test_drops_are_counted_by_reason(tiny_sd3, tmp_path):
         "dropped_blocked": 1,
         "dropped_long": 1,
         "dropped_short": 1,
-        "dropped_empty": 1,
+        "failed": 1,
     }
     assert {name: result.counts[name] for name in expected} == expected
+
+
+def test_rows_that_are_no_prompts_are_counted_and_listed(tiny_sd3, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a red ring"}\n{"prompt": null}\n{"id": 3}\n')
+    source = {"sources": [{"kind": "file", "url": str(tmp_path / "p.jsonl")}], "count": None}
+    warnings = []
+    result, rows, folder = run_stage(tiny_sd3, tmp_path / "s", warn=warnings.append, **source)
+    assert [row["prompt"] for row in rows] == ["a red ring"]
+    assert (result.counts["drawn"], result.counts["failed"]) == (3, 2)
+    listed = pq.read_table(folder / "failed.parquet").to_pylist()
+    assert [(row["source"], row["place"]) for row in listed] == [
+        ("p.jsonl", "line 2"),
+        ("p.jsonl", "line 3"),
+    ]
+    assert "failed.parquet" in result.files
+    assert len(warnings) == 1 and "2 of 3 rows (66.7%) cannot be used" in warnings[0]
+
+
+def test_a_file_of_which_most_is_no_prompt_ends_the_stage(tiny_sd3, tmp_path):
+    lines = [f"a red ring {i}" if i < 10 else "\u200b" for i in range(120)]
+    with pytest.raises(StageFailed, match=r"110 of 120 rows .*empty \(110\).*failed\.parquet"):
+        run_stage(tiny_sd3, tmp_path / "s", **text_file(tmp_path / "p.txt", lines))
+    assert (tmp_path / "s/artifacts/prompts/k/failed.parquet").exists()
+
+
+def test_prompts_that_differ_in_what_nobody_sees_are_one(tiny_sd3, tmp_path):
+    """Else one of them may be held out and another one trained on."""
+    persian = "\u0645\u06cc\u200c\u062e\u0648"
+    lines = ["a red ring", "\ufeffa red\u200b ring", persian, persian.replace("\u200c", "")]
+    source = text_file(tmp_path / "p.txt", lines)
+    result, rows, _ = run_stage(tiny_sd3, tmp_path / "s", **source, near_duplicates=None)
+    assert [row["prompt"] for row in rows] == ["a red ring", persian]
+    assert result.counts["dropped_duplicate"] == 2
 
 
 def test_near_duplicates_are_dropped_and_the_first_is_kept(tiny_sd3, tmp_path):

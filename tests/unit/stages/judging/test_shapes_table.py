@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,14 @@ from pipeline.config import load_config
 from schemas.bucket import Bucket
 from schemas.errors import ConfigError
 from stages.judging import shapes_table
-from stages.judging.shapes_table import REAL, at_steps, held_out, score_table, student_lines
+from stages.judging.shapes_table import (
+    REAL,
+    Judged,
+    at_steps,
+    held_out,
+    score_table,
+    student_lines,
+)
 
 
 def grid_of(levels: int) -> list[float]:
@@ -55,3 +64,13 @@ def test_what_cannot_be_judged_is_refused(preset, settings, count, words):
     sources = ["prompts.sources=[{kind: file, url: prompts.txt}]"] * (preset == "sd3-medium")
     with pytest.raises(ConfigError, match=words):
         held_out(open_config(None, preset, [*settings, *sources]), count)
+
+
+def test_a_distance_that_is_missing_is_not_zero():
+    rows = [
+        Judged(at_steps("student", n), n, 0.5, frechet, 0.2, {"64x64": 0.5}, {})
+        for n, frechet in ((4, None), (2, 0.0), (1, 1.5))
+    ]
+    (line,) = student_lines(rows, ["student"])
+    assert math.isnan(line.frechet[4])
+    assert (line.frechet[2], line.frechet[1]) == (0.0, 1.5)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from schemas.config import ScoreConfig
 from schemas.errors import ConfigError
-from stages.scores import EMBEDDED, FEATURES, SCORES
+from stages.scores import EMBEDDED, FEATURES, SCORES, check_model
 from tests.support.scores import PROMPTS, noise, save_clip, score, space
 
 
@@ -75,3 +76,70 @@ def test_pickled_weights_are_not_read(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         score("clip_score", tmp_path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors", POINTER, "model.safetensors is a git-lfs pointer"),
+        ("model.safetensors", b"", "model.safetensors is not a whole safetensors file"),
+        ("model.safetensors", b"\x08" + bytes(7) + b"{}", "is not a whole safetensors file"),
+        ("tokenizer.json", POINTER, "tokenizer.json is a git-lfs pointer"),
+        ("tokenizer.json", b'{"version', "tokenizer.json cannot be read"),
+        ("config.json", b"[]", "config.json must hold a JSON object"),
+        ("config.json", b"\xff", "config.json cannot be read"),
+        (
+            "config.json",
+            b'{"model_type": "clip", "quantization_config": {"quant_method": "torchao"}}',
+            r"is quantised \(torchao\)",
+        ),
+        ("preprocessor_config.json", b"{", "preprocessor_config.json cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_said_before_work_and_at_opening(file, content, said, tmp_path):
+    (save_clip(tmp_path) / file).write_bytes(content)
+    for use in (
+        lambda: check_model(ScoreConfig(name="clip_score", model=str(tmp_path))),
+        lambda: score("clip_score", tmp_path),
+    ):
+        with pytest.raises(ConfigError, match=rf"^scores\.clip_score\.model: .*{said}") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b'{"model": {"type": "None"}, "added_tokens": []}'),
+        ("config.json", b'{"model_type": "no such model"}'),
+        ("config.json", b'{"model_type": "clip", "text_config": 3}'),
+        ("preprocessor_config.json", b'{"image_processor_type": "NoSuchProcessor"}'),
+    ],
+)
+def test_what_transformers_raises_is_one_sentence(file, content, tmp_path):
+    (save_clip(tmp_path) / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"^scores\.clip_score\.model: ") as caught:
+        score("clip_score", tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"layers.0.weight": np.zeros((3, 12), np.float32)},
+        {"layers.0.bias": np.zeros(3, np.float32)},
+        {"layers.0.weight": np.zeros(3, np.float32), "layers.0.bias": np.zeros(3, np.float32)},
+        {"something": np.zeros(3, np.float32)},
+    ],
+)
+def test_a_head_of_other_tensors_is_refused(tensors, tmp_path):
+    from safetensors.numpy import save_file as save_arrays
+
+    save_arrays(tensors, save_clip(tmp_path) / "aesthetic_head.safetensors")
+    with pytest.raises(ConfigError, match=r"^scores\.aesthetic\.model: .*aesthetic_head") as caught:
+        score("aesthetic", tmp_path)
+    assert "\n" not in str(caught.value)

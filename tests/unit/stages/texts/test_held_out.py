@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from pipeline.base.lineage import ancestors
 from pipeline.base.stage import StageContext
 from schemas.errors import ArtifactError, ConfigError
 from stages.texts import held_out
+from stages.texts.identity import clean, prompt_id
 from tests.support.held_out import KEY, PROMPTS, configured, evaluation_context
 
 
@@ -53,10 +55,37 @@ def test_a_prompt_file_that_was_trained_on_is_refused(tmp_path):
 
 
 def test_tags_that_are_no_text_are_no_categories(tmp_path):
-    lines = [{"prompt": "a", "tag": ["x"]}, {"prompt": "b", "tag": "colors"}, {"prompt": "c"}]
-    content = "\n".join(json.dumps(line) for line in [*lines, {"prompt": "d", "tag": None}])
+    lines = [{"prompt": f"p{i}", "tag": tag} for i, tag in enumerate((["x"], "colors", None))]
+    lines += [{"prompt": f"q{i}"} for i in range(6)]
+    content = "\n".join(json.dumps(line) for line in lines)
     (tmp_path / "tagged.jsonl").write_bytes(b"\xef\xbb\xbf" + content.encode())
-    assert held_out._tags(str(tmp_path / "tagged.jsonl")) == {"b": "colors"}
+    config = configured(f"eval.url={tmp_path / 'tagged.jsonl'}")
+    samples, _ = chosen(evaluation_context(tmp_path, config, ["a white cross"], []))
+    assert {s["prompt"]: s["category"] for s in samples if s["category"] != "other"} == {
+        "p1": "colors"
+    }
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\u200b", "\u00ad", "\u200d", "\ufe0f"])
+def test_a_prompt_with_a_character_that_nobody_sees_was_trained_on(tmp_path, mark):
+    """Bug: take ids of the raw texts; then this prompt is held out and trained on."""
+    seen = f"a{mark} small red ring"
+    for trained in ([seen], [PROMPTS[0]]):
+        with pytest.raises(ArtifactError, match="was trained on"):
+            chosen(evaluation_context(tmp_path / trained[0], configured(), trained, []))
+    assert prompt_id(clean(seen)) == prompt_id(PROMPTS[0])
+
+
+def test_another_column_is_judged_on_and_many_odd_rows_are_told(tmp_path):
+    file = tmp_path / "DrawBench.csv"
+    rows = "".join(f"A red colored car {i}.,Colors\n" for i in range(12))
+    file.write_text(f"Prompts,Category\n{rows},Colors\n   ,Colors\n")
+    config = configured(f"eval.url={file}", "eval.column=Prompts", "eval.prompts=20")
+    warnings: list[str] = []
+    context = replace(evaluation_context(tmp_path, config, [], []), warn=warnings.append)
+    assert len(chosen(context)[0]) == 12
+    held_out.tell_of_failed_rows(context)
+    assert len(warnings) == 1 and "2 of 14 rows of eval.url" in warnings[0]
 
 
 def test_too_few_prompts_are_refused(tmp_path):

@@ -30,6 +30,37 @@ def test_half_of_a_surrogate_pair_is_cut_off():
     assert clean(cut) == "a red ring" and prompt_id(clean(cut))
 
 
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("\ufeffa red\u200b cir\u00adcle\u2060", "a red circle"),
+        ("a red\u200d cir\u200ccle\ufe0f", "a red circle"),
+        ("a \u200fred\u202e ring\u2069", "a red ring"),
+        ("e\u200d\u0301", "é"),
+        ("\u0645\u06cc\u200c\u062e\u0648", "\u0645\u06cc\u200c\u062e\u0648"),
+        ("क्\u200dष", "क्\u200dष"),
+        ("a \U0001f469\u200d\U0001f4bb at work", "a \U0001f469\u200d\U0001f4bb at work"),
+        ("\u2764\ufe0f and 1\ufe0f\u20e3", "\u2764\ufe0f and 1\ufe0f\u20e3"),
+        ("\U0001f469\u200d x", "\U0001f469 x"),
+    ],
+)
+def test_invisible_characters_stay_only_where_they_say_something(text, cleaned):
+    assert clean(text) == cleaned
+
+
+def test_what_nobody_sees_tells_no_prompts_apart():
+    """Bug: hash the text as it is; then a joiner moves a held-out prompt into the training."""
+    family, plain = "\U0001f469\u200d\U0001f467", "\U0001f469\U0001f467"
+    assert clean(family) != clean(plain)
+    assert prompt_id(family) == prompt_id(plain) and seed_of(0, family, 1) == seed_of(0, plain, 1)
+    assert all(split_of(family, i / 50) == split_of(plain, i / 50) for i in range(51))
+
+
+def test_ids_of_ordinary_prompts_stay():
+    assert prompt_id("a red circle") == "a1e4a280d27cad5b"
+    assert prompt_id("grün ☃") == "34cf5a1087b805ce"
+
+
 def test_splits_and_buckets_follow_their_shares():
     texts = [f"prompt {i}" for i in range(4000)]
     held = np.mean([split_of(t, 0.2) == "held_out" for t in texts])

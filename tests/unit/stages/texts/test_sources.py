@@ -1,108 +1,98 @@
-"""Files of prompts: every format, and one clear sentence for what is broken."""
+"""Sources of prompts: found out before work, mixed by weight, several files in one."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from pathlib import Path
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from schemas.config import FileSource
 from schemas.errors import ConfigError
-from stages.texts.sources import mixed, read_file, require_prompt_file
+from stages.texts.prompt_files import Fields
+from stages.texts.sources import mixed, read_file, require_prompts
+
+EVAL = Fields("eval.url", "eval.column")
 
 
 def file_source(path, **more):
     return {"sources": [{"kind": "file", "url": str(path), **more}], "count": None}
 
 
-def test_missing_prompt_file(refused, tmp_path):
-    code, text = refused(prompts=file_source(tmp_path / "none.txt"))
-    assert code == 2, text
-    assert f"there is no file {tmp_path / 'none.txt'}" in text
+def source(url, **more):
+    url = [str(one) for one in url] if isinstance(url, list) else str(url)
+    return FileSource(kind="file", url=url, **more)
 
 
-def test_empty_prompt_file(refused, tmp_path):
-    (tmp_path / "empty.txt").write_text("\n \n")
-    code, text = refused(prompts=file_source(tmp_path / "empty.txt"))
-    assert code == 2, text
-    assert "empty.txt holds no prompts" in text
-
-
-def test_prompt_file_that_is_not_utf8(refused, tmp_path):
-    (tmp_path / "latin.txt").write_bytes("ein grüner Kreis\n".encode("latin-1"))
-    code, text = refused(prompts=file_source(tmp_path / "latin.txt"))
-    assert code == 2, text
-    assert "latin.txt is not UTF-8" in text and "iconv" in text
-
-
-def write_as(path: Path, prompts: list[str]) -> str:
-    match path.suffix:
-        case ".txt":
-            path.write_text("".join(f"{p}\n" for p in prompts))
-        case ".jsonl":
-            path.write_text("".join(json.dumps({"prompt": p, "id": 1}) + "\n" for p in prompts))
-        case ".csv":
-            with open(path, "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerows([["id", "prompt"], *([i, p] for i, p in enumerate(prompts))])
-        case ".parquet":
-            pq.write_table(pa.table({"prompt": prompts}), path)
-    return str(path)
-
-
-@pytest.mark.parametrize("ending", ["txt", "jsonl", "csv", "parquet"])
-def test_every_format_gives_the_same_prompts(ending, tmp_path):
-    prompts = ["a, b", 'say "x"', "grün ☃"]
-    source = FileSource(kind="file", url=write_as(tmp_path / f"p.{ending}", prompts))
-    assert [p.strip("\n") for p in read_file(source)] == prompts
-
-
-def parquet_bytes(column):
-    file = io.BytesIO()
-    pq.write_table(pa.table({"prompt": column}), file)
-    return file.getvalue()
-
-
-def test_a_folder_is_no_file_of_prompts(tmp_path):
-    (tmp_path / "p.parquet").mkdir()
-    with pytest.raises(ConfigError, match=r"there is no file .*p\.parquet"):
-        require_prompt_file(FileSource(kind="file", url=str(tmp_path / "p.parquet")))
-
-
+@pytest.mark.parametrize("command", ["run", "plan"])
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "said"),
     [
-        ("p.jsonl", b'{"prompt": "a"}\n{oops\n', "line 2 is not JSON"),
-        ("p.jsonl", b'{"text": "a"}\n', "line 1 has no text field 'prompt'"),
-        ("p.csv", b"id,text\n1,a\n", "no text field 'prompt'"),
-        ("p.parquet", b"not parquet", "cannot be read as parquet"),
-        ("p.parquet", parquet_bytes([1, 2]), "column 'prompt' holds int64, not text"),
-        ("p.parquet", parquet_bytes([["a"], ["b"]]), "holds list<.*>, not text"),
-        ("p.docx", b"", "must end in one of"),
+        ("none.txt", None, "there is no file"),
+        ("empty.txt", b"\n \n", "empty.txt holds no prompts"),
+        ("latin.txt", "ein grüner Kreis\n".encode("latin-1"), "latin.txt.*not UTF-8.*iconv"),
+        ("utf16.txt", "a red circle\n".encode("utf-16-le"), "utf16.txt .*zero bytes, as UTF-16"),
+        ("p.csv", b"id,text\n1,a\n", "sources.column: .*p.csv has no column 'prompt'; it has id, "),
+        ("p.jsonl", b'{"text": "a"}\n', "sources.column: .*p.jsonl .*no field 'prompt': only text"),
+        ("p.docx", b"", "must end in one of .txt"),
+        ("p.gz", b"", "must end in one of .txt"),
     ],
 )
-def test_broken_files_are_named(name, content, message, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=message) as error:
-        list(read_file(FileSource(kind="file", url=str(tmp_path / name))))
-    assert name in str(error.value)
+def test_files_that_hold_no_prompts_are_found_before_work(
+    refused, tmp_path, command, name, content, said
+):
+    import re
+
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, text = refused(command, prompts=file_source(tmp_path / name))
+    assert code == 2, text
+    assert re.search(said, text) and str(tmp_path / name) in text
+
+
+def test_faults_of_eval_url_are_called_so(tmp_path):
+    """DrawBench's column is called `Prompts`."""
+    file = tmp_path / "DrawBench.csv"
+    file.write_text("Prompts,Category\nA red colored car.,Colors\n")
+    with pytest.raises(ConfigError, match=r"^eval.column: .*DrawBench.csv has no column") as error:
+        require_prompts(source(file), EVAL)
+    assert "it has Prompts, Category" in str(error.value)
+    require_prompts(source(file, column="Prompts"), EVAL)
+    with pytest.raises(ConfigError, match=r"^eval.url: there is no file"):
+        require_prompts(source(tmp_path / "none.csv"), EVAL)
+
+
+def test_a_source_may_be_many_files(tmp_path):
+    for name in ("a0.txt", "a1.txt", "b.txt", "._a0.txt"):
+        (tmp_path / name).write_text(f"from {name}\n")
+    for url, found in (
+        (tmp_path / "a*.txt", ["a0.txt", "a1.txt"]),
+        (tmp_path / "a{0..1}.txt", ["a0.txt", "a1.txt"]),
+        ([tmp_path / "b.txt", tmp_path / "a0.txt", tmp_path / "b.txt"], ["a0.txt", "b.txt"]),
+        (tmp_path, ["a0.txt", "a1.txt", "b.txt"]),
+    ):
+        assert list(read_file(source(url))) == [f"from {name}" for name in found]
+
+
+def test_a_row_says_which_file_it_is_from(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("x\n\n \u200b\n")
+    rows = list(mixed([source(tmp_path / "*.txt")], 0))
+    assert [(row.source, row.place, row.prompt, row.reason) for row in rows] == [
+        (name, place, prompt, reason)
+        for name in ("a.txt", "b.txt")
+        for place, prompt, reason in (("line 1", "x", None), ("line 3", None, "empty"))
+    ]
+
+
+def test_a_folder_without_prompt_files_is_no_source(tmp_path):
+    (tmp_path / "p.parquet").mkdir()
+    with pytest.raises(ConfigError, match=r"the folder .*p\.parquet holds no file"):
+        require_prompts(source(tmp_path / "p.parquet"))
 
 
 def test_sources_are_mixed_by_weight_until_dry(tmp_path):
-    sources = [
-        FileSource(
-            kind="file", url=write_as(tmp_path / "a.txt", [f"a{i}" for i in range(300)]), weight=3
-        ),
-        FileSource(
-            kind="file", url=write_as(tmp_path / "b.txt", [f"b{i}" for i in range(300)]), weight=1
-        ),
-    ]
-    drawn = [name for _, name in mixed(sources, 0)]
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name}{i}\n" for i in range(300)))
+    sources = [source(tmp_path / "a.txt", weight=3), source(tmp_path / "b.txt", weight=1)]
+    drawn = [row.source for row in mixed(sources, 0)]
     assert len(drawn) == 600
     assert np.mean([name == "a.txt" for name in drawn[:300]]) == pytest.approx(0.75, abs=0.08)

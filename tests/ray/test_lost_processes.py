@@ -1,0 +1,117 @@
+"""Processes of the cluster are killed in the middle of a run, and the run goes on by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.command import artifact, call_here, start_until
+from tests.support.tiny_sd3 import write_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def processes(title: str, below: int) -> list[psutil.Process]:
+    """Ray's processes of this title, among what a process has started."""
+    found = []
+    for process in psutil.Process(below).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if title in (process.name(), *process.cmdline()[:1]):
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def killed(title: str, when: Callable[[], object] = lambda: True) -> Iterator[list[int]]:
+    """Kill the first process of a title as soon as it is there and `when()`."""
+    victims: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1) and not victims:
+            if when() and (found := processes(title, psutil.Process().pid)):
+                found[0].kill()
+                victims.append(found[0].pid)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield victims
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@pytest.fixture
+def configured(tiny_sd3, tmp_path) -> tuple[Path, Path]:
+    """Configuration and store."""
+    store = tmp_path / "store"
+    training = {"steps": 6, "precision": "float32", "checkpoint_every": 2}
+    config = write_config(
+        tmp_path, tiny_sd3, store, prompts={"count": 24, "samples_per_shard": 8}, distill=training
+    )
+    return config, store
+
+
+def warnings(store: Path) -> str:
+    events = [
+        json.loads(line)
+        for file in sorted(store.glob("runs/*/events.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    return "\n".join(event["text"] for event in events if event["event"] == "warning")
+
+
+def test_a_lost_coordinator_board_and_controller_do_not_end_the_run(configured):
+    config, store = configured
+    with (
+        killed("ray::prompts") as coordinator,
+        killed("ray::ProgressBoard", lambda: list(store.glob("artifacts/prompts/*/*"))) as board,
+        killed(
+            "ray::TrainController", lambda: list(store.glob("training/distill/*/checkpoint_*"))
+        ) as controller,
+    ):
+        result = call_here("run", "-c", config, "--until", "distill", ray=True)
+    assert result.returncode == 0, result.stderr
+    assert coordinator and board and controller
+    text = warnings(store)
+    assert "its process was killed or crashed; trying again (1 of 2)" in text
+    assert "the controller of the training was lost; trying again (1 of 2)" in text
+    lines = (artifact(store, "distill") / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines][-1] == 6
+    assert "Traceback" not in result.stderr and "ray::" not in result.stderr
+
+
+def test_a_stage_that_is_lost_too_often_ends_the_run_in_one_sentence(configured):
+    config, _ = configured
+    chosen = ("-c", config, "--set", "ray.stage_retries=0")
+    with killed("ray::prompts") as coordinator:
+        result = call_here("run", *chosen, "--until", "prompts", ray=True)
+    assert coordinator and result.returncode == 1
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "prompts: its process was killed or crashed, 1 times in all" in said
+    assert "to resume: ladd-pipeline run" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("helper", ["raylet", "gcs_server"])
+def test_a_ray_that_dies_is_started_again(configured, helper):
+    config, store = configured
+    process = start_until(
+        lambda: list(store.glob("artifacts/prompts/*/manifest.json")),
+        *("run", "-c", config, "--until", "encode"),
+    )
+    (victim,) = processes(helper, process.pid)
+    victim.kill()
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    assert "starting it again (1 of 2)" in errors, (errors, time.monotonic() - began)
+    assert artifact(store, "encode")
