@@ -46,8 +46,7 @@ def execute(
         return list(rows.values())
     check_inputs(config, running)
     # Write now, so that a store without write access fails before an hour of work, not after it.
-    for limit in store.limits():
-        observer.warn("store", limit)
+    store.tell_limits(partial(observer.warn, "store"))
     started = datetime.now(UTC)
     record = f"runs/{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     summary = {

@@ -128,7 +128,7 @@ def _taken_over(content: bytes | None) -> Seen:
     try:
         rows = json.loads(content or b"{}")
         return {field: OutsideInput.model_validate(row) for field, row in rows.items()}
-    except (ValueError, AttributeError):  # half written: taken over again
+    except (ValueError, AttributeError, RecursionError):  # half written: taken over again
         return {}
 
 

@@ -115,7 +115,7 @@ def read_manifest(text: str | bytes, where: str) -> Manifest:
     if version > SCHEMA_VERSION:
         raise NewerManifest(
             f"manifest {where} has schema version {version}, this ladd-pipeline reads up to "
-            f"{SCHEMA_VERSION}: upgrade ladd-pipeline"
+            f"{SCHEMA_VERSION}"
         )
     try:
         return Manifest.model_validate(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import posixpath
 from collections.abc import Sequence
@@ -82,8 +83,9 @@ def remove(filesystem: fsspec.AbstractFileSystem, path: str, first: str) -> None
         filesystem.rm_file(posixpath.join(path, first))
     if not filesystem.exists(path):
         return
-    if not glob.has_magic(path):
-        filesystem.rm(path, recursive=True)
-        return
-    for file in filesystem.find(path):  # `rm` takes the path for a pattern
-        filesystem.rm_file(file)
+    with contextlib.suppress(FileNotFoundError):  # another process removes it too
+        if not glob.has_magic(path):
+            filesystem.rm(path, recursive=True)
+            return
+        for file in filesystem.find(path):  # `rm` takes the path for a pattern
+            filesystem.rm_file(file)

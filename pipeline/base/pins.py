@@ -35,7 +35,7 @@ def read_pins(config: BaseModel, store: ArtifactStore) -> Pins:
             row = json.loads(content)
             if _COMMIT.fullmatch(row["commit"]):
                 pins[row["model"], row["revision"]] = row["commit"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # not a pin of ours
     return pins
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipeline.base.storage_errors import scratch_explained
 from pipeline.base.store import ArtifactStore
 from pipeline.base.tars import read_samples
 from schemas.errors import ArtifactError
@@ -31,7 +32,7 @@ TarSample = tuple[str, dict[str, bytes]]
 
 def write_tar(path: Path, samples: list[TarSample]) -> None:
     """Write a plain tar. Raises ValueError for a key with a dot or a slash."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with scratch_explained(), tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, members in sorted(samples):
             if "." in key or "/" in key:
                 raise ValueError(f"sample key {key!r} has a dot or a slash")
@@ -67,7 +68,8 @@ class ShardWriter:
         self._store = store
         self._artifact_folder = artifact_folder
         self._shard = shard
-        self._scratch = tempfile.TemporaryDirectory()
+        with scratch_explained():
+            self._scratch = tempfile.TemporaryDirectory()
         self._files: list[tuple[str, Path]] = []
         self._started = time.monotonic()
 
@@ -78,7 +80,8 @@ class ShardWriter:
         path = Path(self._scratch.name) / str(len(self._files))
         self._files.append((name or f"{self._shard}{ending}", path))
         if content is not None:
-            path.write_bytes(content)
+            with scratch_explained():
+                path.write_bytes(content)
         return path
 
     def commit(self, counts: dict[str, int], details: dict[str, Any] | None = None) -> ShardStats:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -130,8 +132,32 @@ def explained(url: str, verb: str, name: str) -> Iterator[None]:
         raise ArtifactError(f"store {url}: cannot {verb} {name}: {_brief(error)}") from error
 
 
+@contextlib.contextmanager
+def scratch_explained() -> Iterator[None]:
+    """Turn a failure to write temporary files into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"the temporary folder {_scratch()} cannot be written ({error.strerror or error}); "
+            "free some space there, or set TMPDIR to another folder"
+        ) from error
+
+
+def _scratch() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # it has tried several, and none can be written
+        return os.environ.get("TMPDIR", "/tmp")
+
+
 def _of_a_disk(url: str, verb: str, name: str, found: Answers) -> LaddError | None:
     numbers = found.numbers
+    if verb == "read" and numbers & {errno.ENOSPC, errno.EDQUOT}:
+        return ArtifactError(
+            f"store {url}: cannot {verb} {name}: the temporary folder {_scratch()} has no room for "
+            "a copy; free some space there, or set TMPDIR to another folder"
+        )
     if errno.ENOSPC in numbers:
         return ArtifactError(
             f"store {url}: cannot {verb} {name}: the disk is full; free some space there "

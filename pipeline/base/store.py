@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 _PROBE = ".create-exclusive"
 """An object that stays in the store, to learn whether it can be created a second time."""
+_LIKE_A_URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 _AGAIN_SECONDS = 0.2
 """Pause before a manifest that cannot be used is read again: it may be just being written."""
 
@@ -47,6 +49,8 @@ class ArtifactStore:
                 f"store: {self.url!r} cannot be opened: {error}; correct `store`, or the FSSPEC_ "
                 "settings in the environment"
             ) from error
+        if not root.strip("/") and not self.is_local and not self.url.startswith("memory:"):
+            raise ConfigError(f"store: {self.url!r} names no bucket; write {self.url}BUCKET/PREFIX")
         return filesystem, root.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,9 +62,14 @@ class ArtifactStore:
 
     @cached_property
     def root(self) -> str:
-        if "://" not in self.url:
-            return os.path.abspath(os.path.expanduser(self.url))
-        return self._opened[1]
+        if "://" in self.url:
+            return self._opened[1]
+        if _LIKE_A_URL.match(self.url):
+            raise ConfigError(
+                f"store: {self.url!r} is neither a folder nor a URL; a URL has two slashes after "
+                "its colon, and a folder of such a name is written ./NAME"
+            )
+        return os.path.abspath(os.path.expanduser(self.url))
 
     @cached_property
     def is_local(self) -> bool:
@@ -81,27 +90,27 @@ class ArtifactStore:
         """
         return posixpath.join("training", stage, key).rstrip("/")
 
-    def limits(self) -> list[str]:
-        """Try what the store can do, and return a sentence for each promise that it cannot keep.
-        Raises the error that a write raises.
+    def tell_limits(self, warn: Callable[[str], None]) -> None:
+        """Try what the store can do, and warn of each promise that it cannot keep. Raises the error
+        that a write raises.
         """
         if not self.is_exclusive:
-            return [
+            warn(
                 f"store {self.url} {self._conditions} conditional writes (If-None-Match): two runs "
                 "that end at the same moment may overwrite each other's manifest, and two that "
                 "start one training at the same moment may both train for some seconds, until one "
                 "of them stops; start one run at a time"
-            ]
+            )
         if not self.is_local:
-            return []
+            return
         with self._explained("write", "runs/"):
-            if on_disk.has_links(self.path("runs")):
-                return []
-        return [
-            f"the file system of store {self.url} has no hard links: a manifest appears before its "
-            "content, so a power cut at that moment may leave a damaged one; `ladd-pipeline "
-            "artifacts verify` names it"
-        ]
+            has_links = on_disk.has_links(self.path("runs"))
+        if not has_links:
+            warn(
+                f"the file system of store {self.url} has no hard links: a manifest appears before "
+                "its content, so a power cut at that moment may leave a damaged one; "
+                "`ladd-pipeline artifacts verify` names it"
+            )
 
     @cached_property
     def is_exclusive(self) -> bool:
@@ -125,7 +134,7 @@ class ArtifactStore:
         try:
             return self._found(stage, key)
         except NewerManifest as error:
-            raise ArtifactError(str(error)) from error
+            raise ArtifactError(f"{error}; upgrade ladd-pipeline, or use another store") from error
         except ManifestError as error:
             raise ArtifactError(
                 f"{error}; restore the file from a backup, or make the artifact again with "

@@ -5,7 +5,6 @@ teacher.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -169,7 +168,9 @@ def _print_judged(judged: list[Judged]) -> None:
 
 def write_judged(judged: list[Judged], out: Path) -> None:
     """Write the table as JSON."""
-    out.write_text(json.dumps([asdict(row) for row in judged], indent=2) + "\n")
+    from pipeline.commands.tables import write_json
+
+    write_json([asdict(row) for row in judged], out)
 
 
 def print_to_stderr(text: str) -> None:

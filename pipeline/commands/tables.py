@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from schemas.errors import ConfigError
+
 
 def print_table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
     """Print a table on standard output."""
@@ -25,7 +27,18 @@ def print_records(rows: list[dict[str, Any]], out: Path | None) -> None:
     columns = list({name: None for row in rows for name in row})
     print_table(columns, [[str(row.get(name, "")) for name in columns] for row in rows])
     if out is not None:
-        out.write_text(json.dumps(rows, indent=2) + "\n")
+        write_json(rows, out)
+
+
+def write_json(content: Any, out: Path) -> None:
+    """Write what `--out` asks for. Raises ConfigError if it cannot be written."""
+    try:
+        out.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out} cannot be written: {error.strerror}; name another file, and run the same "
+            "command again: what it made is in the store"
+        ) from error
 
 
 def counts_text(counts: dict[str, int]) -> str:

@@ -4,6 +4,7 @@ readable by a different number of ranks than wrote it.
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -81,8 +82,8 @@ def _is_alone() -> bool:
 
 def _read(folder: Path, work: Any) -> Any:
     try:
-        with _quiet():
-            return work(HuggingFaceStorageReader(str(folder)))
+        with _quiet(), _without_strangers(folder) as own:
+            return work(HuggingFaceStorageReader(str(own)))
     except (Exception, CheckpointException) as error:
         # torch wraps its readers' errors, safetensors errors included, in CheckpointException,
         # which does not derive from Exception.
@@ -90,6 +91,22 @@ def _read(folder: Path, work: Any) -> Any:
         raise CheckpointError(
             f"the checkpoint {folder} cannot be read ({reason[-1] if reason else error!r})"
         ) from error
+
+
+@contextmanager
+def _without_strangers(folder: Path) -> Iterator[Path]:
+    """Give the folder, or one of links to its files without what systems put beside them
+    (`._model.safetensors`): torch's reader opens whatever ends like a file of ours.
+    """
+    paths = list(folder.iterdir())
+    if not any(path.name.startswith("._") for path in paths):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as links:
+        for path in paths:
+            if not path.name.startswith("._"):
+                (Path(links) / path.name).symlink_to(path.absolute())
+        yield Path(links)
 
 
 @contextmanager

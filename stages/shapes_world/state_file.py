@@ -15,8 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from schemas.errors import ArtifactError
 
-class StateFileError(ValueError):
+
+class StateFileError(ArtifactError):
     """A training state that cannot be read; the message names the file."""
 
 
@@ -54,14 +56,7 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
     """Read what `save_state` wrote. Raises StateFileError naming the file when it is truncated
     or in another format.
     """
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            tree = json.loads(file.metadata()["tree"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
-        raise StateFileError(
-            f"training state {path} cannot be read ({error}); delete it to start again"
-        ) from error
+    tensors: dict[str, torch.Tensor] = {}
 
     def fill(node: dict[str, Any]) -> Any:
         if "tensor" in node:
@@ -72,4 +67,13 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
             return [fill(value) for value in node["list"]]
         return node["value"]
 
-    return fill(tree)
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            tree = json.loads(file.metadata()["tree"])
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        filled: dict[str, Any] = fill(tree)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+        raise StateFileError(
+            f"training state {path} cannot be read ({error}); delete it to start again"
+        ) from error
+    return filled

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,13 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from stages.shapes_world.judge import ShapesJudge
 from stages.shapes_world.scenes import SCATTER, TILT
+from stages.shapes_world.state_file import StateFileError
 from stages.shapes_world.train_judge import train_judge
 from stages.shapes_world.train_text import train_text
 from stages.shapes_world.train_transformer import (
@@ -82,9 +85,16 @@ def _cached_scenes(
     path = work / f"latents-{count}-{freedom.tilt:.2f}-{freedom.scatter}.safetensors"
     if not path.exists():
         data = encode_scenes(vae, count, seed, freedom, report)
-        save_file({str(i): group.latents for i, group in enumerate(data)}, path)
+        partial = path.with_suffix(".partial")
+        save_file({str(i): group.latents for i, group in enumerate(data)}, partial)
+        os.replace(partial, path)
         return data
-    latents = load_file(path)
+    try:
+        latents = load_file(path)
+    except SafetensorError as error:
+        raise StateFileError(
+            f"latents {path} cannot be read ({error}); delete the file to make it again"
+        ) from error
     buckets = len(latents)
     return [
         EncodedScenes(

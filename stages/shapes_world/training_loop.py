@@ -8,6 +8,7 @@ uninterrupted one.
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Protocol
 
 import torch
 
-from stages.shapes_world.state_file import load_state, save_state
+from stages.shapes_world.state_file import StateFileError, load_state, save_state
 
 
 class Stateful(Protocol):
@@ -51,9 +52,14 @@ def run_training(
     first, elapsed = 0, 0.0
     if path.exists():
         state = load_state(path)
-        first, elapsed = state["step"], state["seconds"]
-        for key, part in parts.items():
-            part.load_state_dict(state["parts"][key])
+        try:
+            first, elapsed = state["step"], state["seconds"]
+            for key, part in parts.items():
+                part.load_state_dict(state["parts"][key])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise StateFileError(
+                f"training state {path} is of another training ({error}); delete it to start again"
+            ) from error
         _keep_log_until(folder / f"{name}.jsonl", first)
     folder.mkdir(parents=True, exist_ok=True)
     start = saved = time.monotonic()
@@ -93,6 +99,14 @@ def _spell(row: dict[str, float]) -> str:
 
 
 def _keep_log_until(path: Path, step: int) -> None:
+    """Drop the log's lines after a step, and what a kill left half-written."""
     if path.exists():
-        rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{row}\n" for row in rows))
+        lines = path.read_text(errors="replace").splitlines()
+        path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

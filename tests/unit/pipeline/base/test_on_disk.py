@@ -12,6 +12,7 @@ import pytest
 from pipeline.base import on_disk
 from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError
+from tests.support.limits import limits
 
 NO_LINKS = ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EACCES", "EINVAL")
 
@@ -44,12 +45,12 @@ def test_without_hard_links_one_of_many_creates(tmp_path, without_links):
 
 
 def test_what_is_then_not_promised_is_said_before_work(tmp_path, without_links):
-    (text,) = ArtifactStore(str(tmp_path)).limits()
+    (text,) = limits(ArtifactStore(str(tmp_path)))
     assert "has no hard links" in text and "artifacts verify" in text
 
 
 def test_a_sound_folder_has_no_limits(tmp_path):
-    assert ArtifactStore(str(tmp_path / "new")).limits() == []
+    assert limits(ArtifactStore(str(tmp_path / "new"))) == []
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 

@@ -10,6 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError, ServiceUnavailable
+from tests.support.limits import limits
 
 
 def client_error(code: str, status: int) -> ClientError:
@@ -77,7 +78,7 @@ def ignored(_):
 )
 def test_a_store_without_conditional_writes_is_found_out_and_works(store, answering, answer, verb):
     calls = answering(answer)
-    (text,) = store.limits()
+    (text,) = limits(store)
     assert f"{verb} conditional writes (If-None-Match)" in text
     tried = len(calls)
     assert store.create("a", b"one") is True
@@ -88,10 +89,10 @@ def test_a_store_without_conditional_writes_is_found_out_and_works(store, answer
 
 
 def test_a_sound_store_has_no_limits_and_is_tried_by_one_request(store, answering):
-    assert store.limits() == []
+    assert limits(store) == []
     calls = answering(lambda number: None)
     again = ArtifactStore(store.url)
-    assert again.limits() == [] and len(calls) == 1
+    assert limits(again) == [] and len(calls) == 1
 
 
 def test_a_412_that_s3fs_does_not_know_means_that_the_object_is_there(store, answering):
@@ -133,7 +134,7 @@ def test_a_store_that_takes_no_write_at_all_is_not_one_without_conditions(
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", fails)
     with pytest.raises(kind, match=message) as error:
-        store.limits()
+        limits(store)
     assert type(error.value) is kind
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -142,3 +144,21 @@ def test_a_marker_that_vanishes_between_listing_and_reading_is_none(store, made,
     monkeypatch.setattr(type(store), "list", lambda self, name: listing)
     store.remove(f"{FOLDER}/{SHARD}.json")
     assert finished_shards(store, FOLDER) == {}
+
+
+def test_a_temporary_folder_without_room_is_named(store, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = ShardWriter(store, FOLDER, SHARD)
+    monkeypatch.setattr(tarfile, "open", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for work in (
+        lambda: write_tar(writer.file(".tar"), SAMPLES),
+        lambda: writer.file(".parquet", b"x"),
+    ):
+        with pytest.raises(ArtifactError, match=r"temporary folder .* \(No space left.*TMPDIR"):
+            work()
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    with pytest.raises(ArtifactError, match="TMPDIR"):
+        ShardWriter(store, FOLDER, SHARD)

@@ -102,3 +102,8 @@ def test_answers_and_our_own_errors_pass(raised):
     with pytest.raises(type(raised)) as found, explained("s3://b/p", "write", "a.bin"):
         raise raised
     assert found.value is raised
+
+
+def test_a_copy_that_has_no_room_is_the_temporary_folders_fault():
+    text = str(told(OSError(errno.ENOSPC, "No space left"), "read"))
+    assert "the temporary folder" in text and "TMPDIR" in text

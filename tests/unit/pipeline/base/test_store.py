@@ -11,7 +11,7 @@ import pytest
 from pipeline.base.on_disk import PARTIAL
 from pipeline.base.storage_errors import explained
 from pipeline.base.store import ArtifactStore
-from schemas.errors import ArtifactError, ServiceUnavailable
+from schemas.errors import ArtifactError, ConfigError, ServiceUnavailable
 from schemas.manifest import Manifest
 from tests.support.manifests import manifest_of
 
@@ -20,6 +20,27 @@ def test_store_without_a_driver(refused):
     code, text = refused("plan", store="nosuch://bucket")
     assert code == 2, text
     assert "store: 'nosuch://bucket' cannot be opened" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3:/bucket/x", "two slashes"),
+        ("gs:bucket", "two slashes"),
+        ("s3://", "names no bucket"),
+        ("s3:///", "names no bucket"),
+    ],
+)
+def test_a_url_that_is_cut_short_is_no_folder_and_no_bucket(url, words):
+    """Bug: make a folder named `s3:`, or write into a bucket named `artifacts`."""
+    with pytest.raises(ConfigError, match=words):
+        ArtifactStore(url).read("artifacts/x")
+
+
+def test_a_folder_with_a_colon_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ArtifactStore("./a:b").write("x", b"1")
+    assert (tmp_path / "a:b" / "x").read_bytes() == b"1"
 
 
 def manifest(key="abc", files=None, seconds=1.0) -> Manifest:

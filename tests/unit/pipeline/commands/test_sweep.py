@@ -27,3 +27,10 @@ def test_a_sweep_with_a_failed_trial_shows_all_and_ends_with_1(call):
     assert "failed: no luck" in output
     assert output.count("made") == 2
     assert "error: 1 of 3 trials failed" in output
+
+
+def test_a_table_that_cannot_be_written_is_a_sentence(call, tmp_path):
+    out = tmp_path / "none" / "table.json"
+    code, output, _ = call("sweep", "distill", "--set", "distill.seed=0,2", "--out", out)
+    assert code == 2 and "Traceback" not in output
+    assert f"--out {out} cannot be written: No such file or directory" in output

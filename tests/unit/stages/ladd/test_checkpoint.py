@@ -48,3 +48,25 @@ def test_one_rank_starts_no_threads_for_its_checkpoints(one_rank, tmp_path):
     checkpoint.save_tensors(tmp_path, tensors)
     checkpoint.load_tensors(tmp_path, tensors)
     assert threads() == before
+
+
+def test_files_that_a_mac_puts_beside_tensors_are_ignored(tmp_path):
+    """Bug: open whatever ends in .safetensors; then a sound checkpoint counts as damaged."""
+    tensors = {"w": torch.randn(5)}
+    checkpoint.save_tensors(tmp_path, tensors)
+    (own,) = tmp_path.iterdir()
+    (tmp_path / f"._{own.name}").write_bytes(bytes([0, 5, 22, 7]) + bytes(4092))
+    assert checkpoint.names_in(tmp_path) == {"w"}
+    found = {"w": torch.zeros(5)}
+    checkpoint.load_tensors(tmp_path, found)
+    assert torch.equal(found["w"], tensors["w"])
+
+
+@pytest.mark.parametrize("content", [b"", bytes(64), b"{}", bytes([255] * 8)])
+def test_a_damaged_or_missing_checkpoint_is_named(tmp_path, content):
+    checkpoint.save_tensors(tmp_path, {"w": torch.randn(5)})
+    (own,) = tmp_path.iterdir()
+    own.write_bytes(content)
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(checkpoint.CheckpointError, match=f"the checkpoint {folder} cannot be"):
+            checkpoint.load_tensors(folder, {"w": torch.zeros(5)})
