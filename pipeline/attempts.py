@@ -37,8 +37,10 @@ class Attempts:
         count = self._lost[name] = self._lost.get(name, 0) + 1
         self._lost_at[name] = now
         if count <= self._retries:
-            again = f"trying again ({count} of {self._retries})"
-            self._observer.warn(name, f"{_without(name, error)}; {again}")
+            what = _without(name, error)
+            self._observer.warn(
+                name, f"{what}; the stage is tried again ({count} of {self._retries})"
+            )
             return True
         raise StageLost(
             f"{name}: {_without(name, error)}, {count} times in all; is the machine short of "

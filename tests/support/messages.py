@@ -33,7 +33,7 @@ def messages(path: Path, *, all_strings: bool = False) -> set[str]:
         for node in ast.walk(tree):
             if id(node) not in parts | docs:
                 found |= set(_texts(node, {}))
-    return {text for text in found if len(words(text)) >= 4}
+    return {text for text in found if " " in text and len(words(text)) >= 4}
 
 
 def template(text: str) -> str:

@@ -34,7 +34,7 @@ def test_a_lost_stage_is_tried_as_often_as_configured_and_it_is_said(observer):
     assert attempts.may_try_again("eval", ProcessLost("eval: x"))  # each stage has its own
     assert attempts.may_try_again("distill", LOST)
     assert said(observer)[::2] == [
-        f"its process was killed or crashed; trying again ({n} of 2)" for n in (1, 2)
+        f"its process was killed or crashed; the stage is tried again ({n} of 2)" for n in (1, 2)
     ]
     with pytest.raises(StageFailed, match=r"distill: its process .*, 3 times in all"):
         attempts.may_try_again("distill", LOST)
