@@ -13,7 +13,7 @@ import typer
 from pipeline.commands import artifacts, compare, plan, run, settings, students, sweep
 from pipeline.commands.boundary import debug_first, report
 from pipeline.commands.stopping import exit_stopped
-from pipeline.machine import settle_home
+from pipeline.machine import settle_home, settle_threads
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +40,7 @@ def options(
 def main() -> None:
     """Run a command and exit with its code; see README.md. Every exception becomes one sentence."""
     settle_home()
+    settle_threads()
     arguments = debug_first(sys.argv[1:])
     try:
         code = app(arguments, standalone_mode=False)

@@ -17,7 +17,8 @@ from schemas.errors import ArtifactError, ConfigError, StageFailed
 def failing(monkeypatch, capsys, tmp_path):
     """Run `config show` whose work raises an error; return exit code and standard error."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(cli, "settle_home", lambda: None)
+    for prepare in ("settle_home", "settle_threads"):
+        monkeypatch.setattr(cli, prepare, lambda: None)
     monkeypatch.delenv("LADD_DEBUG", raising=False)
 
     def run(error: Exception, *arguments: str) -> tuple[int, str]:
