@@ -163,7 +163,9 @@ def filesystem_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _open(address: str) -> Any:
     filesystem, path = filesystem_of(address)
-    return filesystem.open(path, "rb")
+    # Of the web a plain stream: not every server can give a part of a file.
+    how = {"block_size": 0} if address.startswith(("http://", "https://")) else {}
+    return filesystem.open(path, "rb", **how)
 
 
 def _without_braces(pattern: str, field: str) -> Iterable[str]:
