@@ -163,8 +163,9 @@ def filesystem_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _open(address: str) -> Any:
     filesystem, path = filesystem_of(address)
-    # Of the web a plain stream: not every server can give a part of a file.
-    how = {"block_size": 0} if address.startswith(("http://", "https://")) else {}
+    how = {}
+    if address.startswith(("http://", "https://")) and not filesystem.info(path).get("partial"):
+        how = {"block_size": 0}  # a plain stream: this server does not give parts of a file
     return filesystem.open(path, "rb", **how)
 
 

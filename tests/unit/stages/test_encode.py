@@ -86,7 +86,7 @@ def test_a_store_of_shards_that_nobody_knows(refused):
     ("name", "said"),
     [
         ("", "the folder .* holds no file that ends in .tar"),
-        ("{00000..00012.tar", "brace"),
+        ("{00000..00012.tar", "a brace of"),
         ("{00000..00001}.tar", "there is no file .*00000.tar"),
         ("*.tar", "nothing matches"),
     ],
