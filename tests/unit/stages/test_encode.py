@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -9,13 +11,14 @@ from PIL import Image
 
 from pipeline.base.shards import write_tar
 from pipeline.base.store import ArtifactStore
-from schemas.errors import ArtifactError
+from schemas.errors import ArtifactError, ServiceUnavailable
 from stages import encode
 from stages.data.latent_batches import LatentData
 from stages.pictures.files import encode_image
 from stages.texts.identity import split_of
 from tests.support.picture_files import file_of
 from tests.support.samples import samples_of
+from tests.support.web import web_server
 
 
 def test_each_prompt_is_stored_once_in_lists_sorted_by_id(chain, monkeypatch):
@@ -166,6 +169,39 @@ def test_a_store_of_shards_that_nobody_knows(refused):
     code, text = refused("run", "--until", "encode", encode={"external": ["nosuch://x/*.tar"]})
     assert code == 2, text
     assert "encode.external: nosuch://x/*.tar" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "the folder .* holds no file that ends in .tar"),
+        ("{00000..00012.tar", "a brace of"),
+        ("{00000..00001}.tar", "there is no file .*00000.tar"),
+        ("*.tar", "nothing matches"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_external_shards_that_are_not_there_are_found_before_work(
+    refused, tmp_path, command, name, said
+):
+    code, text = refused(command, encode={"external": [f"{tmp_path}/{name}"]})
+    assert code == 2, text
+    assert re.search(f"encode.external: {said}", text), text
+
+
+def test_shards_of_a_web_server_are_read_and_their_signature_is_not_shown(tiny_config, tmp_path):
+    write_tar(tmp_path / "00000.tar", [("a", {"png": b"junk", "txt": b"a"})])
+    (tmp_path / "00001.tar").write_bytes(b"not a tar" * 200)
+    store = ArtifactStore(str(tmp_path / "store"))
+    with web_server(tmp_path, {"/00002.tar": 503}) as address:
+        urls = [f"{address}/0000{i}.tar?X-Signature=ab%2Bc" for i in range(3)]
+        sources = {f"shards/{i}": {"url": url} for i, url in enumerate(urls)}
+        worker = encode.Encoder(tiny_config, store, "out", sources)
+        assert worker("shards/0").counts == {"ok": 0, "failed": 1}
+        for shard, kind in (("shards/1", ArtifactError), ("shards/2", ServiceUnavailable)):
+            with pytest.raises(kind) as error:
+                worker(shard)
+            assert "tar?…" in str(error.value) and "ab%2Bc" not in str(error.value)
 
 
 def test_truncated_shard(refused, tmp_path):
