@@ -11,6 +11,9 @@ from PIL import Image
 
 from pipeline.base.shards import write_tar
 from pipeline.base.store import ArtifactStore
+from pipeline.executor import make
+from pipeline.observe import Observer
+from pipeline.planning import Selection
 from schemas.errors import ArtifactError, ServiceUnavailable
 from stages import encode
 from stages.data.latent_batches import LatentData
@@ -18,7 +21,9 @@ from stages.pictures.files import encode_image
 from stages.texts.identity import split_of
 from tests.support.picture_files import file_of
 from tests.support.samples import samples_of
+from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.web import web_server
+from tests.support.without_ray import without_ray
 
 
 def test_each_prompt_is_stored_once_in_lists_sorted_by_id(chain, monkeypatch):
@@ -118,51 +123,41 @@ def test_rules_for_other_peoples_samples_do_not_apply_to_ours(chain):
     assert counts["failed"] == 0 and counts["ok"] > 0
 
 
-def test_each_external_sample_is_used_once_whatever_joins_or_changes(tiny_sd3, tmp_path, chain):
+def test_each_external_sample_is_used_once_whatever_joins_or_changes(
+    tiny_sd3, tmp_path, monkeypatch
+):
     """Bug: number shards by their place in the listing; then a file that joins in front makes the
     second attempt take the first file twice, and itself never.
     """
+    without_ray(monkeypatch)
+    store = ArtifactStore(str(tmp_path / "store"))
+    config = make_tiny_config(
+        tiny_sd3,
+        store.url,
+        encode={"external": [str(tmp_path / "*.tar")]},
+        prompts={"held_out_fraction": 0},
+    )
 
     def put(name, *texts):
         members = [(f"{t}{i}", {"png": GOOD, "txt": t.encode()}) for i, t in enumerate(texts)]
         write_tar(tmp_path / name, members)
 
+    def encoded():
+        with Observer("json") as observer:
+            return make(Selection(until="encode"), "encode", config, store, observer)
+
     put("m.tar", "one", "two")
     put("z.tar", "three")
     whole = (tmp_path / "z.tar").read_bytes()
     (tmp_path / "z.tar").write_bytes(whole[:700])
-    external = {"external": [str(tmp_path / "*.tar")]}
     with pytest.raises(ArtifactError, match=r"z\.tar is damaged or cut short"):
-        chain(encode=external, prompts={"held_out_fraction": 0})
+        encoded()
     (tmp_path / "z.tar").write_bytes(whole)
     put("b.tar", "four")
     put("m.tar", "one", "two", "five")
-    _, artifacts = chain(encode=external, prompts={"held_out_fraction": 0})
-    data = LatentData(artifacts["encode"])
+    data = LatentData(encoded())
     assert sorted(data.prompts) == ["five", "four", "one", "three", "two"]
     assert data.sizes == {"32x32": 5}
-
-
-def test_a_finished_shard_whose_source_is_as_it_was_is_not_made_again(tmp_path, chain, monkeypatch):
-    for name in "ab":
-        write_tar(tmp_path / f"{name}.tar", [(name, {"png": GOOD, "txt": name.encode()})])
-    (tmp_path / "c.tar").write_bytes(b"x" * 600)
-    sections = {
-        "encode": {"external": [str(tmp_path / "*.tar")]},
-        "prompts": {"held_out_fraction": 0},
-    }
-    with pytest.raises(ArtifactError, match=r"c\.tar"):
-        chain(**sections)
-    (tmp_path / "c.tar").unlink()
-    made = []
-    work = encode.Encoder.__call__
-    monkeypatch.setattr(
-        encode.Encoder, "__call__", lambda self, shard: made.append(shard) or work(self, shard)
-    )
-    (tmp_path / "b.tar").touch()
-    _, artifacts = chain(**sections)
-    assert sorted(LatentData(artifacts["encode"]).prompts) == ["a", "b"]
-    assert len(made) == 1 and made[0].startswith("shards/external/b-")
 
 
 def test_a_store_of_shards_that_nobody_knows(refused):
