@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 from schemas.errors import ArtifactError
 
-LARGEST_MEMBER = 2**30
-"""Bytes of a member above which it is not read into memory."""
+LARGEST_SAMPLE = 2**30
+"""Bytes above which a sample's members are not read into memory. Where names hold dots of their
+own, a whole tar is one sample.
+"""
 _BLOCK = 512
 
 
@@ -77,9 +79,10 @@ def _problem(found: list[tuple[str, tarfile.TarInfo]]) -> str | None:
         name = _text(member.name)
         if ending in names:
             return f"its shard holds two members of one name: {names[ending]} and {name}"
-        if member.size > LARGEST_MEMBER:
-            return f"a member is larger than {LARGEST_MEMBER:,} bytes: {name}"
         names[ending] = name
+    size = sum(member.size for _, member in found)
+    if size > LARGEST_SAMPLE:
+        return f"its members are larger than {LARGEST_SAMPLE:,} bytes: {size:,}"
     return None
 
 
@@ -101,7 +104,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
         return None
     if file is None:
         return None
-    content = file.read(LARGEST_MEMBER)
+    content = file.read(LARGEST_SAMPLE)
     if member.isreg() and len(content) != member.size:
         raise tarfile.ReadError("unexpected end of data")
     return content

@@ -56,9 +56,9 @@ def test_samples_whose_prompts_are_held_out_are_not_trained_on(chain, tmp_path):
 def worker_on(tar, config, tmp_path):
     """A worker for one external shard; returns it with a function that reads its sidecar."""
     store = ArtifactStore(str(tmp_path / "store"))
-    config = config.model_copy(
-        update={"encode": config.encode.model_copy(update={"external": [str(tar)]})}
-    )
+    external = config.encode.model_copy(update={"external": [str(tar)]})
+    prompts = config.prompts.model_copy(update={"held_out_fraction": 0.0})
+    config = config.model_copy(update={"encode": external, "prompts": prompts})
     worker = encode.Encoder(config, store, "out", {"shards/0": {"url": str(tar)}})
     return worker, lambda: pq.read_table(tmp_path / "store/out/shards/0.parquet").to_pylist()
 
@@ -95,11 +95,12 @@ def test_latents_that_the_autoencoder_spoils_are_not_stored(tiny_config, tmp_pat
     members = [(str(i), {"png": GOOD, "txt": text.encode()}) for i, text in enumerate(texts)]
     write_tar(tmp_path / "x.tar", members)
     worker, sidecar = worker_on(tmp_path / "x.tar", tiny_config, tmp_path)
-    sound = worker.teacher.encode_pictures
+    sound, values = worker.teacher.encode_pictures, iter((float("nan"), 0.5, 1e6))
 
     def spoiled(pictures):
         latents = sound(pictures)
-        latents[0, 0, 0, 0], latents[2, 1, 1, 1] = float("nan"), 1e6
+        for picture in latents:  # in micro-batches of any size
+            picture[0, 0, 0] = next(values)
         return latents
 
     monkeypatch.setattr(worker.teacher, "encode_pictures", spoiled)

@@ -272,6 +272,39 @@ def test_jsonl_finds_pictures_beside_it_by_path_and_by_url(tiny_sd3, tmp_path):
         assert part in row["reason"]
 
 
+def test_rows_that_cannot_be_used_cost_one_pair_each(tiny_sd3, tmp_path, monkeypatch):
+    (tmp_path / "red.png").write_bytes(RED)
+    (tmp_path / "blue.png").write_bytes(BLUE)
+    sides = {"winner": "red.png", "loser": "blue.png"}
+    rows = [
+        {"prompt": "one", **sides, "judge": "\udc80 a lone surrogate"},
+        {"prompt": "one", **sides},
+        {"prompt": "NaN", **sides},
+        {"prompt": "\u200b\ufeff", **sides},
+        {"prompt": "one", "winner": "\udc80.png", "loser": "blue.png"},
+    ]
+    path = tmp_path / "votes.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    encode = pairs.PairReader._encode
+
+    def spoiled(self, pictures):
+        latents = encode(self, pictures)
+        latents[3, 0, 0, 0] = float("inf")  # the loser of the second pair
+        return latents
+
+    monkeypatch.setattr(pairs.PairReader, "_encode", spoiled)
+    config = pairs_config(tiny_sd3, tmp_path / "store", pairs={"url": str(path)})
+    made = made_pairs(config, made_prompts(config))
+    found = rows_of(made)
+    assert [row["status"] for row in found] == ["ok", *["failed"] * 4]
+    assert found[0]["judge"] == "a lone surrogate"
+    for row, part in zip(
+        found[1:], ("not finite", "missing value", "its prompt is empty", "its winner"), strict=True
+    ):
+        assert part in row["reason"]
+    assert list(members_of(made)) == [found[0]["key"]]
+
+
 def test_check_refuses_before_anything_starts(tiny_sd3, tmp_path):
     absent = pairs_config(tiny_sd3, tmp_path, pairs={"url": str(tmp_path / "none.jsonl")})
     with pytest.raises(ConfigError, match=r"pairs.url: there is no file .*none.jsonl"):

@@ -37,3 +37,13 @@ def test_flat_pictures_are_recorded_as_filtered_and_broken_ones_as_failed(chain,
     maker.draw = lambda samples: torch.full((len(samples), 4, 8, 8), float("nan"))
     sample = {"key": "k", "prompt": "a", "seed": 1, "width": 32, "height": 32}
     assert maker._make([sample]) == [("failed", "not finite", {})]
+
+
+@pytest.mark.parametrize(("stored", "status"), [("none", "ok"), ("beside", "failed")])
+def test_latents_that_half_precision_cannot_hold_are_not_stored(tiny_config, stored, status):
+    section = tiny_config.synthesize.model_copy(update={"latents": stored, "flat_below": 0.0})
+    config = tiny_config.model_copy(update={"synthesize": section})
+    maker = synthesize.Synthesizer(config, None, "x")
+    maker.draw = lambda samples: torch.full((len(samples), 4, 8, 8), 1e6)
+    sample = {"key": "k", "prompt": "a", "seed": 1, "width": 32, "height": 32}
+    assert maker._make([sample])[0][0] == status
