@@ -258,3 +258,20 @@ def test_columns_of_something_else_are_found_before_work(tmp_path):
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "p.parquet")
     with pytest.raises(LaddError, match="lacks Pick-a-Pic's columns"):
         require_pair_files(str(tmp_path / "p.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("named", "judge"),
+    [
+        ('"ann"', "ann"),
+        ("7", "7"),
+        ('""', "p.jsonl"),
+        ("null", "p.jsonl"),
+        (r'"\ud83d"', "p.jsonl"),
+    ],
+)
+def test_who_judged_is_kept_if_it_can_be_stored(named, judge, tmp_path):
+    (tmp_path / "a.png").write_bytes(RED)
+    line = f'{{"prompt": "a", "winner": "a.png", "loser": "a.png", "judge": {named}}}'
+    (tmp_path / "p.jsonl").write_text(line)
+    assert [(s.judge, s.problem) for s in read(tmp_path / "p.jsonl")] == [(judge, None)]
