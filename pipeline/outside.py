@@ -54,8 +54,8 @@ def find_keyed(
     What cannot be looked at now is taken to be as it was for the newest artifact that is otherwise
     the same: a run goes on where its prompt file is not. An artifact that was made before contents
     entered the keys is found too, under its old key; it stays valid until what it was made from
-    changes. If the stage is `forced`, it is not looked for. A damaged manifest is no artifact then, nor
-    where the artifact is not `needed`.
+    changes. If the stage is `forced`, it is not looked for. A damaged manifest is no artifact then,
+    nor where the artifact is not `needed`.
     """
     seen: Seen = {}
     unseen: dict[str, str] = {}
