@@ -17,7 +17,7 @@ ARG TORCH_OPTIONS=""
 COPY constraints.txt ./
 RUN pip install $TORCH_OPTIONS "$(grep ^torch== constraints.txt)"
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ladd_pipeline.py ./
 COPY schemas schemas
 COPY pipeline pipeline
 COPY stages stages

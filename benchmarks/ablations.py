@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from pipeline.base.shards import write_tar
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.config import load_config
 from pipeline.executor import make
+from pipeline.machine import usable_cpus
 from pipeline.observe import Observer
 from pipeline.planning import Selection
 from pipeline.sweep import Trial, run_trials
@@ -57,7 +57,7 @@ REAL_SCENES = "real scenes as data"
 
 def trials(store: str, seeds: int, at_once: int) -> dict[str, Trial]:
     """Return each student's title and how to train it on its share of the machine's CPUs."""
-    cpus = f"distill.cpus_per_worker={max(1, (os.cpu_count() or 1) // at_once)}"
+    cpus = f"distill.cpus_per_worker={max(1, usable_cpus() // at_once)}"
     bare = (cpus, "distill.sample_prompts=0")
     settings = {SHIPPED: ()} | {
         f"{SHIPPED}, seed {seed}": (f"distill.seed={seed}",) for seed in range(1, seeds)

@@ -6,6 +6,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.observe import Observer
+
 
 class ProgressBoard:
     """An actor that collects progress and warnings from stage tasks and training workers."""
@@ -54,3 +56,32 @@ class Warner:
 
         with contextlib.suppress(ray.exceptions.RayActorError):  # a warning must not fail a run
             ray.get(self.board.warn.remote(self.stage, text))
+
+
+class Shown:
+    """What the progress board holds, and the observer shows."""
+
+    def __init__(self, board: Any, observer: Observer) -> None:
+        self._board, self._observer = board, observer
+        self._asked: Any = None
+
+    def update(self) -> None:
+        """Show what is new. Progress must not fail a run, nor a board that starts again hold it
+        up.
+        """
+        import ray
+
+        is_late = self._asked is not None
+        self._asked = self._asked or self._board.drain.remote()
+        ready, _ = ray.wait([self._asked], timeout=5)
+        if not ready:
+            return
+        asked, self._asked = self._asked, None
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            warnings, progress = ray.get(asked)
+            for warning in warnings:
+                self._observer.warn(*warning)
+            for row in progress:
+                self._observer.progress(*row)
+        if is_late:
+            self.update()  # what came in meanwhile

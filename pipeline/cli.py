@@ -11,9 +11,9 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for them reads
 import typer
 
 from pipeline.commands import artifacts, compare, plan, run, settings, students, sweep
-from pipeline.commands.boundary import DEBUG, debug_first, report
+from pipeline.commands.boundary import debug_first, report
 from pipeline.commands.stopping import exit_stopped
-from pipeline.machine import settle_home
+from pipeline.machine import settle_home, settle_threads
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,25 +30,25 @@ app.add_typer(students.teacher_app, name="teacher")
 
 @app.callback()
 def options(
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar=DEBUG, help="Print the traceback of an error.")
+    _: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error; also LADD_DEBUG=1.")
     ] = False,
 ) -> None:
     """From prompts to a few-step student: Latent Adversarial Diffusion Distillation for SD3."""
-    if debug:
-        os.environ[DEBUG] = "1"
 
 
 def main() -> None:
     """Run a command and exit with its code; see README.md. Every exception becomes one sentence."""
     settle_home()
+    settle_threads()
+    arguments = debug_first(sys.argv[1:])
     try:
-        code = app(debug_first(sys.argv[1:]), standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except Exception as error:
         if show := getattr(error, "show", None):  # wrong usage, found by typer
             show()
             sys.exit(2)
-        sys.exit(report(error))
+        sys.exit(report(error, debug=arguments[:1] == ["--debug"]))
     # Typer returns the code of an Exit, and 130 for Ctrl-C.
     if code == 130:
         exit_stopped()

@@ -6,30 +6,26 @@ run on the node where the command runs, which in a Ray job is the head.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from pipeline.attempts import Attempts, StageLost
 from pipeline.base.foreign import innermost, loss, page, sentence
 from pipeline.base.store import Artifact, ArtifactStore, to_json
-from pipeline.board import ProgressBoard
+from pipeline.board import ProgressBoard, Shown
 from pipeline.cluster import ray_cluster, require_ray
 from pipeline.dag import declare
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
 from pipeline.stage_task import Job, run_stage
 from schemas.config import PipelineConfig
-from schemas.errors import LaddError, Locked, ProcessLost, StageFailed
-
-_LEFTOVERS_SECONDS = 60.0
-"""For how long after the loss of a stage's process others of the same stage may still be ending."""
+from schemas.errors import LaddError, ProcessLost, StageFailed
 
 
 def execute(
@@ -136,11 +132,7 @@ def _is_rays_own(error: ProcessLost) -> bool:
         require_ray()
     except ProcessLost:
         return False  # the cluster of an outer block, which cannot be started again here
-    return not isinstance(error, _StageLost)
-
-
-class _StageLost(ProcessLost):
-    """A stage has lost its process more often than it is tried again."""
+    return not isinstance(error, StageLost)
 
 
 def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
@@ -160,8 +152,8 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     nodes = declare(
         lambda name: _Bound(stage_task.options(name=name), name, job, board), job.config
     )
-    shown = _Shown(board, observer)
-    attempts = _Attempts(job.config.ray.stage_retries, observer)
+    shown = Shown(board, observer)
+    attempts = Attempts(job.config.ray.stage_retries, observer)
     references: dict[str, Any] = {
         node.get_stable_uuid(): {"stage": name}
         for name, node in nodes.items()
@@ -196,7 +188,7 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
 
 
 def _result(
-    name: str, reference: Any, observer: Observer, attempts: _Attempts
+    name: str, reference: Any, observer: Observer, attempts: Attempts
 ) -> dict[str, Any] | None:
     """Return the outcome of a stage's task, or None if the stage is to be tried again. Raises what
     the stage has raised.
@@ -219,67 +211,6 @@ def _result(
             return None
         unforeseen = innermost(error)
         raise StageFailed(f"{name} failed unexpectedly: {sentence(unforeseen)}") from error
-
-
-class _Attempts:
-    """Which stages have lost a process, and whether they may be tried again."""
-
-    def __init__(self, retries: int, observer: Observer) -> None:
-        self._retries, self._observer = retries, observer
-        self._lost: dict[str, int] = {}
-        self._lost_at: dict[str, float] = {}
-
-    def may_try_again(self, name: str, error: LaddError) -> bool:
-        """Return whether to try a stage again that has failed with this error, and say so.
-
-        A stage that was lost a moment ago may find itself locked by what is left of it. Raises
-        StageFailed if a stage was lost too often.
-        """
-        now = time.monotonic()
-        if isinstance(error, Locked):
-            return name in self._lost and now - self._lost_at[name] < _LEFTOVERS_SECONDS
-        if not isinstance(error, ProcessLost):
-            return False
-        count = self._lost[name] = self._lost.get(name, 0) + 1
-        self._lost_at[name] = now
-        if count <= self._retries:
-            again = f"trying again ({count} of {self._retries})"
-            self._observer.warn(name, f"{_without(name, error)}; {again}")
-            return True
-        raise _StageLost(
-            f"{name}: {_without(name, error)}, {count} times in all; is the machine short of "
-            "memory? What is finished is kept"
-        ) from error
-
-
-def _without(name: str, error: LaddError) -> str:
-    return str(error).removeprefix(f"{name}: ")
-
-
-class _Shown:
-    """What the progress board holds, and the observer shows."""
-
-    def __init__(self, board: Any, observer: Observer) -> None:
-        self._board, self._observer = board, observer
-        self._asked: Any = None
-
-    def update(self) -> None:
-        """Show what is new. Progress must not fail a run, nor a board that starts again hold it
-        up.
-        """
-        import ray
-
-        self._asked = self._asked or self._board.drain.remote()
-        ready, _ = ray.wait([self._asked], timeout=5)
-        if not ready:
-            return
-        asked, self._asked = self._asked, None
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            warnings, progress = ray.get(asked)
-            for warning in warnings:
-                self._observer.warn(*warning)
-            for row in progress:
-                self._observer.progress(*row)
 
 
 def _is_node(argument: Any) -> bool:

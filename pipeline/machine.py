@@ -29,6 +29,13 @@ def usable_cpus(root: Path = Path("/")) -> int:
     return max(1, int(min([len(os.sched_getaffinity(0)), *quotas])))
 
 
+def settle_threads(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Give libraries no more threads than the quota of CPUs, of which they do not know."""
+    cpus = usable_cpus()
+    if cpus < len(os.sched_getaffinity(0)):
+        environment.setdefault("OMP_NUM_THREADS", str(cpus))
+
+
 def memory_limit(root: Path = Path("/")) -> int | None:
     """Return the bytes of memory that this process's cgroup allows, if it has a limit."""
     limits = [

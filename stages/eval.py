@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.base.lineage import ancestors
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.stage import Files, StageContext, StageResult
-from schemas.config import PipelineConfig
+from schemas.config import PipelineConfig, TeacherConfig
 from stages.judging.gates import check_gates, failed_gates
 from stages.judging.systems import TIMING, plan_shards, shards_of, systems_of
 from stages.pictures.student import check_steps
@@ -73,7 +73,7 @@ def run(context: StageContext) -> StageResult:
     one_worker = config.eval.pool.model_copy(update={"workers": 1})
     done |= map_shards(context, [TIMING], build, one_worker, unit="timings")
     report = make_report(
-        config,
+        config.model_copy(update={"teacher": published(config.teacher)}),
         systems,
         {system.name: read_drawn(context, system, shards) for system in systems},
         done[TIMING].details["seconds_per_picture"],
@@ -129,7 +129,7 @@ def _write_pages(
         steps = [system.steps for system in report.systems if system.kind == kind]
         pages[f"{folder}/README.md"] = render_card(
             report,
-            licence_of(teacher),
+            licence_of(published(teacher)),
             open_teacher(teacher).usage(steps),
             kind=kind,
             base_model=teacher.model if is_hub_id else None,
@@ -138,6 +138,15 @@ def _write_pages(
         name: context.store.write(f"{context.folder}/{name}", text.encode())
         for name, text in pages.items()
     }
+
+
+def published(teacher: TeacherConfig) -> TeacherConfig:
+    """The teacher as report and model cards name it: a local folder by its name alone, since they
+    are published, and its path is of this machine.
+    """
+    if teacher.model is None or not Path(teacher.model).exists():
+        return teacher
+    return teacher.model_copy(update={"model": Path(teacher.model).resolve().name})
 
 
 def _copy_students(context: StageContext) -> Files:

@@ -13,7 +13,7 @@ from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavail
 
 _STORAGE = {
     *("aiohttp", "botocore", "aiobotocore", "s3fs", "fsspec", "gcsfs", "google", "adlfs", "azure"),
-    *("yarl", "urllib3", "requests", "ssl", "socket"),
+    *("yarl", "urllib3", "requests", "httpx", "huggingface_hub", "ssl", "socket"),
 }
 """Packages whose exceptions come from a file system or a service."""
 _PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ENETUNREACH, errno.ETIMEDOUT}
@@ -76,11 +76,13 @@ def _told_by(error: Exception) -> Exception:
 
 
 def _status_of(error: Any) -> int | None:
-    """Return the status of the answer that an exception of aiohttp, botocore or gcsfs holds."""
-    if isinstance(response := getattr(error, "response", None), dict):
+    """Return the status of the answer that an exception of a web library holds."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
-        status = getattr(error, "status", None) or getattr(error, "code", None)
+        told = (getattr(error, name, None) for name in ("status", "code"))
+        status = next(filter(None, told), getattr(response, "status_code", None))
     return int(status) if str(status).isdigit() else None
 
 

@@ -132,15 +132,23 @@ def shown(address: str) -> str:
     """Return the address as it may be shown and recorded: without password and signature."""
     if is_local(address):
         return local_path(address) if "://" in address else address
-    bare = re.sub(r"(\w+://)[^/?@]*@", r"\1", address)
-    query = _QUERY.search(bare)
-    return f"{bare[: query.start()]}?…" if query else bare
+    name = without_query(address)
+    bare = re.sub(r"(\w+://)[^/?@]*@", r"\1", name)
+    return bare if name == address else f"{bare}?…"
 
 
 def without_query(address: str) -> str:
-    """Return the address up to its query, whose `?` is no part of a name."""
-    query = None if is_local(address) else _QUERY.search(address)
+    """Return the address up to its query, whose `?` is no part of a name. Elsewhere than on the web
+    a `?` is one of a glob, unless what follows reads like a query.
+    """
+    if is_local(address):
+        return address
+    query = re.search(r"\?", address) if _is_web(address) else _QUERY.search(address)
     return address[: query.start()] if query else address
+
+
+def _is_web(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
 
 
 def filesystem_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -150,7 +158,7 @@ def filesystem_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     import fsspec
 
     options: dict[str, Any] = {}
-    if address.startswith(("http://", "https://")):
+    if _is_web(address):
         import aiohttp
 
         # A shard may take longer than aiohttp's five minutes, if only its bytes keep coming.
@@ -163,7 +171,10 @@ def filesystem_of(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _open(address: str) -> Any:
     filesystem, path = filesystem_of(address)
-    return filesystem.open(path, "rb")
+    how = {}
+    if _is_web(address) and not filesystem.info(path).get("partial"):
+        how = {"block_size": 0}  # a plain stream: this server does not give parts of a file
+    return filesystem.open(path, "rb", **how)
 
 
 def _without_braces(pattern: str, field: str) -> Iterable[str]:
@@ -200,7 +211,7 @@ def _has_magic(address: str) -> bool:
         path = local_path(address)
         return glob.has_magic(path) and not os.path.lexists(path)
     name = without_query(address)
-    if name.startswith(("http://", "https://")):
+    if _is_web(name):
         return any(mark in urlsplit(name).path for mark in "*[")
     return glob.has_magic(name)
 
@@ -233,7 +244,7 @@ def _files_at(address: str, field: str, endings: Sequence[str]) -> list[str]:
         return _local_files(local_path(address), address, field, endings)
     with explained(address, field, opening=True):
         filesystem, path = filesystem_of(address)
-        if address.startswith(("http://", "https://")):
+        if _is_web(address):
             if urlsplit(address).path.endswith("/"):
                 raise ConfigError(
                     f"{field}: {shown(address)} is the page of a folder; name its files, such as "

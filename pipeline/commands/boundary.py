@@ -9,12 +9,14 @@ import tempfile
 from pipeline.base.foreign import page, sentence
 from schemas.errors import LaddError
 
-DEBUG = "LADD_DEBUG"
+_DEBUG = "LADD_DEBUG"
 
 
-def report(error: Exception) -> int:
-    """Print an error as one sentence, and return the command's exit code."""
-    debug = os.environ.get(DEBUG, "").lower() not in ("", "0", "false", "no")
+def report(error: Exception, *, debug: bool = False) -> int:
+    """Print an error as one sentence, and return the command's exit code. With
+    `debug`, or if LADD_DEBUG is set, print its traceback before.
+    """
+    debug = debug or os.environ.get(_DEBUG, "").lower() not in ("", "0", "false", "no")
     notes: list[str] = list(getattr(error, "__notes__", []))
     if debug:
         print(page(error), end="", file=sys.stderr)

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.addresses import expand, shown, without_query
+from pipeline.base.addresses import expand, opened, shown, without_query
 from schemas.errors import ConfigError, LaddError
 from stages.texts.identity import clean
 
@@ -81,7 +81,7 @@ def parts_of(url: str, rows: int) -> list[Part]:
     for number, file in enumerate(_files(url)):
         count, offsets = _COUNTERS[_format_of(file)](file, rows)
         if count == 0:
-            raise ConfigError(f"pairs.url: {file} holds no pairs")
+            raise ConfigError(f"pairs.url: {shown(file)} holds no pairs")
         for first, offset in zip(range(0, count, rows), offsets, strict=False):
             parts.append(Part(file, first, min(rows, count - first), offset, number))
     return parts
@@ -97,14 +97,19 @@ def _files(url: str) -> list[str]:
 
 
 @contextmanager
-def _reading(url: str, problem: str) -> Iterator[None]:
-    """Turn what file systems, networks and pyarrow raise into ConfigError naming the file."""
+def _reading(url: str) -> Iterator[IO[bytes]]:
+    """Open a file of pairs. Raises LaddError, naming the file, for whatever file systems, networks
+    and pyarrow raise.
+    """
     try:
-        yield
+        with opened(url, "pairs.url") as file:
+            yield file
     except LaddError:
         raise
     except Exception as error:
-        raise ConfigError(f"pairs.url: {url} {problem}: {_brief(error)}") from error
+        raise ConfigError(
+            f"pairs.url: {shown(url)} is damaged, or cannot be read: {_brief(error)}"
+        ) from error
 
 
 def _brief(error: Exception) -> str:
@@ -125,7 +130,7 @@ def _count_lines(url: str, rows: int) -> tuple[int, list[int]]:
     count, offset, offsets = 0, 0, []
     problem: str | None = None
     has_pair = False
-    with _reading(url, "cannot be read"), fsspec.open(url, "rb") as file:
+    with _reading(url) as file:
         for line in file:
             if line.strip():
                 if not has_pair:
@@ -137,8 +142,8 @@ def _count_lines(url: str, rows: int) -> tuple[int, list[int]]:
             offset += len(line)
     if count and not has_pair:
         raise ConfigError(
-            f"pairs.url: the first line of {url} {problem}, and no other is a pair either; a pair "
-            f"has the text fields {', '.join(FIELDS)}"
+            f"pairs.url: the first line of {shown(url)} {problem}, and no other is a pair either; "
+            f"a pair has the text fields {', '.join(FIELDS)}"
         )
     return count, offsets
 
@@ -168,22 +173,22 @@ def _count_rows(url: str, rows: int) -> tuple[int, Iterator[int]]:
     """Count the rows of a parquet file; offsets are 0. Raises ConfigError unless it has
     Pick-a-Pic's columns.
     """
-    with _reading(url, "cannot be read as parquet"), fsspec.open(url, "rb") as file:
+    with _reading(url) as file:
         table = pq.ParquetFile(file)
         names, count = table.schema_arrow.names, table.metadata.num_rows
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise ConfigError(
-            f"pairs.url: {url} lacks Pick-a-Pic's columns {', '.join(missing)}; it has "
+            f"pairs.url: {shown(url)} lacks Pick-a-Pic's columns {', '.join(missing)}; it has "
             f"{', '.join(names)}"
         )
     if twice := [name for name in COLUMNS if names.count(name) > 1]:
-        raise ConfigError(f"pairs.url: {url} has the column {twice[0]} twice")
+        raise ConfigError(f"pairs.url: {shown(url)} has the column {twice[0]} twice")
     return count, itertools.repeat(0)
 
 
 def _read_lines(part: Part) -> Iterator[SourcePair]:
-    with _reading(part.url, "cannot be read"), fsspec.open(part.url, "rb") as file:
+    with _reading(part.url) as file:
         file.seek(part.offset)
         lines = itertools.islice((line for line in file if line.strip()), part.rows)
         for place, line in enumerate(lines, part.first):
@@ -226,7 +231,7 @@ def _beside(url: str, path: str) -> str:
 
 
 def _read_rows(part: Part) -> Iterator[SourcePair]:
-    with _reading(part.url, "is damaged, or cannot be read"), fsspec.open(part.url, "rb") as file:
+    with _reading(part.url) as file:
         table = pq.ParquetFile(file, page_checksum_verification=True)
         groups, start, skip = [], 0, 0
         for group in range(table.num_row_groups):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from schemas.config import WorkerPool
 
 
 def worker_device(cpus: float, gpus: float | None) -> torch.device:
-    """The GPU that Ray made visible, else the CPU with one thread per CPU of the worker.
+    """The GPU that Ray made visible, else the CPU with one thread per CPU of the worker, but no
+    more than this process may use.
 
     `gpus` is the number of GPUs of the worker; None means one if any is visible. With 0 it is the
     CPU even if a GPU is visible: Ray does not hide GPUs from a worker that asked for none.
     """
     if gpus != 0 and torch.cuda.is_available():
         return torch.device("cuda")
-    torch.set_num_threads(max(1, int(cpus)))
+    torch.set_num_threads(max(1, min(int(cpus), len(os.sched_getaffinity(0)))))
     return torch.device("cpu")
 
 

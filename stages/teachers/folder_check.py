@@ -55,10 +55,15 @@ class ModelFolder:
         try:
             content = json.loads(file.read_bytes())
         except FileNotFoundError as error:
-            raise ConfigError(f"{self.field}: {self.path} has no file {name}") from error
+            raise ConfigError(
+                f"{self.field}: {self.path} has no file {name}; it is needed"
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             self.check_pointer(file)
-            raise ConfigError(f"{self.field}: {file} cannot be read: {brief(error)}") from error
+            raise ConfigError(
+                f"{self.field}: {file} cannot be read: {brief(error)}; download it again, or make "
+                "it readable"
+            ) from error
         if not isinstance(content, dict):
             raise ConfigError(f"{self.field}: {file} must hold a JSON object, not {content!r:.40}")
         return content
@@ -69,7 +74,10 @@ class ModelFolder:
         try:
             files = sorted(folder.iterdir())
         except OSError as error:
-            raise ConfigError(f"{self.field}: {folder} cannot be read: {brief(error)}") from error
+            raise ConfigError(
+                f"{self.field}: {folder} cannot be read: {brief(error)}; download it again, or "
+                "make it readable"
+            ) from error
         for file in files:
             if file.suffix in _KINDS and ".fp16." not in file.name:
                 if file.is_symlink() and not file.exists():
@@ -87,7 +95,10 @@ class ModelFolder:
             with file.open("rb") as content:
                 start = content.read(len(_POINTER))
         except OSError as error:
-            raise ConfigError(f"{self.field}: {file} cannot be read: {brief(error)}") from error
+            raise ConfigError(
+                f"{self.field}: {file} cannot be read: {brief(error)}; download it again, or make "
+                "it readable"
+            ) from error
         if start == _POINTER:
             raise ConfigError(
                 f"{self.field}: {file} is a git-lfs pointer, not the file itself; run `git lfs "
@@ -260,7 +271,9 @@ def opening(field: str, place: Path) -> Iterator[None]:
     except (LaddError, MemoryError):
         raise
     except Exception as error:
-        raise ConfigError(f"{field}: {place} cannot be loaded: {brief(error)}") from error
+        raise ConfigError(
+            f"{field}: {place} cannot be loaded: {brief(error)}; it is damaged, or of another kind"
+        ) from error
 
 
 def brief(error: BaseException) -> str:

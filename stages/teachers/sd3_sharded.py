@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from schemas.config import LoraConfig
 from schemas.errors import ConfigError
+from stages.teachers.sd3_folder import FIELD
 from stages.teachers.sd3_lora import add_adapters
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -70,7 +71,9 @@ def fill(transformer: nn.Module, folder: Path, adapters: dict[str, Tensor]) -> N
             )
         except (Exception, CheckpointException) as error:
             brief = " ".join(str(error).split())[-200:]
-            raise ConfigError(f"teacher.model: {folder} cannot be loaded: {brief}") from error
+            raise ConfigError(
+                f"{FIELD}: {folder} cannot be loaded: {brief}; it is damaged, or of another kind"
+            ) from error
 
 
 def _put(target: Tensor, whole: Tensor) -> None:

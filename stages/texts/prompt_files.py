@@ -84,8 +84,7 @@ class _File(NamedTuple):
 
     def row(self, value: Any, place: str, tag: Any = None) -> Row:
         """Return the row whose cell is `value`."""
-        reason = _fault_of(value)
-        prompt = None if reason else clean(value)
+        prompt, reason = _prompt_of(value)
         kept = tag if isinstance(tag, str) else None
         return Row(prompt, reason, self.name, place, kept)
 
@@ -116,22 +115,22 @@ def rows_of(address: str, column: str, fields: Fields) -> Iterator[Row]:
         yield from _READERS[kind](stream, file)
 
 
-def _fault_of(value: Any) -> str | None:
-    """Return why a cell is no prompt, or None if it is one."""
+def _prompt_of(value: Any) -> tuple[str | None, str | None]:
+    """Return the cleaned prompt that a cell holds, or None and why it is none."""
     if not isinstance(value, str):
-        return f"not text: {_kind(value)}"
-    if _NOT_DECODED.search(value):
-        return "not UTF-8: save the file as UTF-8, for example with iconv"
-    if "\ufffd" in value:
-        return "not decoded: U+FFFD stands where a letter was lost"
+        return None, f"not text: {_kind(value)}"
     if len(value) > LONGEST_PROMPT:
-        return f"too long: {len(value):,} characters"
-    prompt = clean(value)
-    if not any(unicodedata.category(letter)[0] not in "CZ" for letter in prompt):
-        return "empty"
-    if prompt.casefold() in _MISSING:
-        return f"a missing value written as text: {prompt}"
-    return None
+        return None, f"too long: {len(value):,} characters"
+    reason, prompt = None, clean(value)
+    if _NOT_DECODED.search(value):
+        reason = "not UTF-8: save the file as UTF-8, for example with iconv"
+    elif "\ufffd" in value:
+        reason = "not decoded: U+FFFD stands where a letter was lost"
+    elif not any(unicodedata.category(letter)[0] not in "CZ" for letter in prompt):
+        reason = "empty"
+    elif prompt.casefold() in _MISSING:
+        reason = f"a missing value written as text: {prompt}"
+    return (None, reason) if reason else (prompt, None)
 
 
 def _kind(value: Any) -> str:

@@ -40,8 +40,7 @@ def times(store: Path, pattern: str) -> dict[Path, int]:
 
 def digests(folder: Path) -> dict[str, str]:
     """Of all that a stage has made, but for what holds times (TensorBoard's files and what lists
-    them, statistics, report, model card) and the transformer's configuration, in which diffusers
-    writes where it was loaded from.
+    them, statistics, report, model card).
     """
     apart = ("tensorboard/", "manifest.json", "config.yaml", "inputs.json", "report.")
     paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
@@ -49,7 +48,7 @@ def digests(folder: Path) -> dict[str, str]:
         name: hashlib.sha256(path.read_bytes()).hexdigest()
         for name, path in paths.items()
         if not name.startswith(apart)
-        and not name.endswith(("transformer/config.json", "README.md"))
+        and not name.endswith("README.md")
         and not (name.startswith("shards/") and name.endswith(".json"))
     }
 

@@ -23,28 +23,37 @@ use a folder of your own (`tempfile`), or write over the same file.
 """
 
 
-@st.composite
-def mutated(draw: st.DrawFn, content: bytes) -> bytes:
+_CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(("replace", "replace", "replace", "cut", "drop", "add", "copy")),
+        st.sampled_from((64, 512, 2**32)),
+        st.integers(0, 2**32 - 1),
+        st.binary(min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def mutated(content: bytes) -> st.SearchStrategy[bytes]:
     """A sound file's bytes with one to eight changes: bytes replaced, cut off, left out, put in,
     or repeated. Most changes lie near the beginning, where headers are.
     """
+    return _CHANGES.map(lambda changes: _changed(content, changes))
+
+
+def _changed(content: bytes, changes: list[tuple[str, int, int, bytes]]) -> bytes:
     changed = bytearray(content)
-    for _ in range(draw(st.integers(1, 8))):
-        kind = draw(
-            st.sampled_from(("replace", "replace", "replace", "cut", "drop", "add", "copy"))
-        )
-        reach = draw(st.sampled_from((64, 512, len(changed))))
-        at = draw(st.integers(0, max(0, min(reach, len(changed)) - 1)))
-        length = draw(st.integers(1, 16))
+    for kind, reach, place, new in changes:
+        at = place % max(1, min(reach, len(changed)))
         if kind == "replace":
-            new = draw(st.binary(min_size=1, max_size=4))
             changed[at : at + len(new)] = new
         elif kind == "cut":
             del changed[at:]
         elif kind == "drop":
-            del changed[at : at + length]
+            del changed[at : at + len(new)]
         elif kind == "add":
-            changed[at:at] = draw(st.binary(min_size=1, max_size=16))
+            changed[at:at] = new
         else:
-            changed[at:at] = changed[at : at + 32 * length]
+            changed[at:at] = changed[at : at + 32 * len(new)]
     return bytes(changed)

@@ -86,9 +86,9 @@ def test_the_engine_imports_no_stage():
         assert not below(imported(path), "stages"), path
 
 
-def test_the_command_line_imports_its_commands_and_errors_alone():
+def test_the_command_line_imports_its_commands_and_what_prepares_for_them_alone():
     path = ROOT / "pipeline" / "cli.py"
-    assert not strangers(path, "pipeline.commands", "schemas.errors")
+    assert not strangers(path, "pipeline.commands", "pipeline.machine")
 
 
 def test_stages_import_of_the_engine_its_base_alone():

@@ -8,8 +8,10 @@ import json
 import pytest
 import ray.exceptions as of_ray
 
+from pipeline import attempts as tried
 from pipeline import cluster, executor
-from pipeline.executor import _Attempts, execute
+from pipeline.attempts import Attempts, StageLost
+from pipeline.executor import execute
 from pipeline.observe import Observer
 from pipeline.planning import Selection, make_plan
 from schemas.errors import ArtifactError, ConfigError, Locked, ProcessLost, StageFailed
@@ -27,12 +29,12 @@ def said(observer: Observer) -> list[str]:
 
 
 def test_a_lost_stage_is_tried_as_often_as_configured_and_it_is_said(observer):
-    attempts = _Attempts(2, observer)
+    attempts = Attempts(2, observer)
     assert attempts.may_try_again("distill", LOST)
     assert attempts.may_try_again("eval", ProcessLost("eval: x"))  # each stage has its own
     assert attempts.may_try_again("distill", LOST)
     assert said(observer)[::2] == [
-        f"its process was killed or crashed; trying again ({n} of 2)" for n in (1, 2)
+        f"its process was killed or crashed; the stage is tried again ({n} of 2)" for n in (1, 2)
     ]
     with pytest.raises(StageFailed, match=r"distill: its process .*, 3 times in all"):
         attempts.may_try_again("distill", LOST)
@@ -40,15 +42,15 @@ def test_a_lost_stage_is_tried_as_often_as_configured_and_it_is_said(observer):
 
 @pytest.mark.parametrize("kind", [StageFailed, ConfigError, ArtifactError, Locked])
 def test_what_would_recur_is_not_tried_again(kind, observer):
-    assert not _Attempts(2, observer).may_try_again("distill", kind("damaged"))
+    assert not Attempts(2, observer).may_try_again("distill", kind("damaged"))
     assert not said(observer)
 
 
 def test_a_lock_of_what_is_left_of_a_lost_stage_is_waited_for(observer, monkeypatch):
     """Bug: report that another run is training, which was this run's own lost process."""
     clock = [100.0]
-    monkeypatch.setattr(executor.time, "monotonic", lambda: clock[0])
-    attempts = _Attempts(1, observer)
+    monkeypatch.setattr(tried.time, "monotonic", lambda: clock[0])
+    attempts = Attempts(1, observer)
     attempts.may_try_again("distill", LOST)
     clock[0] += 30
     assert attempts.may_try_again("distill", Locked("distill: another run"))
@@ -98,7 +100,7 @@ def test_it_is_not_started_for_ever(walks, config, store, observer):
     assert not lives and len(said(observer)) == 2
 
 
-@pytest.mark.parametrize("error", [ConfigError("wrong"), executor._StageLost("prompts: lost")])
+@pytest.mark.parametrize("error", [ConfigError("wrong"), StageLost("prompts: lost")])
 def test_other_failures_start_no_new_ray(error, walks, config, store, observer):
     walks[0][:] = [[error]]
     with pytest.raises(type(error)):

@@ -81,6 +81,13 @@ def test_affinity_counts_without_a_cgroup(monkeypatch, tmp_path):
     assert machine.usable_cpus(tmp_path) == 1
 
 
+def test_a_quota_limits_the_threads_of_libraries(monkeypatch, eight_cpus):
+    for cpus, chosen, threads in ((2, {}, "2"), (8, {}, None), (2, {"OMP_NUM_THREADS": "1"}, "1")):
+        monkeypatch.setattr(machine, "usable_cpus", lambda cpus=cpus: cpus)
+        machine.settle_threads(chosen)
+        assert chosen.get("OMP_NUM_THREADS") == threads
+
+
 @pytest.mark.parametrize(
     ("files", "limit"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,11 +11,19 @@ from PIL import Image
 
 from pipeline.base.shards import write_tar
 from pipeline.base.store import ArtifactStore
+from pipeline.executor import make
+from pipeline.observe import Observer
+from pipeline.planning import Selection
+from schemas.errors import ArtifactError, ServiceUnavailable
 from stages import encode
 from stages.data.latent_batches import LatentData
 from stages.pictures.files import encode_image
 from stages.texts.identity import split_of
+from tests.support.picture_files import file_of
 from tests.support.samples import samples_of
+from tests.support.tiny_sd3 import make_tiny_config
+from tests.support.web import web_server
+from tests.support.without_ray import without_ray
 
 
 def test_each_prompt_is_stored_once_in_lists_sorted_by_id(chain, monkeypatch):
@@ -45,38 +53,150 @@ def test_samples_whose_prompts_are_held_out_are_not_trained_on(chain, tmp_path):
     assert set(LatentData(artifacts["encode"]).prompts) == kept
 
 
+def worker_on(tar, config, tmp_path):
+    """A worker for one external shard; returns it with a function that reads its sidecar."""
+    store = ArtifactStore(str(tmp_path / "store"))
+    config = config.model_copy(
+        update={"encode": config.encode.model_copy(update={"external": [str(tar)]})}
+    )
+    worker = encode.Encoder(config, store, "out", {"shards/0": {"url": str(tar)}})
+    return worker, lambda: pq.read_table(tmp_path / "store/out/shards/0.parquet").to_pylist()
+
+
+GOOD = file_of(Image.new("RGB", (32, 32)))
+
+
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
         ({"txt": b"a"}, "no picture among its members"),
         ({"jpg": b"junk", "txt": b"a"}, "its jpg cannot be read"),
-        ({"jpg": b"junk"}, "no txt and no json"),
+        ({"jpg": b"junk"}, "no caption (txt, caption, text or json)"),
         ({"jpg": b"junk", "txt": b"\xff\xfe"}, "its caption cannot be read"),
-        ({"jpg": b"junk", "json": b"{}"}, "its caption cannot be read"),
+        ({"jpg": b"junk", "json": b"{}"}, "its json has no caption"),
+        ({"jpg": GOOD, "png": GOOD, "txt": b"a"}, "several pictures (png, jpg)"),
+        ({"jpg": b"x", "JPG": b"y", "txt": b"a"}, "two members of one name"),
     ],
 )
 def test_samples_that_cannot_be_used_say_why(tiny_config, tmp_path, members, reason):
-    good = io.BytesIO()
-    Image.new("RGB", (32, 32)).save(good, "PNG")
-    write_tar(
-        tmp_path / "x.tar",
-        [("a", members), ("b", {"png": good.getvalue(), "json": b'{"caption": "c"}'})],
-    )
-    store = ArtifactStore(str(tmp_path / "store"))
-    worker = encode.Encoder(
-        tiny_config, store, "out", {"shards/0": {"url": str(tmp_path / "x.tar")}}
-    )
+    good = {"png": GOOD, "json": b'{"caption": "c"}'}
+    write_tar(tmp_path / "x.tar", [("a", members), ("b", good)])
+    worker, sidecar = worker_on(tmp_path / "x.tar", tiny_config, tmp_path)
     stats = worker("shards/0")
     assert stats.counts == {"ok": 1, "failed": 1}
-    rows = pq.read_table(tmp_path / "store/out/shards/0.parquet").to_pylist()
-    assert [row["status"] for row in rows] == ["failed", "ok"]
-    assert reason in rows[0]["reason"]
+    assert [row["status"] for row in sidecar()] == ["failed", "ok"]
+    assert reason in sidecar()[0]["reason"]
+    assert sum(stats.details["failures"].values()) == 1
+
+
+def test_latents_that_the_autoencoder_spoils_are_not_stored(tiny_config, tmp_path, monkeypatch):
+    """Half precision overflows where float32 does not."""
+    texts = ["a red circle", "a blue ring", "a green star"]
+    members = [(str(i), {"png": GOOD, "txt": text.encode()}) for i, text in enumerate(texts)]
+    write_tar(tmp_path / "x.tar", members)
+    worker, sidecar = worker_on(tmp_path / "x.tar", tiny_config, tmp_path)
+    sound = worker.teacher.encode_pictures
+
+    def spoiled(pictures):
+        latents = sound(pictures)
+        latents[0, 0, 0, 0], latents[2, 1, 1, 1] = float("nan"), 1e6
+        return latents
+
+    monkeypatch.setattr(worker.teacher, "encode_pictures", spoiled)
+    stats = worker("shards/0")
+    assert stats.counts == {"ok": 1, "failed": 2}
+    assert [row["status"] for row in sidecar()] == ["failed", "ok", "failed"]
+    assert sidecar()[0]["reason"] == "the autoencoder's latents of it are not finite in float16"
+    (part,) = stats.details["latents"]
+    stored = np.load(tmp_path / "store/out" / part["file"])
+    index = pq.read_table(tmp_path / "store/out" / part["index"]).to_pylist()
+    texts = pq.read_table(tmp_path / "store/out/shards/0.texts.parquet").to_pylist()
+    assert len(stored) == part["rows"] == 1 and np.isfinite(stored).all()
+    assert [row["key"] for row in index] == ["1"]
+    assert [row["prompt"] for row in texts] == ["a blue ring"]
+
+
+def test_rules_for_other_peoples_samples_do_not_apply_to_ours(chain):
+    rules = {"caption_member": "alt", "picture_member": "jpg", "min_side": 1000}
+    _, artifacts = chain(encode=rules)
+    counts = artifacts["encode"].manifest.counts
+    assert counts["failed"] == 0 and counts["ok"] > 0
+
+
+def test_each_external_sample_is_used_once_whatever_joins_or_changes(
+    tiny_sd3, tmp_path, monkeypatch
+):
+    """Bug: number shards by their place in the listing; then a file that joins in front makes the
+    second attempt take the first file twice, and itself never.
+    """
+    without_ray(monkeypatch)
+    store = ArtifactStore(str(tmp_path / "store"))
+    config = make_tiny_config(
+        tiny_sd3,
+        store.url,
+        encode={"external": [str(tmp_path / "*.tar")]},
+        prompts={"held_out_fraction": 0},
+    )
+
+    def put(name, *texts):
+        members = [(f"{t}{i}", {"png": GOOD, "txt": t.encode()}) for i, t in enumerate(texts)]
+        write_tar(tmp_path / name, members)
+
+    def encoded():
+        with Observer("json") as observer:
+            return make(Selection(until="encode"), "encode", config, store, observer)
+
+    put("m.tar", "one", "two")
+    put("z.tar", "three")
+    whole = (tmp_path / "z.tar").read_bytes()
+    (tmp_path / "z.tar").write_bytes(whole[:700])
+    with pytest.raises(ArtifactError, match=r"z\.tar is damaged or cut short"):
+        encoded()
+    (tmp_path / "z.tar").write_bytes(whole)
+    put("b.tar", "four")
+    put("m.tar", "one", "two", "five")
+    data = LatentData(encoded())
+    assert sorted(data.prompts) == ["five", "four", "one", "three", "two"]
+    assert data.sizes == {"32x32": 5}
 
 
 def test_a_store_of_shards_that_nobody_knows(refused):
     code, text = refused("run", "--until", "encode", encode={"external": ["nosuch://x/*.tar"]})
     assert code == 2, text
     assert "encode.external: nosuch://x/*.tar" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "the folder .* holds no file that ends in .tar"),
+        ("{00000..00012.tar", "a brace of"),
+        ("{00000..00001}.tar", "there is no file .*00000.tar"),
+        ("*.tar", "nothing matches"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_external_shards_that_are_not_there_are_found_before_work(
+    refused, tmp_path, command, name, said
+):
+    code, text = refused(command, encode={"external": [f"{tmp_path}/{name}"]})
+    assert code == 2, text
+    assert re.search(f"encode.external: {said}", text), text
+
+
+def test_shards_of_a_web_server_are_read_and_their_signature_is_not_shown(tiny_config, tmp_path):
+    write_tar(tmp_path / "00000.tar", [("a", {"png": b"junk", "txt": b"a"})])
+    (tmp_path / "00001.tar").write_bytes(b"not a tar" * 200)
+    store = ArtifactStore(str(tmp_path / "store"))
+    with web_server(tmp_path, {"/00002.tar": 503}) as address:
+        urls = [f"{address}/0000{i}.tar?X-Signature=ab%2Bc" for i in range(3)]
+        sources = {f"shards/{i}": {"url": url} for i, url in enumerate(urls)}
+        worker = encode.Encoder(tiny_config, store, "out", sources)
+        assert worker("shards/0").counts == {"ok": 0, "failed": 1}
+        for shard, kind in (("shards/1", ArtifactError), ("shards/2", ServiceUnavailable)):
+            with pytest.raises(kind) as error:
+                worker(shard)
+            assert "tar?…" in str(error.value) and "ab%2Bc" not in str(error.value)
 
 
 def test_truncated_shard(refused, tmp_path):

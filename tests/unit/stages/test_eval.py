@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
-from stages.eval import check
+from stages.eval import check, published
 from tests.support.held_out import configured
 
 
@@ -27,3 +28,12 @@ def test_steps_off_the_students_grid_are_refused_before_anything_starts(setting)
 def test_a_gate_that_means_nothing_is_refused_before_anything_runs(gate, reason):
     with pytest.raises(ConfigError, match=reason):
         check(configured(f"eval.gates={{{gate}}}"))
+
+
+def test_a_local_teacher_is_published_by_its_name_alone(tmp_path, monkeypatch):
+    (tmp_path / "my-sd3").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for model in (str(tmp_path / "my-sd3"), "my-sd3", "./my-sd3/"):
+        assert published(TeacherConfig(family="sd3", model=model)).model == "my-sd3"
+    for model in (None, "stabilityai/stable-diffusion-3.5-medium"):
+        assert published(TeacherConfig(family="sd3", model=model)).model == model

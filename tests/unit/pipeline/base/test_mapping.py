@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import ray
 
 from pipeline.base import mapping
 from pipeline.base.mapping import _Adapter
@@ -10,6 +11,7 @@ from pipeline.base.store import ArtifactStore
 from schemas.config import WorkerPool
 from schemas.errors import (
     ArtifactError,
+    ProcessLost,
     ServiceUnavailable,
     load_error,
 )
@@ -105,3 +107,25 @@ def test_a_store_that_does_not_answer_is_asked_again(silent, made, monkeypatch):
 
 def empty_shard(name: str) -> ShardStats:
     return ShardStats(shard=name, counts={}, files={}, sizes={}, seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ray.exceptions.ActorDiedError(), ProcessLost),
+        (ray.exceptions.RayTaskError("map", "page", KeyError("x")), ray.exceptions.RayTaskError),
+    ],
+)
+def test_lost_workers_are_told_from_workers_that_failed(error, expected, monkeypatch):
+    """What is lost is tried again, with the stage; what failed would fail again."""
+
+    class Data:
+        def map_batches(self, *_: object, **__: object) -> Data:
+            return self
+
+        def iter_rows(self):
+            raise error
+
+    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Data())
+    with pytest.raises(expected):
+        list(mapping._by_actors(["shards/0"], lambda: empty_shard, WorkerPool(), (1, 1), 0))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import TrainingFailedError, WorkerGroupError
 
 from pipeline.base import training
 from pipeline.base.lease import Lease
@@ -14,7 +16,9 @@ from pipeline.base.training import Share, TrainingPlan, TrainingRun, worker_shar
 from schemas.errors import (
     ArtifactError,
     ConfigError,
+    ProcessLost,
     ServiceUnavailable,
+    StageFailed,
 )
 from tests.support.context import make_context
 from tests.support.tiny_sd3 import make_tiny_config
@@ -123,6 +127,37 @@ def test_what_may_pass_is_left_to_ray_train(loop, tmp_path):
     with pytest.raises(ServiceUnavailable):
         training._entry(arguments | {"worker": work})
     assert training._failure(arguments["context"], arguments["lease"]) is None
+
+
+class Controller(TrainingFailedError):
+    """Ray's own makes itself of what has failed."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__("Training failed due to controller error:\npage")
+        self.controller_failure = failure
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ActorDiedError(), ProcessLost, "distill: the controller of the training was lost"),
+        (Controller(ActorDiedError()), ProcessLost, "the controller of the training was lost"),
+        # Ray Train has tried these as often as `distill.retries` allows.
+        (WorkerGroupError("page", {0: ActorDiedError()}), StageFailed, "was killed or crashed"),
+        (
+            WorkerGroupError("page", {1: KeyError("x")}),
+            StageFailed,
+            "training failed: KeyError: 'x'",
+        ),
+        (WorkerGroupError("page", {0: ArtifactError("latents gone")}), StageFailed, "latents gone"),
+        (Controller(ValueError("bad\nbad")), StageFailed, "failed: ValueError: bad"),
+    ],
+)
+def test_a_lost_controller_is_told_from_a_failed_worker(error, kind, text, tmp_path):
+    """Bug: end the run with Ray's page, although all is saved and the stage can be tried again."""
+    context = make_context("distill", make_tiny_config(tmp_path, tmp_path), ArtifactStore("x"))
+    found = training._ended(context, error)
+    assert type(found) is kind and text in str(found) and "\n" not in str(found)
 
 
 @pytest.fixture

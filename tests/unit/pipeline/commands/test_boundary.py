@@ -17,8 +17,9 @@ from schemas.errors import ArtifactError, ConfigError, StageFailed
 def failing(monkeypatch, capsys, tmp_path):
     """Run `config show` whose work raises an error; return exit code and standard error."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(cli, "settle_home", lambda: None)
-    monkeypatch.delenv(boundary.DEBUG, raising=False)
+    for prepare in ("settle_home", "settle_threads"):
+        monkeypatch.setattr(cli, prepare, lambda: None)
+    monkeypatch.delenv("LADD_DEBUG", raising=False)
 
     def run(error: Exception, *arguments: str) -> tuple[int, str]:
         def fail(*_: object) -> None:
@@ -59,9 +60,9 @@ def test_an_error_for_the_user_stays_as_it_is(kind, failing, tmp_path):
 def test_debug_prints_the_traceback(error, failing, tmp_path, monkeypatch):
     _, text = failing(error, "--debug")
     assert text.startswith("Traceback") and "error: " in text.splitlines()[-1]
-    monkeypatch.setenv(boundary.DEBUG, "1")
+    monkeypatch.setenv("LADD_DEBUG", "1")
     assert failing(error)[1].startswith("Traceback")
-    monkeypatch.setenv(boundary.DEBUG, "0")
+    monkeypatch.setenv("LADD_DEBUG", "0")
     assert not failing(ConfigError("seven words"))[1].startswith("Traceback")
 
 

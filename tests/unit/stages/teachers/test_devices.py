@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -25,3 +27,15 @@ def test_a_gpu_is_taken_where_one_was_given(monkeypatch, visible, gpus, expected
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     assert worker_device(1.0, gpus).type == expected
     assert pool_device(WorkerPool(gpus_per_worker=gpus)).type == expected
+
+
+@pytest.mark.parametrize(("cpus", "allowed", "threads"), [(0.5, 8, 1), (3.0, 8, 3), (16.0, 2, 2)])
+def test_threads_are_those_of_the_worker_and_no_more_than_it_may_use(
+    monkeypatch, cpus, allowed, threads
+):
+    """Bug: start 16 threads in a job that is bound to two CPUs."""
+    started: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", started.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(allowed)))
+    worker_device(cpus, 0)
+    assert started == [threads]

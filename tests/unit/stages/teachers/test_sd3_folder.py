@@ -5,6 +5,7 @@ or gives the same picture as stock diffusers does with the same folder.
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -476,3 +477,38 @@ def test_the_check_loads_neither_torch_nor_transformers(folder):
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert said.stdout.strip() == "[]", said.stderr
+
+
+def damage(file: Path, rng: random.Random) -> None:
+    """Change, zero, cut out or repeat some bytes, mostly near the beginning."""
+    content = bytearray(file.read_bytes())
+    place = rng.randrange(min(len(content), rng.choice((16, 400, 100_000))))
+    length = rng.choice((1, 3, 50, 5000))
+    kind = rng.randrange(4)
+    if kind == 0:
+        content[place : place + length] = rng.randbytes(len(content[place : place + length]))
+    elif kind == 1:
+        content[place : place + length] = bytes(len(content[place : place + length]))
+    elif kind == 2:
+        del content[place : place + length]
+    else:
+        content[place:place] = content[place : place + length]
+    file.write_bytes(content)
+
+
+def test_no_damage_raises_anything_but_one_sentence(tiny_sd35_t5, tmp_path):
+    names = [p.relative_to(tiny_sd35_t5) for p in sorted(tiny_sd35_t5.rglob("*")) if p.is_file()]
+    folder, refused = Path(shutil.copytree(tiny_sd35_t5, tmp_path / "teacher")), 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        name = rng.choice(names)
+        damage(folder / name, rng)
+        try:
+            check_teacher(TeacherConfig(model=str(folder)))
+            if seed % 20 == 0:
+                drawn(folder)
+        except ConfigError as error:
+            refused += 1
+            assert "\n" not in str(error), (seed, name)
+        shutil.copy(tiny_sd35_t5 / name, folder / name)
+    assert 60 < refused < 200

@@ -55,6 +55,15 @@ def test_a_signed_web_address_is_read(tmp_path, name):
     assert {row.source for row in rows} == {name}
 
 
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_a_large_file_is_read_from_a_server_that_gives_no_parts(tmp_path, kind):
+    prompts = [f"{'a red ring ' * 400}{i}" for i in range(2000)]
+    (tmp_path / f"p.{kind}").write_bytes(written(f"p.{kind}", prompts))
+    with web_server(tmp_path) as address:
+        rows = list(rows_of(f"{address}/p.{kind}", "prompt", FIELDS))
+    assert [row.prompt for row in rows] == prompts
+
+
 def table(**columns):
     file = io.BytesIO()
     pq.write_table(pa.table(columns), file)
