@@ -46,13 +46,16 @@ class Keyed:
     """What the plan should say about it."""
 
 
-def find_keyed(asked: Asked, digests: Digests, *, forced: bool = False) -> Keyed:
+def find_keyed(
+    asked: Asked, digests: Digests, *, forced: bool = False, needed: bool = True
+) -> Keyed:
     """Look outside, make the key, and find the artifact.
 
     What cannot be looked at now is taken to be as it was for the newest artifact that is otherwise
     the same: a run goes on where its prompt file is not. An artifact that was made before contents
     entered the keys is found too, under its old key; it stays valid until what it was made from
-    changes. If the stage is `forced`, it is not looked for, and a damaged manifest is no artifact.
+    changes. If the stage is `forced`, it is not looked for. A damaged manifest is no artifact then,
+    nor where the artifact is not `needed`.
     """
     seen: Seen = {}
     unseen: dict[str, str] = {}
@@ -67,7 +70,7 @@ def find_keyed(asked: Asked, digests: Digests, *, forced: bool = False) -> Keyed
     try:
         artifact = asked.store.find(asked.stage.name, key)
     except ArtifactError as error:
-        if not forced or isinstance(error, ServiceUnavailable):
+        if (needed and not forced) or isinstance(error, ServiceUnavailable):
             raise
         artifact = None
     if artifact is None and not forced and (seen or asked.pins):

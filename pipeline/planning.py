@@ -106,12 +106,15 @@ def make_plan(
     for wanted in (selection.until, selection.start, selection.only, *selection.force):
         if wanted is not None and wanted not in nodes:
             raise ConfigError(f"unknown stage {wanted!r}{did_you_mean(wanted, nodes)}")
+    needed = _needed(nodes, selection)
     pins, digests = read_pins(config, store), open_digests(notice)
     keyed: dict[str, Keyed] = {}
     for name, node in nodes.items():
         above = [keyed[upstream.name].key for upstream in node.upstream]
         asked = Asked(STAGES[name], config, pins, store, above)
-        keyed[name] = find_keyed(asked, digests, forced=name in selection.force)
+        keyed[name] = find_keyed(
+            asked, digests, forced=name in selection.force, needed=name in needed
+        )
     digests.save()
     found = {name: keyed[name].artifact for name in nodes}
     running = _running(nodes, found, selection)
@@ -155,6 +158,12 @@ def take_over(store: ArtifactStore, plan: list[PlannedStage]) -> None:
         found = stage.manifest
         if stage.action == "done" and found is not None and stage.outside and not found.outside:
             record(store, stage.name, stage.key, stage.outside)
+
+
+def _needed(nodes: dict[str, _PlanNode], selection: Selection) -> set[str]:
+    """Return the stages whose artifacts decide what runs."""
+    last = selection.only or selection.until
+    return set(nodes) if last is None else {last} | _upstream(nodes[last])
 
 
 def _running(nodes: dict[str, _PlanNode], found: dict[str, Any], selection: Selection) -> set[str]:

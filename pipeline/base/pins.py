@@ -30,7 +30,7 @@ def read_pins(config: BaseModel, store: ArtifactStore) -> Pins:
         return {}
     names = [f"pins/{name}" for name in sorted(store.list("pins")) if name.endswith(".json")]
     pins: Pins = {}
-    for content in store.read_all(names):
+    for content in store.read_all(names).values():
         try:
             row = json.loads(content)
             if _COMMIT.fullmatch(row["commit"]):

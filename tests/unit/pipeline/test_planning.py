@@ -140,3 +140,12 @@ def test_copies_and_files_of_systems_among_the_artifacts_are_no_artifacts(config
     manifests, damaged = survey(store, "prompts")
     assert len(manifests) == 1
     assert len(damaged) == 1 and "backup/manifest.json belongs to another artifact" in damaged[0]
+
+
+def test_a_damaged_manifest_of_a_stage_that_is_not_asked_for_stops_no_plan(config, store):
+    commit(store, config, *ALL)
+    spoil(store, "eval", b"")
+    assert actions(config, store, until="encode")["encode"] == "done"
+    assert actions(config, store, only="distill")["distill"] == "done"
+    with pytest.raises(ArtifactError, match="--force eval"):
+        make_plan(config, store, Selection())
