@@ -76,7 +76,12 @@ def _of_setting(setting: str) -> tuple[list[str], str, str]:
 
 def _absolute(store: str) -> str:
     """Make a local store's path absolute: workers run in other folders."""
-    return store if "://" in store else str(Path(store).expanduser().absolute())
+    if "://" in store:
+        return store
+    try:
+        return str(Path(store).expanduser().absolute())
+    except (RuntimeError, OSError) as error:  # nobody's home, or a working folder that is gone
+        raise ConfigError(f"store: {store} has no full path ({error}); write it whole") from error
 
 
 def validate(content: dict[str, Any], origins: Mapping[str, str] | None = None) -> PipelineConfig:

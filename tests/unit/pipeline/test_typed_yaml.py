@@ -81,6 +81,7 @@ def test_nothing_is_nothing_where_a_field_may_be_empty(null):
         (["distill.steps=!!int ''"], "not a YAML value"),
         (["distill={steps: 3, steps: 4}"], "'steps' is there twice"),
         (["name=a/b"], "field name"),
+        (["store=~nobody-of-this-name/x"], "store: ~nobody-of-this-name/x has no full path"),
         (["name=\udcff"], "not text in UTF-8"),
         (['teacher.revision="\\ud800"'], "not text in UTF-8"),
         (
