@@ -213,3 +213,28 @@ def test_truncated_shard(refused, tmp_path):
     )
     assert code == 4, text
     assert "00000.tar is damaged or cut short" in text
+
+
+def test_more_failures_than_allowed_end_the_stage_with_the_commonest_reasons(refused, tmp_path):
+    odd = {3: b'{"title": 5}', 4: b"[]"}
+    members = [(f"{i:03d}", {"png": GOOD, "json": odd.get(i, b'{"alt": "a"}')}) for i in range(100)]
+    write_tar(tmp_path / "00000.tar", members)
+    external = {"external": [str(tmp_path / "00000.tar")], "caption_field": "title"}
+    code, text = refused("run", "--until", "encode", encode=external)
+    assert code == 1, text
+    assert "encode: 100 of 100 samples (100.0%) cannot be used: its json has no title (98)" in text
+    assert "its json's title is a number, not text (1)" in text and "shards name each one" in text
+    found = tmp_path.glob("store/artifacts/encode/*/shards/external/00000-*.parquet")
+    (sidecar,) = (path for path in found if "texts" not in path.name)
+    assert pq.read_table(sidecar).num_rows == 100
+
+
+def test_failures_that_are_few_are_told_in_the_manifest(chain, tmp_path):
+    members = [(str(i), {"png": GOOD, "txt": b"a" if i else b""}) for i in range(10)]
+    write_tar(tmp_path / "00000.tar", members)
+    _, artifacts = chain(
+        encode={"external": [str(tmp_path / "*.tar")]}, prompts={"held_out_fraction": 0}
+    )
+    manifest = artifacts["encode"].manifest
+    assert manifest.details["failures"] == {"its txt is empty": 1}
+    assert (manifest.counts["ok"], manifest.counts["failed"]) == (9, 1)
