@@ -99,6 +99,10 @@ def _files(url: str) -> list[str]:
         files = [filesystem.unstrip_protocol(f) for f in sorted(paths) if _is_file(filesystem, f)]
     except Exception as error:  # of whatever file system it is
         raise ConfigError(f"pairs.url: {url} cannot be opened: {_brief(error)}") from error
+    if not files and len(paths) == 1 and filesystem.isdir(paths[0]):
+        raise ConfigError(
+            f"pairs.url: {url} is a folder; name the files in it, such as {url}/*.parquet"
+        )
     if not files:
         raise ConfigError(f"pairs.url: there is no file {url}")
     return files

@@ -254,6 +254,12 @@ def test_an_address_that_cannot_be_opened_is_one_sentence(url, said, monkeypatch
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "p.parquet").mkdir()
+    with pytest.raises(ConfigError, match=r"p.parquet is a folder; name the files in it"):
+        require_pair_files(str(tmp_path / "p.parquet"))
+
+
 def test_columns_of_something_else_are_found_before_work(tmp_path):
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "p.parquet")
     with pytest.raises(ConfigError, match="lacks Pick-a-Pic's columns"):
