@@ -12,6 +12,7 @@ from schemas.errors import ConfigError
 from schemas.report import ScoreCard
 from schemas.suggest import did_you_mean
 from stages.teachers.folder_check import ModelFolder
+from stages.teachers.hub import model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +50,10 @@ def check_model(config: ScoreConfig) -> None:
     """Raise ConfigError for a score's folder on this machine that is not whole. Reads JSON files
     and headers only, imports no torch and asks no hub.
     """
-    if config.model is not None and Path(config.model).is_dir():
-        ModelFolder(Path(config.model), f"scores.{config.name}.model").check_files()
+    field = f"scores.{config.name}.model"
+    if config.model is not None and Path(config.model).exists():
+        folder = model_folder(config.model, None, field=field, patterns=())
+        ModelFolder(folder, field).check_files()
 
 
 def open_score(config: ScoreConfig, device: torch.device) -> Score:

@@ -73,16 +73,11 @@ def check_teacher(config: TeacherConfig) -> None:
     """Raise ConfigError for an unknown family, and for a teacher's folder on this machine that is
     not whole. Reads JSON files and headers only, imports no torch and asks no hub.
     """
+    from stages.teachers.hub import model_folder
+
     family = _family(config.family)
-    if config.model is None or family.check is None:
-        return
-    folder = Path(config.model)
-    if folder.is_file():
-        raise ConfigError(
-            f"teacher.model: {folder} is a file; a teacher is a folder as diffusers' "
-            "`save_pretrained` writes it: convert a single-file checkpoint with `from_single_file`"
-        )
-    if folder.is_dir():
+    if config.model is not None and family.check is not None and Path(config.model).exists():
+        folder = model_folder(config.model, None, field="teacher.model", patterns=())
         _load(family.check)(config, folder)
 
 

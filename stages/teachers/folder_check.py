@@ -157,7 +157,7 @@ class ModelFolder:
 
     def check_not_quantised(self, part: str, config: dict[str, Any]) -> None:
         """Check that a part's config.json speaks of no quantisation."""
-        quantised = config.get("quantization_config")
+        quantised = config.get("quantization_config") or config.get("compression_config")
         if quantised:
             method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
             raise ConfigError(

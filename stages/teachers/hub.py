@@ -53,7 +53,13 @@ def model_folder(
 def _refuse(error: Exception, model: str, revision: str, field: str) -> NoReturn:
     """Raise what the hub's library could not do as one sentence."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RevisionNotFoundError,
+    )
 
     cause = error.__cause__ or error
     status = getattr(getattr(cause, "response", None), "status_code", 0)
@@ -82,7 +88,7 @@ def _refuse(error: Exception, model: str, revision: str, field: str) -> NoReturn
     mend = "check the name, the network and HF_TOKEN"
     if isinstance(cause, OfflineModeIsEnabled):
         mend = "HF_HUB_OFFLINE is set, so it must be in the hub's cache: download it once without"
-    elif not status and cause is not error:
+    elif not status and not isinstance(cause, LocalEntryNotFoundError | HFValidationError):
         mend += f" ({brief(cause)})"
     raise ConfigError(
         f"{field}: {model!r} is neither a local folder nor a model that the hub provides "

@@ -143,3 +143,9 @@ def test_a_head_of_other_tensors_is_refused(tensors, tmp_path):
     with pytest.raises(ConfigError, match=r"^scores\.aesthetic\.model: .*aesthetic_head") as caught:
         score("aesthetic", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_place_of_a_folder_is_said_before_work(tmp_path):
+    (tmp_path / "clip.safetensors").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"clip.safetensors is a file, not a model's folder"):
+        check_model(ScoreConfig(name="clip_score", model=str(tmp_path / "clip.safetensors")))

@@ -55,7 +55,7 @@ def nowhere(cause: Exception) -> Exception:
             ConfigError,
             r"the network and HF_TOKEN \(name or service not known\)",
         ),
-        (httpx2.ProxyError("407 from the proxy"), ConfigError, "check the name, the network"),
+        (httpx2.ProxyError("407 from the proxy"), ConfigError, r"HF_TOKEN \(407 from the proxy\)"),
         (OSError(errno.ENOSPC, "No space left on device"), ConfigError, "no space left.*HF_HOME"),
         (PermissionError(errno.EACCES, "Permission denied"), ConfigError, "denied.*HF_HOME"),
         (OSError(errno.EROFS, "Read-only file system"), ConfigError, "read-only.*HF_HOME"),
