@@ -129,7 +129,9 @@ def explained(url: str, verb: str, name: str) -> Iterator[None]:
         )
         if told is not None:
             raise told from error
-        raise ArtifactError(f"store {url}: cannot {verb} {name}: {_brief(error)}") from error
+        raise ArtifactError(
+            f"store {url}: cannot {verb} {name}: the system or the driver says: {_brief(error)}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ERRORS = {
     *("LaddError", "StageFailed", "ProcessLost", "StageLost", "ConfigError", "ArtifactError"),
-    *("ServiceUnavailable", "Locked", "GateFailed"),
+    *("ServiceUnavailable", "Locked", "GateFailed", "StateFileError"),
 }
 HOLE = "{}"
 
