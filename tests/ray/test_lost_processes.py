@@ -125,13 +125,13 @@ def surroundings(tmp_path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("helper", ["raylet", "gcs_server"])
-def test_a_ray_that_dies_is_started_again(configured, surroundings, helper):
+@pytest.mark.parametrize(("helper", "until"), [("gcs_server", "synthesize"), ("raylet", "distill")])
+def test_a_ray_that_dies_is_started_again(configured, surroundings, helper, until):
     config, store = configured
     workers = ("--set", "distill.workers=2", "--set", "synthesize.pool.workers=2")
     process = start_until(
-        lambda: list(store.glob("artifacts/synthesize/*/shards/*/*.json")),
-        *("run", "-c", config, "--until", "distill", *workers),
+        lambda: list(store.glob("artifacts/prompts/*/manifest.json")),
+        *("run", "-c", config, "--until", until, *workers),
         **surroundings,
     )
     (victim,) = processes(helper, process.pid)
@@ -141,4 +141,4 @@ def test_a_ray_that_dies_is_started_again(configured, surroundings, helper):
     assert "starting it again (1 of 2)" in errors
     assert "TMPDIR: " in errors and "too long for the sockets" in errors
     assert "Traceback" not in errors and "raylet.out" not in errors
-    assert artifact(store, "distill")
+    assert artifact(store, until)
