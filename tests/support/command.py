@@ -71,13 +71,20 @@ def start_ray() -> None:
     atexit.register(stack.close)
 
 
-def start_until(ready: Callable[[], Any], *arguments: Any) -> subprocess.Popen:
+def start_until(
+    ready: Callable[[], Any],
+    *arguments: Any,
+    command: list[str] = COMMAND,
+    cwd: Path = ROOT,
+    env: dict[str, str] | None = None,
+) -> subprocess.Popen:
     """Start the command in a process group of its own; returns it, running, as soon as
     `ready()`.
     """
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        cwd=ROOT,
+        [*command, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
