@@ -61,7 +61,7 @@ def explain(error: Exception, field: str, what: str, *, opening: bool) -> LaddEr
     if isinstance(cause, ImportError):
         return ConfigError(f"{field}: {what} needs a package that is missing: {_brief(cause)}")
     if isinstance(cause, OSError) or package in _STORAGE or (opening and _is_about_names(cause)):
-        return ConfigError(f"{field}: {what} cannot be opened: {_brief(cause)}")
+        return ConfigError(f"{field}: {what} cannot be opened: {_brief(cause)}; mend the address")
     return None
 
 

@@ -234,7 +234,7 @@ def _matches(pattern: str, field: str) -> list[str]:
     hidden = posixpath.basename(pattern).startswith(".")
     kept = [one for one in found if hidden or not posixpath.basename(one).startswith(".")]
     if not kept:
-        raise ConfigError(f"{field}: nothing matches {shown(pattern)}")
+        raise ConfigError(f"{field}: nothing matches the pattern {shown(pattern)}")
     return kept
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 
-import fsspec
 import pytest
 
-from stages.data.external_shards import fingerprints, shard_names
+from stages.data.external_shards import shard_names
 
 
 def test_a_name_does_not_depend_on_the_other_sources():
@@ -47,25 +45,3 @@ def test_a_new_signature_is_no_new_shard():
 def test_addresses_that_differ_in_their_query_alone_are_two_shards():
     urls = [f"https://h/download?file={i}" for i in range(2)]
     assert sorted(shard_names(urls).values()) == urls
-
-
-@pytest.mark.parametrize("place", ["folder", "memory"])
-def test_a_changed_source_has_another_fingerprint(tmp_path, place):
-    url = str(tmp_path / "x.tar") if place == "folder" else "memory://fingerprints/x.tar"
-
-    def put(content):
-        with fsspec.open(url, "wb") as file:
-            file.write(content)
-        return fingerprints([url])
-
-    first = put(b"one")
-    assert fingerprints([url]) == first != [""]
-    assert put(b"more") != first
-    put(b"one")
-    if place == "folder":
-        os.utime(tmp_path / "x.tar", (1, 1))  # the same size, written at another time
-        assert fingerprints([url]) != first
-
-
-def test_a_source_that_does_not_say_has_no_fingerprint(tmp_path):
-    assert fingerprints([str(tmp_path / "none.tar"), "nosuch://x"]) == ["", ""]
