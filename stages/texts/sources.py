@@ -79,11 +79,11 @@ def require_prompts(source: FileSource, fields: Fields = SOURCES) -> None:
     for file in files_of(source, fields)[:_FILES_LOOKED_AT]:
         rows = list(islice(rows_of(file, source.column, fields), _ROWS_LOOKED_AT))
         if not rows:
-            raise ConfigError(f"{fields.url}: {shown(file)} holds no prompts at all")
+            raise ConfigError(f"{fields.url}: {shown(file)} holds no prompts")
         if all(row.prompt is None for row in rows):
             field = fields.column if (rows[0].reason or "").startswith("no field") else fields.url
             raise ConfigError(
-                f"{field}: {shown(file)} holds no prompts at all in its first {len(rows)} rows; "
+                f"{field}: {shown(file)} holds no prompts in its first {len(rows)} rows; "
                 f"{rows[0].place} is {rows[0].reason}"
             )
 
@@ -99,7 +99,7 @@ def read_rows(source: FileSource, fields: Fields = SOURCES) -> Iterator[Row]:
             count += 1
             yield row
         if count == 0:
-            raise ConfigError(f"{fields.url}: {shown(file)} holds no prompts at all")
+            raise ConfigError(f"{fields.url}: {shown(file)} holds no prompts")
 
 
 def read_file(source: FileSource, fields: Fields = SOURCES) -> Iterator[str]:

@@ -14,9 +14,10 @@ ERRORS = {
 HOLE = "{}"
 
 
-def messages(path: Path, *, all_strings: bool = False) -> set[str]:
+def messages(path: Path, *, all_strings: bool = False, least: int = 4) -> set[str]:
     """Return the messages of a module, with `{}` for what is filled in. With `all_strings`, all
-    that it has but for docstrings: a module that returns them for others to raise.
+    that it has but for docstrings: a module that returns them for others to raise. A text of
+    fewer than `least` words tells too little to be one.
     """
     tree = ast.parse(path.read_text())
     found: set[str] = set()
@@ -33,7 +34,7 @@ def messages(path: Path, *, all_strings: bool = False) -> set[str]:
         for node in ast.walk(tree):
             if id(node) not in parts | docs:
                 found |= set(_texts(node, {}))
-    return {text for text in found if " " in text and len(words(text)) >= 4}
+    return {text for text in found if " " in text and len(words(text)) >= least}
 
 
 def template(text: str) -> str:
