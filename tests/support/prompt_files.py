@@ -57,7 +57,7 @@ _WRITERS: dict[str, Callable[[list[str]], bytes]] = {
 }
 _PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
-    "gz": gzip.compress,
+    "gz": lambda content: gzip.compress(content, mtime=0),
     "bz2": bz2.compress,
     "zst": _zst,
 }
