@@ -35,7 +35,7 @@ from stages.scores import check_model, check_score, open_score
 from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.captions import checked_prompt
 from stages.texts.choice import chosen_prompts
-from stages.texts.identity import HELD_OUT, clean, hash_fraction, prompt_id, seed_of, split_of
+from stages.texts.identity import HELD_OUT, hash_fraction, prompt_id, seed_of, split_of
 from stages.texts.judgeable import check_judged
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class _PairWorker:
             held_out = hash_fraction(prompt, "pairs split") < self.pairs.held_out_fraction
             split = "held_out" if held_out else "train"
             row |= {"prompt": prompt, "prompt_id": prompt_id(prompt), "split": split}
-        return row | {"key": key, "judge": clean(judge)} | fields
+        return row | {"key": key, "judge": judge} | fields
 
 
 class _Picture(NamedTuple):

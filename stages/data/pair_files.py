@@ -201,8 +201,7 @@ def _from_line(part: Part, place: int, line: bytes) -> SourcePair:
     if problem:
         return SourcePair(key, judge, problem=f"its line {problem}")
     row = json.loads(line)
-    if _is_text(named := str(row.get("judge") or "")):
-        judge = named or judge
+    judge = clean(str(row.get("judge") or "")) or judge
     prompt = clean(row["prompt"])
     pictures = []
     for side in ("winner", "loser"):
