@@ -29,7 +29,10 @@ def without_links(request, monkeypatch):
     monkeypatch.setattr(os, "link", raising(getattr(errno, request.param)))
 
 
-def test_without_hard_links_one_of_many_creates(tmp_path, without_links):
+@pytest.mark.parametrize("links", ["links", *NO_LINKS])
+def test_only_one_of_many_creates(tmp_path, monkeypatch, links):
+    if links in NO_LINKS:
+        monkeypatch.setattr(os, "link", raising(getattr(errno, links)))
     store = ArtifactStore(str(tmp_path))
     wins = []
     threads = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from pathlib import Path
 
 import pytest
@@ -56,21 +55,6 @@ def test_commit_and_find(store):
 def test_first_commit_wins_and_is_never_overwritten(store):
     store.commit(manifest(seconds=1.0))
     assert store.commit(manifest(seconds=2.0)).manifest.seconds == 1.0
-
-
-def test_only_one_of_many_creates(tmp_path):
-    store = ArtifactStore(str(tmp_path))
-    wins = []
-    threads = [
-        threading.Thread(target=lambda i=i: wins.append(store.create("a/b.json", bytes([i]))))
-        for i in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(wins) == [False] * 7 + [True]
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.json"]
 
 
 def test_put_reports_size_and_digest_and_list_shows_it(store, tmp_path):

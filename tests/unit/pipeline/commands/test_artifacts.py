@@ -10,6 +10,7 @@ from pipeline import cli
 from pipeline.base import lease
 from pipeline.base.lease import held
 from pipeline.base.store import ArtifactStore
+from tests.support.command import call_here
 from tests.support.manifests import manifest_of
 
 
@@ -27,19 +28,13 @@ def test_gc_deletes_nothing_for_a_configuration_that_nobody_named(tmp_path, monk
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
+def call(tmp_path):
     """Run `artifacts` on a store; gives exit code and output."""
 
     def run(*arguments):
         where = ["--preset", "shapes", "--set", f"store={tmp_path}/store"]
-        monkeypatch.setattr(sys, "argv", ["ladd-pipeline", "artifacts", *arguments, *where])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        return code, output.out + output.err
+        done = call_here("artifacts", *arguments, *where)
+        return done.returncode, done.stdout + done.stderr
 
     return run
 
