@@ -7,6 +7,7 @@ configuration.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.base.stage import StageContext
 
 _LONGEST = 300
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 _KINDS_KEPT = 20
 _KINDS_SHOWN = 3
 _SHARDS_BEFORE_STOP = 3
@@ -26,8 +28,11 @@ _SHARDS_BEFORE_STOP = 3
 
 
 def recorded(reason: object) -> str:
-    """Return a reason as one line that a sidecar can hold: without lone surrogates, not long."""
-    line = " ".join(str(reason).split()).encode(errors="backslashreplace").decode()
+    """Return a reason as one line that a sidecar can hold: without lone surrogates, not long, and
+    without the addresses in memory of foreign messages, which differ each time.
+    """
+    text = _ADDRESS.sub("an object", str(reason))
+    line = " ".join(text.split()).encode(errors="backslashreplace").decode()
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 

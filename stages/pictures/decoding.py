@@ -5,7 +5,6 @@ greys scaled and transparent parts filled. docs/data.md has the rules for users.
 from __future__ import annotations
 
 import io
-import re
 import warnings
 
 import numpy as np
@@ -53,8 +52,13 @@ def read_picture(content: bytes, name: str, rules: EncodeConfig = DEFAULTS) -> I
                 return _upright(_in_rgb(image, rules.background), image)
     except UnusableSample:
         raise
+    except UnidentifiedImageError as error:
+        raise UnusableSample(
+            f"its {name} cannot be read: not a picture of a known format"
+        ) from error
     except Exception as error:  # a decoder's bug: RuntimeError, SyntaxError, struct.error, …
-        raise UnusableSample(f"its {name} cannot be read: {_reason(error)}") from error
+        reason = str(error) or type(error).__name__
+        raise UnusableSample(f"its {name} cannot be read: {reason}") from error
 
 
 def _require_size(width: int, height: int, name: str, rules: EncodeConfig) -> None:
@@ -120,11 +124,3 @@ def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     except Exception:
         return rgb
     return rgb if turn is None else rgb.transpose(turn)
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's text, without the addresses in memory that Pillow puts into some."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture of a known format"
-    text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the file", str(error))
-    return text or type(error).__name__

@@ -106,3 +106,4 @@ def test_kinds_are_counted_without_what_is_special_to_a_sample():
 def test_a_reason_is_one_short_line_that_parquet_can_hold():
     assert recorded("two\nlines  \udc80") == "two lines \\udc80"
     assert len(recorded("x" * 1000)) == 300
+    assert recorded(f"malformed: {object()!r}.") == "malformed: an object."
