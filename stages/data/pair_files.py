@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -215,6 +214,8 @@ def _from_line(part: Part, place: int, line: bytes) -> SourcePair:
 
 def _content_of(url: str) -> bytes:
     """Return a file's bytes. Raises OSError, whatever its file system raises."""
+    import fsspec  # not at the top: `plan` does without it
+
     try:
         with fsspec.open(url, "rb") as file:
             return file.read()
