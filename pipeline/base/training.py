@@ -142,6 +142,7 @@ class TrainingRun:
         self._devices = self.world * (self.gpus or self.cpus)
         self._started = time.monotonic()
         self._hours_before = _device_hours(context)
+        _note_places(context)
 
     def checkpoint_folders(self) -> Generator[Path, None, None]:
         """Yield the folders of the kept checkpoints, the latest first. Each folder exists until the
@@ -200,6 +201,7 @@ def train_on_ray(
                 "device-hours of earlier starts are not counted"
             )
         mend_checkpoint_list(context.store, _folder(context), context.warn)
+        _free_places(context)
         trainer = _trainer(context, worker, plan, share, lease)
         try:
             result = trainer.fit()
@@ -275,6 +277,35 @@ def _entry(loop: dict[str, Any]) -> None:
         context.store.write(_verdict(context), json.dumps(verdict).encode())
         if run.world > 1:
             raise
+
+
+def _note_places(context: StageContext) -> None:
+    """Note in the cluster which placement group this training's workers hold."""
+    from ray.experimental import internal_kv
+    from ray.util import get_current_placement_group
+
+    if (group := get_current_placement_group()) is not None:
+        internal_kv._internal_kv_put(_places(context), group.id.hex())
+
+
+def _free_places(context: StageContext) -> None:
+    """Give back what the workers of an earlier start hold. Ray does so for a controller that ends
+    by itself; for one that is killed only where the dashboard runs, and the next start would wait
+    for ever.
+    """
+    from ray import PlacementGroupID
+    from ray.experimental import internal_kv
+    from ray.util import placement_group as places
+
+    noted = internal_kv._internal_kv_get(_places(context))
+    if noted:
+        group = places.PlacementGroup(PlacementGroupID.from_hex(noted.decode()))
+        places.remove_placement_group(group)
+        internal_kv._internal_kv_del(_places(context))
+
+
+def _places(context: StageContext) -> str:
+    return f"ladd/{context.stage}/{context.key}/places"
 
 
 def _folder(context: StageContext) -> str:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def call(*arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """Run a command in a process of its own, which starts its own Ray."""
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=1200)
 
 
 def call_here(*arguments: Any, cwd: Path = ROOT, ray: bool = False) -> subprocess.CompletedProcess:
