@@ -295,12 +295,11 @@ def _free_places(context: StageContext) -> None:
     """
     from ray import PlacementGroupID
     from ray.experimental import internal_kv
-    from ray.util import placement_group as places
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     noted = internal_kv._internal_kv_get(_places(context))
     if noted:
-        group = places.PlacementGroup(PlacementGroupID.from_hex(noted.decode()))
-        places.remove_placement_group(group)
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(noted.decode())))
         internal_kv._internal_kv_del(_places(context))
 
 
