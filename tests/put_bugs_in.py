@@ -60,7 +60,7 @@ def main() -> int:
     unnoticed = []
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "project"
-        ignored = shutil.ignore_patterns(".venv", ".git", "*store*", "__pycache__")
+        ignored = shutil.ignore_patterns(".venv", ".git", "*-store*", "__pycache__")
         shutil.copytree(ROOT, copy, ignore=ignored)
         for number, name, right, wrong in BUGS:
             path = copy / name
