@@ -61,7 +61,7 @@ def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[list[str],
         path = name.removeprefix(_PREFIX).lower().split("__")
         if not name.startswith(_PREFIX):
             continue
-        if path[0] in PipelineConfig.model_fields:
+        if path[0] in known:
             yield path, text, name
         elif len(path) > 1 or get_close_matches(path[0], known, cutoff=0.8):
             raise ConfigError(f"environment: {name} is no field{did_you_mean(path[0], known)}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.base.fingerprints import Digests, Unseen, fingerprint, open_digests
+from pipeline.base.fingerprints import Look, Unseen, open_digests
 from pipeline.base.lineage import committed
 from pipeline.base.pins import Pins, without_pins
 from pipeline.base.stage import Stage
-from pipeline.base.store import Artifact, ArtifactStore, to_json
+from pipeline.base.store import Artifact, ArtifactStore, json_object, to_json
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ServiceUnavailable, StageFailed
 from schemas.manifest import OutsideInput
@@ -46,9 +45,7 @@ class Keyed:
     """What the plan should say about it."""
 
 
-def find_keyed(
-    asked: Asked, digests: Digests, *, forced: bool = False, needed: bool = True
-) -> Keyed:
+def find_keyed(asked: Asked, look: Look, *, forced: bool = False, needed: bool = True) -> Keyed:
     """Look outside, make the key, and find the artifact.
 
     What cannot be looked at now is taken to be as it was for the newest artifact that is otherwise
@@ -60,7 +57,7 @@ def find_keyed(
     seen: Seen = {}
     unseen: dict[str, str] = {}
     for field, kind, value in asked.stage.outside(asked.config):
-        found = fingerprint(kind, value, digests)
+        found = look.at(kind, value)
         if isinstance(found, Unseen):
             unseen[field] = found.why
         elif found is not None:
@@ -90,9 +87,9 @@ def require_unchanged(stage: Stage, config: PipelineConfig, seen: Seen) -> None:
     """Raise StageFailed if what lies outside has changed since the plan was made: the key would
     name contents that the stage has not read.
     """
-    digests = open_digests()
+    look = Look(open_digests())
     for field, kind, value in stage.outside(config):
-        now = fingerprint(kind, value, digests)
+        now = look.at(kind, value)
         if field in seen and isinstance(now, OutsideInput) and now.digest != seen[field].digest:
             raise StageFailed(
                 f"{stage.name}: {field} ({_shown(field, value)}) changed while the stage read it; "
@@ -128,10 +125,10 @@ def _made_before(asked: Asked, seen: Seen) -> Keyed | None:
 
 
 def _taken_over(content: bytes | None) -> Seen:
+    rows = json_object(content or b"") or {}
     try:
-        rows = json.loads(content or b"{}")
         return {field: OutsideInput.model_validate(row) for field, row in rows.items()}
-    except (ValueError, AttributeError, RecursionError):  # half written: taken over again
+    except ValueError:  # not what we wrote: taken over again
         return {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.base.fingerprints import Notice, open_digests
+from pipeline.base.fingerprints import Look, Notice, open_digests
 from pipeline.base.lineage import committed
 from pipeline.base.pins import read_pins
 from pipeline.base.store import ArtifactStore
@@ -76,8 +76,7 @@ def check_inputs(config: PipelineConfig, plan: list[PlannedStage]) -> None:
     a missing file, a column that is not there.
     """
     for stage in plan:
-        check = getattr(STAGES[stage.name].module(), "check", None)
-        if stage.action == "run" and check is not None:
+        if stage.action == "run" and (check := getattr(STAGES[stage.name].module(), "check", None)):
             check(config)
 
 
@@ -108,13 +107,12 @@ def make_plan(
             raise ConfigError(f"unknown stage {wanted!r}{did_you_mean(wanted, nodes)}")
     needed = _needed(nodes, selection)
     pins, digests = read_pins(config, store), open_digests(notice)
+    look = Look(digests)
     keyed: dict[str, Keyed] = {}
     for name, node in nodes.items():
         above = [keyed[upstream.name].key for upstream in node.upstream]
         asked = Asked(STAGES[name], config, pins, store, above)
-        keyed[name] = find_keyed(
-            asked, digests, forced=name in selection.force, needed=name in needed
-        )
+        keyed[name] = find_keyed(asked, look, forced=name in selection.force, needed=name in needed)
     digests.save()
     found = {name: keyed[name].artifact for name in nodes}
     running = _running(nodes, found, selection)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.fields import WHOLE, Types, below, is_text, may_be_text
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, text_of
 
 _FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Ten times as fast in C, where PyYAML was built with it."""
@@ -36,8 +36,7 @@ def read_value(text: str, types: Types, where: str) -> Any:
     typed, but for quotes around it.
     """
     text = text.strip()
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ConfigError(f"{where}: {text!a} is not text in UTF-8")
+    _require_utf8(text, where)
     quoted, nested = text[:1] in ("'", '"'), text[:1] in ("[", "{")
     if not types or (may_be_text(types) and not quoted and not (nested and not is_text(types))):
         return None if text in _NULLS and (type(None) in types or not text) else text
@@ -102,7 +101,7 @@ def _line(node: Any) -> str:
 
 
 def _told(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = text_of(error)
     if "unknown escape" in text:
         return f"{text}; in double quotes a backslash begins an escape: use single quotes"
     if "cannot start any token" in text:

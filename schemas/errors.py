@@ -51,6 +51,11 @@ class GateFailed(LaddError):
     exit_code = 6
 
 
+def text_of(error: BaseException) -> str:
+    """Return an exception's text in one line, or its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def dump_error(error: LaddError) -> str:
     """Serialise an error as JSON; `load_error` restores it on another machine."""
     return json.dumps({"kind": type(error).__name__, "text": str(error)})

@@ -9,7 +9,7 @@ import lzma
 import zlib
 from typing import Any
 
-from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavailable
+from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavailable, text_of
 
 _STORAGE = {
     *("aiohttp", "botocore", "aiobotocore", "s3fs", "fsspec", "gcsfs", "google", "adlfs", "azure"),
@@ -102,5 +102,4 @@ def _answer(status: int | None) -> str:
 
 
 def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text[:300] or type(error).__name__
+    return text_of(error).rstrip(".")[:300] or type(error).__name__

@@ -28,6 +28,7 @@ from pipeline.base.addresses import (
     local_path,
     without_query,
 )
+from pipeline.base.store import json_object
 from schemas.errors import LaddError
 from schemas.manifest import OutsideInput
 
@@ -71,10 +72,9 @@ class Digests:
     _has_new: bool = False
 
     def __post_init__(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(self.path.read_bytes())
-            if isinstance(known, dict):
-                self._known = {name: row for name, row in known.items() if _is_row(row)}
+        with contextlib.suppress(OSError):
+            known = json_object(self.path.read_bytes()) or {}
+            self._known = {name: row for name, row in known.items() if _is_row(row)}
 
     def of(self, paths: Sequence[Path]) -> list[tuple[int, str, int | None]]:
         """Return bytes, sha256 and, for a text file, lines of each file. Raises OSError."""
@@ -116,6 +116,21 @@ def open_digests(notice: Notice = lambda text: None) -> Digests:
     return Digests(Path(folder) / "ladd-pipeline" / "fingerprints.json", notice)
 
 
+class Look:
+    """One look at what lies outside: what several stages name is looked at once."""
+
+    def __init__(self, digests: Digests) -> None:
+        self._digests = digests
+        self._seen: dict[tuple[str, str | tuple[str, ...]], OutsideInput | Unseen | None] = {}
+
+    def at(self, kind: str, value: str | Sequence[str]) -> OutsideInput | Unseen | None:
+        """Return the `fingerprint` of what a field of `kind` names."""
+        named = (kind, value if isinstance(value, str) else tuple(value))
+        if named not in self._seen:
+            self._seen[named] = fingerprint(kind, value, self._digests)
+        return self._seen[named]
+
+
 def fingerprint(
     kind: str, value: str | Sequence[str], digests: Digests
 ) -> OutsideInput | Unseen | None:
@@ -130,7 +145,7 @@ def fingerprint(
     except OSError as error:
         return Unseen(f"{error.strerror or error}: {error.filename or value}")
     except LaddError as error:
-        return Unseen(str(error))
+        return Unseen(str(error).removeprefix(": "))  # whoever asks names the field
 
 
 def _of_folder(folder: Path, digests: Digests) -> OutsideInput:

@@ -7,7 +7,6 @@ Each pin is a small file in the store's folder `pins/`; without it, the next run
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.base.store import ArtifactStore, to_json
+from pipeline.base.store import ArtifactStore, json_object, to_json
 from schemas.base import outside_fields
 
 Pins = dict[tuple[str, str | None], str]
@@ -31,11 +30,11 @@ def read_pins(config: BaseModel, store: ArtifactStore) -> Pins:
     names = [f"pins/{name}" for name in sorted(store.list("pins")) if name.endswith(".json")]
     pins: Pins = {}
     for content in store.read_all(names).values():
+        row = json_object(content) or {}
         try:
-            row = json.loads(content)
             if _COMMIT.fullmatch(row["commit"]):
                 pins[row["model"], row["revision"]] = row["commit"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (KeyError, TypeError):
             continue  # not a pin of ours
     return pins
 
@@ -52,9 +51,8 @@ def make_pins(
         if commit is not None:
             mark = hashlib.sha256(f"{model}@{revision}".encode()).hexdigest()[:16]
             row = {"model": model, "revision": revision, "commit": commit}
-            store.create(
-                f"pins/{mark}.json", to_json(row)
-            )  # if another run was first, its pin holds
+            # If another run was first, its pin holds.
+            store.create(f"pins/{mark}.json", to_json(row))
 
 
 def with_pins(config: _M, pins: Pins) -> _M:

@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavailable
+from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavailable, text_of
 
+_LONGEST = 300
+"""Characters of what a driver says."""
 _PASSING = {
     errno.EIO,
     errno.EBUSY,
@@ -121,16 +123,16 @@ def explained(url: str, verb: str, name: str) -> Iterator[None]:
     except (FileExistsError, LaddError, AssertionError):
         raise
     except Exception as error:
-        found = answers(error)
+        found, text = answers(error), text_of(error)[:_LONGEST]
         told = (
             _of_a_disk(url, verb, name, found)
             or _of_an_account(url, verb, name, found)
-            or _of_a_service(url, verb, name, found, _brief(error))
+            or _of_a_service(url, verb, name, found, text)
         )
         if told is not None:
             raise told from error
         raise ArtifactError(
-            f"store {url}: cannot {verb} {name}: the system or the driver says: {_brief(error)}"
+            f"store {url}: cannot {verb} {name}: the system or the driver says: {text}"
         ) from error
 
 
@@ -241,7 +243,3 @@ def _of_a_service(url: str, verb: str, name: str, found: Answers, text: str) -> 
             "correct `store`, or the endpoint and FSSPEC_ settings in the environment"
         )
     return None
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

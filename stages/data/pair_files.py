@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.addresses import expand, opened, shown, without_query
-from schemas.errors import ConfigError, LaddError
+from schemas.errors import ConfigError, LaddError, text_of
 from stages.texts.identity import clean
 
 FORMATS = ("jsonl", "parquet")
@@ -107,12 +107,8 @@ def _reading(url: str) -> Iterator[IO[bytes]]:
         raise
     except Exception as error:
         raise ConfigError(
-            f"pairs.url: {shown(url)} is damaged, or cannot be read: {_brief(error)}"
+            f"pairs.url: {shown(url)} is damaged, or cannot be read: {text_of(error)}"
         ) from error
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _format_of(url: str) -> str:
@@ -220,7 +216,7 @@ def _content_of(url: str) -> bytes:
         with fsspec.open(url, "rb") as file:
             return file.read()
     except Exception as error:
-        raise OSError(_brief(error)) from error
+        raise OSError(text_of(error)) from error
 
 
 def _beside(url: str, path: str) -> str:

@@ -6,18 +6,15 @@ Knows members of a shard, not pictures.
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from schemas.config import EncodeConfig
 from schemas.errors import UnusableSample
-from stages.texts.identity import clean
+from stages.texts.identity import clean, kind_of, lack_of
 
 MEMBERS = ("txt", "caption", "text", "json")
 FIELDS = ("caption", "prompt", "text")
-_MISSING = {"nan", "none", "null"}
-"""What libraries write as text for a missing value."""
 
 
 def read_caption(members: Mapping[str, bytes], rules: EncodeConfig) -> str:
@@ -45,12 +42,10 @@ def read_caption(members: Mapping[str, bytes], rules: EncodeConfig) -> str:
 def checked_prompt(text: Any, what: str) -> str:
     """Clean a prompt. Raises UnusableSample if it is not text, or says nothing."""
     if not isinstance(text, str):
-        raise UnusableSample(f"{what} is {_kind(text)}, not text")
+        raise UnusableSample(f"{what} is {kind_of(text)}, not text")
     prompt = clean(text)
-    if not any(unicodedata.category(c)[0] not in "CZ" for c in prompt):
-        raise UnusableSample(f"{what} is empty")
-    if prompt.casefold() in _MISSING:
-        raise UnusableSample(f"{what} is a missing value written as text: {prompt}")
+    if lack := lack_of(prompt):
+        raise UnusableSample(f"{what} is {lack}")
     return prompt
 
 
@@ -66,7 +61,7 @@ def _of_json(content: bytes, name: str, rules: EncodeConfig) -> str:
     if isinstance(record, str) and rules.caption_field is None:
         return checked_prompt(record, f"its {name}")
     if not isinstance(record, dict):
-        raise UnusableSample(f"its {name} is {_kind(record)}, not an object with a caption")
+        raise UnusableSample(f"its {name} is {kind_of(record)}, not an object with a caption")
     fields = (rules.caption_field,) if rules.caption_field else FIELDS
     for field in fields:
         value = record.get(field)
@@ -88,14 +83,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         found[name] = _Twice if name in found and found[name] != value else value
     return found
-
-
-def _kind(value: Any) -> str:
-    """Name a JSON value's kind for a message."""
-    if isinstance(value, float) and value != value:
-        return "NaN"
-    kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
-    return kinds.get(type(value), "a number" if not isinstance(value, bool) else "true or false")
 
 
 def _or(names: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from typing import Any
 
 import pyarrow as pa
 
@@ -59,6 +60,25 @@ def _joined(run: re.Match[str]) -> str:
     if before.isascii() or before.isspace():
         return ""
     return run[0] if after > "\x7f" and not after.isspace() else run[0].rstrip("\u200c\u200d")
+
+
+def lack_of(prompt: str) -> str | None:
+    """Say why a cleaned text is no prompt: nothing that can be seen, or a missing value that a
+    library wrote as text. None if it is one.
+    """
+    if not any(unicodedata.category(letter)[0] not in "CZ" for letter in prompt):
+        return "empty"
+    if prompt.casefold() in ("nan", "none", "null"):
+        return f"a missing value written as text: {prompt}"
+    return None
+
+
+def kind_of(value: Any) -> str:
+    """Name the kind of a JSON value, or of a table's cell, for a message."""
+    if isinstance(value, bool):
+        return "true or false"
+    kinds = {dict: "an object", list: "a list", str: "a text", bytes: "bytes", type(None): "null"}
+    return kinds.get(type(value), "NaN" if value != value else "a number")
 
 
 def compared(prompt: str) -> str:

@@ -17,7 +17,6 @@ import posixpath
 import re
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.addresses import opened, shown, without_query
 from schemas.errors import ArtifactError, ConfigError
-from stages.texts.identity import clean
+from stages.texts.identity import clean, kind_of, lack_of
 
 FORMATS = ("txt", "tsv", "csv", "json", "jsonl", "ndjson", "parquet")
 PACKED = ("gz", "zst", "bz2")
@@ -37,8 +36,6 @@ _LONGEST_LINE = 2**26
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16"}
 _MARKS |= {b"\xfe\xff": "utf-16"}
 _NOT_DECODED = re.compile("[\udc80-\udcff]")
-_MISSING = {"nan", "none", "null"}
-"""What libraries write as text for a missing value."""
 
 
 class Fields(NamedTuple):
@@ -118,7 +115,7 @@ def rows_of(address: str, column: str, fields: Fields) -> Iterator[Row]:
 def _prompt_of(value: Any) -> tuple[str | None, str | None]:
     """Return the cleaned prompt that a cell holds, or None and why it is none."""
     if not isinstance(value, str):
-        return None, f"not text: {_kind(value)}"
+        return None, f"not text: {kind_of(value)}"
     if len(value) > LONGEST_PROMPT:
         return None, f"too long: {len(value):,} characters"
     reason, prompt = None, clean(value)
@@ -126,18 +123,9 @@ def _prompt_of(value: Any) -> tuple[str | None, str | None]:
         reason = "not UTF-8: save the file as UTF-8, for example with iconv"
     elif "\ufffd" in value:
         reason = "not decoded: U+FFFD stands where a letter was lost"
-    elif not any(unicodedata.category(letter)[0] not in "CZ" for letter in prompt):
-        reason = "empty"
-    elif prompt.casefold() in _MISSING:
-        reason = f"a missing value written as text: {prompt}"
+    else:
+        reason = lack_of(prompt)
     return (None, reason) if reason else (prompt, None)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    kinds = {dict: "an object", list: "a list", type(None): "null", bytes: "bytes"}
-    return kinds.get(type(value), "NaN" if value != value else "a number")
 
 
 @contextlib.contextmanager
@@ -286,7 +274,7 @@ def _list_in(content: Any, file: _File) -> list[Any]:
             f"holds {len(lists)} lists, none of which is called {file.column!r}; it has "
             f"{', '.join(map(str, [*content][:20])) or 'no fields'}"
         )
-    raise file.error(f"holds {_kind(content)} instead of a list")
+    raise file.error(f"holds {kind_of(content)} instead of a list")
 
 
 def _parquet(stream: Any, file: _File) -> Iterator[Row]:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pipeline.base import fingerprints
 from pipeline.base.pins import make_pins, read_pins, with_pins
 from pipeline.commands.opening import open_config
 from pipeline.dag import STAGES
@@ -107,6 +108,19 @@ def test_touching_makes_nothing_again(outside, store, tmp_path, name):
     commit(outside, store)
     os.utime(tmp_path / name, (1_600_000_000,) * 2)
     assert to_run(outside, store) == ()
+
+
+def test_what_several_stages_name_is_looked_at_once(outside, store, monkeypatch):
+    looked = []
+    real = fingerprints.fingerprint
+
+    def counted(kind, value, digests):
+        looked.append((kind, str(value)))
+        return real(kind, value, digests)
+
+    monkeypatch.setattr(fingerprints, "fingerprint", counted)
+    plan(outside, store)
+    assert len(looked) == len(set(looked)) > 6
 
 
 def test_the_plan_says_what_changed(outside, store, tmp_path):
