@@ -29,7 +29,14 @@ def added(default: Any, **constraints: Any) -> Any:
     """Declare an identity field that came after others: with its default it is left out of the
     identity, so that what was made before keeps its key.
     """
-    return Field(default, json_schema_extra={"added": True}, **constraints)
+    return added_as(default, default, **constraints)
+
+
+def added_as(before: Any, default: Any, **constraints: Any) -> Any:
+    """Declare an identity field as `added` does, with a default that is not what was done `before`:
+    the field is left out of the identity with the value that says so.
+    """
+    return Field(default, json_schema_extra={"added_as": before}, **constraints)
 
 
 def outside(kind: Literal["files", "model"], default: Any = ..., **constraints: Any) -> Any:
@@ -81,8 +88,8 @@ def is_runtime(model: BaseModel, name: str) -> bool:
 
 
 def _is_left_out(model: BaseModel, name: str) -> bool:
-    field = type(model).model_fields[name]
-    return bool(_marks(field).get("added") and getattr(model, name) == field.default)
+    marks = _marks(type(model).model_fields[name])
+    return "added_as" in marks and bool(getattr(model, name) == marks["added_as"])
 
 
 def _marks(field: FieldInfo) -> dict[str, Any]:

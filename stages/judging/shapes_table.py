@@ -161,7 +161,8 @@ def score_table(
     """
     samples = held_out(config, count)
     opened = {title: open_student(folder) for title, folder in students.items()}
-    grids = [grid for _, grid in opened.values()] or [config.distill.student_time.grid]
+    grids: list[Sized] = [grid for _, grid in opened.values()]
+    grids = grids or [config.distill.student_time.grid]
     teacher = open_teacher(config.teacher)
     net = teacher.backbone()
     synthesize = config.synthesize
