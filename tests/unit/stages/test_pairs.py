@@ -23,6 +23,7 @@ from stages.texts.choice import chosen_prompts
 from stages.texts.identity import HELD_OUT, seed_of
 from tests.support.pairs import (
     BLUE,
+    EVEN,
     RED,
     made_pairs,
     made_prompts,

@@ -14,9 +14,7 @@ def student(tiny_teacher, tmp_path):
     """A student's folder on the default grid."""
     folder = tmp_path / "student"
     net = tiny_teacher.backbone()
-    tiny_teacher.save_student(
-        folder, lambda model: model.load_state_dict(net.state_dict()), EVEN
-    )
+    tiny_teacher.save_student(folder, lambda model: model.load_state_dict(net.state_dict()), EVEN)
     return folder
 
 
