@@ -34,7 +34,7 @@ def student_grid(time: StudentTimeConfig, shift: float) -> StudentGrid:
     if len(time.grid) == 1 or not evenly_spaced(time.grid):
         return StudentGrid(tuple(round(shifted(level, shift), 6) for level in time.grid))
     terminal = shifted(time.grid[-1], shift)
-    # A few binary digits: with them the scheduler's first sigma is 1 and not 1.0000001.
+    # A few binary digits: with them the scheduler's first sigma is 1, and never 1.0000002.
     own_shift = round(terminal / time.grid[-1] * 1024) / 1024
     grid = StudentGrid(tuple(time.grid), own_shift, terminal)
     return replace(grid, levels=tuple(_sampled(student_scheduler(grid), grid)))

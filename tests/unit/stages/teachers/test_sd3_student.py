@@ -38,7 +38,7 @@ def as_it_is(backbone) -> None:
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4, 8])
-@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 6.0])
 def test_stock_diffusers_samples_at_exactly_the_levels_that_are_trained(
     shift, levels, tiny_teacher, tmp_path
 ):
