@@ -293,20 +293,25 @@ def test_worse_than_without_adapters_is_a_warning(tiny_sd3, tmp_path, monkeypatc
     assert made.manifest.metrics["chooser_gain"] == -0.25
 
 
-def test_the_student_is_tuned_on_its_own_levels(tiny_sd3, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "expected"), [("student", (GRID, None)), ("teacher", (None, 3.0))]
+)
+def test_the_student_is_tuned_on_its_own_levels_and_the_teacher_with_its_shift(
+    model, expected, tiny_sd3, tmp_path, monkeypatch
+):
     seen = []
     original = DpoTrainer
 
     def recording(net, reference, config, device, levels):
-        seen.append(levels)
+        seen.append((levels, config.shift))
         return original(net, reference, config, device, levels)
 
     monkeypatch.setattr(dpo_loop, "DpoTrainer", recording)
     made, _ = tuned_stage(
-        tiny_sd3, tmp_path / "store", monkeypatch, pairs={"model": "student", "student_steps": 4}
+        tiny_sd3, tmp_path / "store", monkeypatch, pairs={"model": model, "student_steps": 4}
     )
-    assert seen == [GRID]
-    assert made.manifest.details["tuned"] == "student"
+    assert seen == [expected]
+    assert made.manifest.details["tuned"] == model
 
 
 def test_too_few_pairs_for_a_batch_is_one_clear_sentence(tiny_sd3, tmp_path, monkeypatch):
