@@ -38,8 +38,10 @@ class Solver(Protocol):
     every batch needs a new one.
     """
 
-    levels: Sequence[float]
-    """The noise level that the model is told in each step, falling, in [0, 1]."""
+    @property
+    def levels(self) -> Sequence[float]:
+        """The noise level that the model is told in each step, falling, in [0, 1]."""
+        ...
 
     def step(self, index: int, x_BCHW: Tensor, velocity_BCHW: Tensor) -> Tensor:
         """The latents (B, C, H, W) float32 after step `index`; steps come in order, from 0."""
