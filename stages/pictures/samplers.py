@@ -35,7 +35,7 @@ def teacher_sampler(
     Raises ConfigError for a block to skip that the teacher does not have.
     """
     unconditional = teacher.encode_prompts([how.negative_prompt])
-    skip, blocks = how.skip_layer_guidance, len(backbone.blocks)
+    skip, blocks = how.skip_layer_guidance, len(backbone.tap_widths)
     if skip is not None and max(skip.layers) >= blocks:
         raise ConfigError(
             f"synthesize.skip_layer_guidance.layers: the teacher has no block {max(skip.layers)}, "
