@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from schemas.bucket import Bucket
-from schemas.config import LoraConfig, StudentTimeConfig
+from schemas.config import LoraConfig, SamplerName, StudentTimeConfig
 from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.grid import StudentGrid
+from stages.ladd.sampling import Solver
 
 
 class Adapters(Protocol):
@@ -120,6 +121,12 @@ class Teacher(Protocol):
 
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
         """The teacher's own noise levels for this many steps: falling from 1, with a final 0."""
+        ...
+
+    def solver(self, sampler: SamplerName, steps: int, bucket: Bucket) -> Solver:
+        """A new solver for one batch, with the teacher's own shift of noise levels; `euler` steps
+        over `sigmas`. Raises ConfigError if the teacher has no such sampler.
+        """
         ...
 
     @property
