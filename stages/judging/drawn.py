@@ -95,34 +95,42 @@ def read_drawn(context: StageContext, system: System, shards: dict[str, PlannedS
             return array
 
     wanted = context.config.eval
-    own = shards_of(shards, system.name, alike=False)
-    rows: list[dict[str, Any]] = []
-    patches, owners = [], []
-    for shard in own:
-        with context.store.local(f"{context.folder}/{shard.name}{_PARQUET}") as path:
-            read = pq.read_table(path).to_pylist()
-        patches.append(load(shard, _PATCHES))
-        owners.append(np.repeat(np.arange(len(read)), len(patches[-1]) // len(read)) + len(rows))
-        rows += read
     endings = {wanted.features.name: _FEATURES}
     endings |= {space.name: f".{space.name}.npy" for space in wanted.more_features}
+    rows: list[dict[str, Any]] = []
+    parts = []
+    for shard in shards_of(shards, system.name, alike=False):
+        with context.store.local(f"{context.folder}/{shard.name}{_PARQUET}") as path:
+            read = pq.read_table(path).to_pylist()
+        scores = {s.name: np.array([row[s.name] for row in read]) for s in wanted.scores}
+        features = {name: load(shard, ending) for name, ending in endings.items()}
+        parts.append(Measured(scores, features, load(shard, _PATCHES)))
+        rows += read
     alike = [load(shard, _FEATURES) for shard in shards_of(shards, system.name, alike=True)]
+    return drawn_of(rows, parts, alike, wanted)
+
+
+def drawn_of(
+    rows: list[dict[str, Any]],
+    parts: Sequence[Measured],
+    alike: Sequence[np.ndarray],
+    config: EvalConfig,
+) -> Drawn:
+    """Join what was measured in parts, in the order of `rows`. `alike` are the features of the
+    pictures for the diversity, those of one prompt in a row; empty for the floor.
+    """
+    crops = [np.full(part.count, len(part.patches) // part.count) for part in parts]
+    alike_NF = np.concatenate(alike) if alike else None
     return Drawn(
         rows=rows,
-        scores={s.name: np.array([row[s.name] for row in rows]) for s in wanted.scores},
-        features={
-            name: np.concatenate([load(shard, ending) for shard in own])
-            for name, ending in endings.items()
-        },
-        patches=np.concatenate(patches),
-        patch_owners=np.concatenate(owners),
-        alike_PSF=of_prompts(np.concatenate(alike), wanted.alike_seeds) if alike else None,
+        scores={n: np.concatenate([part.scores[n] for part in parts]) for n in parts[0].scores},
+        features={n: np.concatenate([p.features[n] for p in parts]) for n in parts[0].features},
+        patches=np.concatenate([part.patches for part in parts]),
+        patch_owners=np.repeat(np.arange(len(rows)), np.concatenate(crops)),
+        alike_PSF=None
+        if alike_NF is None
+        else alike_NF.reshape(-1, config.alike_seeds, alike_NF.shape[1]),
     )
-
-
-def of_prompts(features_NF: np.ndarray, seeds: int) -> np.ndarray:
-    """(P, S, F) of the features of S = `seeds` pictures of each of P prompts in a row."""
-    return features_NF.reshape(-1, seeds, features_NF.shape[1])
 
 
 def read_pngs(

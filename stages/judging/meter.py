@@ -24,6 +24,11 @@ class Measured:
     patches: np.ndarray
     """(B * crops, F): features of crops, those of one picture together, in the first space."""
 
+    @property
+    def count(self) -> int:
+        """B"""
+        return len(next(iter(self.features.values())))
+
 
 class Meter:
     """The scores and spaces that a configuration names, loaded on `device`.

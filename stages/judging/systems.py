@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.config import PipelineConfig
+from schemas.config import EvalConfig, PipelineConfig
 from stages.ladd.grid import steps_title
 from stages.texts.identity import seed_of
 
@@ -77,17 +77,12 @@ def plan_shards(
     once, and every system the first `eval.alike_prompts` of them `eval.alike_seeds` times.
     """
     wanted = config.eval
-    others = [
-        {**s, "seed": seed_of(config.prompts.seed, s["prompt"], 0, purpose="floor")}
-        for s in samples
-    ]
-    alike = [
-        {**sample, "key": f"{sample['key']}-{i:02d}", "seed": (sample["seed"] + i) % 2**63}
-        for sample in samples[: wanted.alike_prompts]
-        for i in range(wanted.alike_seeds)
-    ]
     shards = {}
-    plans = (False, samples, systems), (False, others, floor_of(config)), (True, alike, systems)
+    plans = (
+        (False, samples, systems),
+        (False, with_other_seeds(samples, config), floor_of(config)),
+        (True, alike_samples(samples, wanted), systems),
+    )
     for is_alike, rows, by in plans:
         prefix = "alike-" if is_alike else ""
         size = wanted.prompts_per_shard * (wanted.alike_seeds if is_alike else 1)
@@ -98,6 +93,23 @@ def plan_shards(
                     part = members[start : start + size]
                     shards[name] = PlannedShard(name, system.name, is_alike, part)
     return shards
+
+
+def alike_samples(samples: list[PlannedSample], config: EvalConfig) -> list[PlannedSample]:
+    """The first `alike_prompts` of the samples, each with `alike_seeds` seeds in a row."""
+    return [
+        {**sample, "key": f"{sample['key']}-{i:02d}", "seed": (sample["seed"] + i) % 2**63}
+        for sample in samples[: config.alike_prompts]
+        for i in range(config.alike_seeds)
+    ]
+
+
+def with_other_seeds(samples: list[PlannedSample], config: PipelineConfig) -> list[PlannedSample]:
+    """The samples of the floor: the same prompts, with seeds of their own."""
+    return [
+        {**s, "seed": seed_of(config.prompts.seed, s["prompt"], 0, purpose="floor")}
+        for s in samples
+    ]
 
 
 def shards_of(shards: dict[str, PlannedShard], system: str, *, alike: bool) -> list[PlannedShard]:
