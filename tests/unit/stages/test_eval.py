@@ -30,6 +30,19 @@ def test_a_gate_that_means_nothing_is_refused_before_anything_runs(gate, reason)
         check(configured(f"eval.gates={{{gate}}}"))
 
 
+def test_a_gate_on_the_tuned_student_needs_the_tuned_student():
+    settings = "eval.tuned=false", "eval.gates={tuned_4.attributes: '>= 0.5'}"
+    with pytest.raises(ConfigError, match=r"'tuned_4.attributes' is about the tuned student"):
+        check(configured(*settings))
+
+
+def test_a_further_feature_space_is_known_and_named_once():
+    with pytest.raises(ConfigError, match=r"eval.more_features.name: unknown score 'dino'"):
+        check(configured("eval.more_features=[{name: dino}]"))
+    with pytest.raises(ConfigError, match="judge_features is named twice"):
+        configured("eval.more_features=[{name: judge_features}]")
+
+
 def test_a_local_teacher_is_published_by_its_name_alone(tmp_path, monkeypatch):
     (tmp_path / "my-sd3").mkdir()
     monkeypatch.chdir(tmp_path)
