@@ -192,7 +192,7 @@ def _rows_of_intervals(
                 error_x=whiskers(intervals, kind),
             )
     if line is not None:
-        figure.add_vline(x=line, line=_DASHED)
+        figure.add_vline(x=line, line={**_DASHED, "color": "var(--ink)"})
     figure.update_xaxes(nticks=5, **({"rangemode": "tozero"} if bars else {}))
     _values_at_the_right(figure, [number(i.mean, digits) for _, _, i in rows])
     return new_chart(
