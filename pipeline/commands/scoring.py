@@ -7,16 +7,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from pipeline.commands.students import print_to_stderr
 from schemas.config import PipelineConfig
 
 if TYPE_CHECKING:
     from pipeline.base.store import ArtifactStore
-    from schemas.report import SystemResult
+    from schemas.report import Interval, SystemResult
     from stages.judging.shapes_table import Judged
     from stages.judging.table import Table
 
@@ -56,13 +57,13 @@ def score_students(
             _print_shapes_lines(judged, list(students))
         else:
             _print_shapes(judged)
-        rows = [asdict(row) for row in judged]
+        content: Any = [asdict(row) for row in judged]
     else:
         table = _general(config, store, students, prompts)
         _print_table(table, list(students) if one_line_each else [])
-        rows = [result.model_dump(mode="json") for result in table.results]
+        content = to_jsonable_python(table)
     if out is not None:
-        write_json(rows, out)
+        write_json(content, out)
 
 
 def _general(
@@ -84,25 +85,24 @@ def _general(
 
 
 def _print_table(table: Table, titles: Sequence[str]) -> None:
-    """Print a line for each system; of those whose title begins with one of `titles`, one for all
-    its numbers of steps, without intervals.
+    """Print a line for each system; for each student in `titles` one line without intervals, in
+    which its numbers of steps stand side by side.
     """
     from pipeline.commands.tables import print_table
-    from stages.report.page import measure_words
+    from stages.report.measures import measure_words
 
-    measures = [n for n in ("fid", "kid", "cmmd", "precision", "recall") if n not in table.too_few]
-    heads = [card.title for card in table.cards.values()]
-    heads += [measure_words(name)[0] for name in (*measures, "diversity")]
-    names = [*table.cards, *measures, "diversity"]
-    joined = [r for title in titles for r in table.results if _is_of(r, title)]
-    rows = [[r.title, *_cells(r, names)] for r in table.results if r not in joined]
+    names = [*table.cards, *table.results[0].distances, "diversity"]
+    heads = [table.cards[n].title if n in table.cards else measure_words(n)[0] for n in names]
+    joined = {title: [r for r in table.results if _is_of(r, title)] for title in titles}
+    alone = [r for r in table.results if not any(r in own for own in joined.values())]
+    lines = [(result.title, result.scores | result.intervals) for result in alone]
     if table.floor:
-        rows.insert(1, ["floor: teacher, other seeds", *_floor_cells(table, names)])
-    for title in titles:
-        own = [r for r in joined if _is_of(r, title)]
+        lines.insert(1, ("floor: teacher, other seeds", table.floor))
+    rows = [[title, *(_with_interval(found.get(n)) for n in names)] for title, found in lines]
+    for title, own in joined.items():
         steps = " / ".join(str(result.steps) for result in own)
-        columns = zip(*([_value(r, name) for name in names] for r in own), strict=True)
-        rows.append([f"{title}, {steps} steps", *(" / ".join(column) for column in columns)])
+        values = [" / ".join(_plain((r.scores | r.intervals)[name]) for r in own) for name in names]
+        rows.append([f"{title}, {steps} steps", *values])
     print_table(["pictures", *heads], rows)
     for name, why in table.too_few.items():
         typer.echo(f"no {measure_words(name)[0]}: {why}")
@@ -112,23 +112,12 @@ def _is_of(result: SystemResult, title: str) -> bool:
     return result.kind == "student" and result.title.rpartition(", ")[0] == title
 
 
-def _cells(result: SystemResult, names: Sequence[str]) -> list[str]:
-    intervals = result.scores | result.intervals
-    return [
-        f"{_value(result, name)} [{intervals[name].low:.3g}, {intervals[name].high:.3g}]"
-        for name in names
-    ]
+def _with_interval(found: Interval | None) -> str:
+    return f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]" if found else ""
 
 
-def _floor_cells(table: Table, names: Sequence[str]) -> list[str]:
-    return [
-        f"{i.mean:.3g} [{i.low:.3g}, {i.high:.3g}]" if (i := table.floor.get(name)) else ""
-        for name in names
-    ]
-
-
-def _value(result: SystemResult, name: str) -> str:
-    return f"{(result.scores | result.intervals)[name].mean:.3g}"
+def _plain(found: Interval) -> str:
+    return f"{found.mean:.3g}"
 
 
 def _print_shapes(judged: list[Judged]) -> None:

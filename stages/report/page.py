@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from schemas.report import LineageStep, Report, SystemResult, WallPicture
 from stages.report.charts import Chart, curve_charts, in_order, quality_and_speed
+from stages.report.measures import MEASURES, measure_words
 from stages.report.numbers import (
     SPACE,
     TIMES,
@@ -28,18 +29,6 @@ from stages.report.numbers import (
 )
 from stages.report.row_charts import distance_bars, diversity_bars, score_bars, win_charts
 from stages.report.templates import template_environment
-
-MEASURES = {
-    "fid": ("Fréchet distance", "lower"),
-    "patch_fid": ("Fréchet distance of patches", "lower"),
-    "kid": ("KID", "lower"),
-    "cmmd": ("CMMD", "lower"),
-    "precision": ("precision", "higher"),
-    "recall": ("recall", "higher"),
-    "diversity": ("diversity", "higher"),
-    "seconds_per_picture": ("seconds per picture", "lower"),
-}
-"""Title and better direction of each measure other than the scores."""
 
 _SMALL, _LARGEST_AS_IT_IS, _LARGEST_SHOWN = 128, 512, 640
 _WALL_AREA, _WALL_SIDE = 112, 160
@@ -117,14 +106,6 @@ def _distance_chart(report: Report) -> Chart | None:
     found = {name for system in report.systems for name in system.intervals}
     name = next((n for n in ("fid", "kid") if n in found), None)
     return distance_bars(report, name, MEASURES[name][0]) if name else None
-
-
-def measure_words(name: str) -> tuple[str, str]:
-    """Title and better direction of a measure; one of a further feature space names the space."""
-    for known, (title, better) in MEASURES.items():
-        if name.startswith(f"{known}_") and name not in MEASURES:
-            return f"{title}, {name.removeprefix(f'{known}_').replace('_', ' ')}", better
-    return MEASURES.get(name, (name, ""))
 
 
 def measure_title(report: Report, name: str) -> str:
@@ -241,7 +222,9 @@ def _distances(systems: Sequence[SystemResult]) -> list[tuple[str, str, str, int
         (
             name,
             *measure_words(name),
-            digits_for(s.distances[name] for s in systems if name in s.distances),
+            # KID is small: papers give thousandths of it.
+            digits_for(s.distances[name] for s in systems if name in s.distances)
+            + name.startswith("kid"),
         )
         for name in names
     ]
