@@ -18,11 +18,11 @@ def pictures(rng: np.random.Generator, mean: float, spread: float, count: int = 
     return mean + spread * rng.normal(size=(count, WIDTH))
 
 
-@pytest.mark.parametrize("kind", ["fid", "kid", "cmmd"])
+@pytest.mark.parametrize("kind", ["fid", "kid", "cmmd", "recall"])
 @pytest.mark.parametrize(("mean", "spread"), [(0.8, 0.7), (0.0, 1.0)])
 def test_an_interval_covers_the_distance_at_this_number_of_pictures(kind, mean, spread):
     """Gaussians apart, and one and the same: what 95 % of the intervals hold is the mean of the
-    distance over all draws. Bug: bootstrap the prompts instead; hardly an interval holds it then.
+    distance over all draws. Bug: bootstrap the prompts instead; of KID's intervals 77 % hold it.
     """
     rng = np.random.default_rng(0)
     found = [
@@ -33,7 +33,7 @@ def test_an_interval_covers_the_distance_at_this_number_of_pictures(kind, mean, 
     covered = np.mean([interval.low <= truth <= interval.high for interval in found])
     assert covered >= 0.88  # 95 % less three deviations of 120 draws
     reach = np.mean([interval.high - interval.low for interval in found]) / 2
-    assert reach < 8 * np.std([interval.mean for interval in found])
+    assert reach < 4 * np.std([interval.mean for interval in found])
 
 
 def test_pictures_of_one_prompt_stay_together():
