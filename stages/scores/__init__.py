@@ -52,7 +52,7 @@ def check_model(config: ScoreConfig) -> None:
     """
     field = f"scores.{config.name}.model"
     is_path = config.model is not None and config.model.startswith(("/", "./", "../", "~"))
-    if config.model is not None and is_path and not Path(config.model).is_dir():
+    if config.model is not None and is_path and not Path(config.model).exists():
         raise ConfigError(
             f"{field}: there is no folder {config.model}; docs/scores.md says what it must hold, "
             "or leave the score out"
