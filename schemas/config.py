@@ -620,7 +620,7 @@ class EvalConfig(Frozen):
     """Step count of the tuned student."""
     floor: bool = added(True)
     """Whether the teacher samples the prompts once more from other seeds: its distance to itself is
-    what a perfect student's would be.
+    what chance alone makes.
     """
     alike_prompts: int = Field(50, ge=1)
     """Prompts to sample several times, to measure diversity within a prompt."""

@@ -146,8 +146,8 @@ class Report(Frozen):
     more_spaces: dict[str, ScoreCard] = Field(default_factory=dict)
     """Further feature spaces by name; CMMD is measured in clip_features if it is one of them."""
     floor: dict[str, Interval] = Field(default_factory=dict)
-    """Each distance between the teacher's pictures and its pictures from other seeds, which a
-    perfect student would have; empty without `eval.floor`.
+    """Each distance between the teacher's pictures and its pictures from other seeds: what chance
+    alone makes. Empty without `eval.floor`.
     """
     too_few: dict[str, str] = Field(default_factory=dict)
     """Distances without a figure, and why: `250 pictures, needs at least 1,025`."""

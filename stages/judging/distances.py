@@ -13,7 +13,7 @@ from schemas.report import Interval
 from stages.judging.drawn import Drawn
 from stages.judging.measures import Kind, Measure
 from stages.scores.frechet import frechet_distance
-from stages.scores.kernel import cmmd, kid
+from stages.scores.kernel import cmmd, paired_kid
 from stages.scores.manifold import precision, recall
 
 GROUPS = 20
@@ -21,7 +21,7 @@ GROUPS = 20
 _STATISTICS: dict[Kind, Callable[[np.ndarray, np.ndarray], float]] = {
     "fid": frechet_distance,
     "patch_fid": frechet_distance,
-    "kid": kid,
+    "kid": paired_kid,
     "cmmd": cmmd,
     "precision": precision,
     "recall": recall,
