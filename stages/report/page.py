@@ -102,10 +102,13 @@ class _Charts:
 
 
 def _distance_chart(report: Report) -> Chart | None:
-    """The Fréchet distance of every system or, if its pictures are too few, KID."""
+    """The Fréchet distance of every system but the reference; KID if the pictures are too few."""
     found = {name for system in report.systems for name in system.intervals}
     name = next((n for n in ("fid", "kid") if n in found), None)
-    return distance_bars(report, name, MEASURES[name][0]) if name else None
+    if name is None:
+        return None
+    others = [system for system in report.systems if system is not reference(report.systems)]
+    return distance_bars(others, report.floor.get(name), name, MEASURES[name][0])
 
 
 def measure_title(report: Report, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from schemas.report import Interval, Report, ScoreCard, WinRate
+from schemas.report import Interval, Report, ScoreCard, SystemResult, WinRate
 from stages.report.charts import (
     KINDS,
     MARKERS,
@@ -41,16 +41,13 @@ def score_bars(report: Report, score: str) -> Chart:
     )
 
 
-def distance_bars(report: Report, measure: str, title: str) -> Chart:
-    """One distance to the teacher's pictures of every system but the teacher itself; a line marks
-    the floor.
-    """
+def distance_bars(
+    systems: Sequence[SystemResult], floor: Interval | None, measure: str, title: str
+) -> Chart:
+    """One distance to the teacher's pictures of each system; a line marks the floor."""
     rows = [
-        (s.title, s.kind, s.intervals[measure])
-        for s in in_order(report.systems)
-        if measure in s.intervals and s.intervals[measure] != Interval(mean=0, low=0, high=0)
+        (s.title, s.kind, s.intervals[measure]) for s in in_order(systems) if measure in s.intervals
     ]
-    floor = report.floor.get(measure)
     note = "Lower is closer; whiskers are 95\N{NO-BREAK SPACE}% intervals."
     if floor is not None:
         note += (
