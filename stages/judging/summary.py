@@ -95,12 +95,13 @@ def result_of(
     assert mine.alike_PSF is not None
     distances = distances_of(mine, reference, measures_of(config.eval))
     diversity = interval_of(diversity_by_prompt(mine.alike_PSF), config.eval)
+    guidance = config.synthesize.guidance_range or config.synthesize.guidance_scale
     return SystemResult(
         name=system.name,
         title=system.title,
         kind=system.kind,
         steps=system.steps,
-        guidance_scale=config.synthesize.guidance_scale if is_teacher else None,
+        guidance_scale=guidance if is_teacher else None,
         scores={name: interval_of(values, config.eval) for name, values in mine.scores.items()},
         by_bucket={
             bucket: _means(mine, "bucket", bucket) | _in_bucket(config, bucket, mine, reference)

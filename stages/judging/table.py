@@ -120,8 +120,8 @@ class _Drawer:
             yield System("teacher", n, f"teacher_{n}"), _at("teacher", n), self.teacher_at(n)
 
     def teacher_at(self, steps: int) -> Sampler:
-        scale = self.config.synthesize.guidance_scale
-        return teacher_sampler(self.teacher, self.backbone, self.device, steps, scale)
+        how = self.config.synthesize.at(steps=steps)
+        return teacher_sampler(self.teacher, self.backbone, self.device, how)
 
     def draw(
         self, sampler: Sampler, samples: list[PlannedSample], alike: Sequence[PlannedSample] = ()
