@@ -5,7 +5,7 @@ An identity field changes the result and enters the artifact's key; a runtime fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,11 +25,12 @@ def runtime(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"runtime": True}, **constraints)
 
 
-def added(default: Any, **constraints: Any) -> Any:
+def added(default: Any, *, alike: Sequence[Any] = (), **constraints: Any) -> Any:
     """Declare an identity field that came after others: with its default it is left out of the
-    identity, so that what was made before keeps its key.
+    identity, so that what was made before keeps its key. So it is with the values `alike`, whose
+    result is that of the default.
     """
-    return Field(default, json_schema_extra={"added": True}, **constraints)
+    return Field(default, json_schema_extra={"added": True, "alike": list(alike)}, **constraints)
 
 
 def outside(kind: Literal["files", "model"], default: Any = ..., **constraints: Any) -> Any:
@@ -82,7 +83,8 @@ def is_runtime(model: BaseModel, name: str) -> bool:
 
 def _is_left_out(model: BaseModel, name: str) -> bool:
     field = type(model).model_fields[name]
-    return bool(_marks(field).get("added") and getattr(model, name) == field.default)
+    marks = _marks(field)
+    return bool(marks.get("added")) and getattr(model, name) in (field.default, *marks["alike"])
 
 
 def _marks(field: FieldInfo) -> dict[str, Any]:
