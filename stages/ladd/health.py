@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Literal
 
@@ -85,14 +86,52 @@ class HealthWatch:
         return Sign(sign.name, f"{sign.text}; learning rates lowered to this share: {left}")
 
     def _signs(self) -> list[Sign]:
-        """All signs that the latest updates show."""
-        return []
+        """All signs that the latest updates show. Logits above 0 mean real; beyond 1 and -1 the
+        hinge has no gradient. The losses alone cannot tell: they have other terms.
+        """
+        real, fake, loss = map(self._means, ("real_logit", "fake_logit", "student_loss"))
+        self._heads_knew |= real[-1] - fake[-1] > 0.1
+        signs = []
+        if real[-1] > 1 and fake[-1] < -1:
+            signs.append(_COLLAPSE)
+        if len(real) > 1 and not self._heads_knew and max(real) < 0.1:
+            signs.append(_IGNORANCE)
+        if fake[-1] > 0.5 and real[-1] > 0.2:
+            signs.append(_HASTE)
+        rises = [after - before for before, after in pairwise(loss)]
+        if len(self._updates) == self._updates.maxlen and min(rises) > 0.1:
+            signs.append(_DRIFT)
+        return signs
 
     def _means(self, name: str) -> list[float]:
         """Of each whole window, the latest last."""
         values = [row[name] for row in self._updates]
         ends = range(len(values), WINDOW - 1, -WINDOW)
         return [fmean(values[end - WINDOW : end]) for end in reversed(ends)]
+
+
+_COLLAPSE = Sign(
+    "collapse",
+    "the heads see every fake, and their loss has no gradient left: collapse is ahead; lower the "
+    "heads' learning rate",
+    ("heads",),
+)
+_IGNORANCE = Sign(
+    "ignorance",
+    "the heads know nothing: after 100 updates they cannot tell data from fakes, so the student "
+    "learns noise; raise the heads' learning rate or their head start",
+)
+_HASTE = Sign(
+    "haste",
+    "the heads take fakes for real: the student outruns what they can learn, and fools them instead "
+    "of learning; lower distill.learning_rate",
+    ("student",),
+)
+_DRIFT = Sign(
+    "drift",
+    "student loss has risen for 200 updates: the student is losing; lower the heads' rate",
+    ("heads",),
+)
 
 
 def diversity_signs(student: float, teacher: float) -> list[Sign]:
