@@ -123,8 +123,8 @@ _IGNORANCE = Sign(
 )
 _HASTE = Sign(
     "haste",
-    "the heads take fakes for real: the student outruns what they can learn, and fools them instead "
-    "of learning; lower distill.learning_rate",
+    "the heads take fakes for real: the student moves faster than they can learn, and fools them "
+    "instead of learning; lower distill.learning_rate",
     ("student",),
 )
 _DRIFT = Sign(
