@@ -1,4 +1,4 @@
-"""Makes the trainings of docs/health.md, a good one and one of each bad sort, and draws their curves.
+"""Makes the trainings of docs/health.md, a good one and one of each bad sort, and draws them.
 
     python benchmarks/health_runs.py --store S --out docs/health
 
