@@ -780,8 +780,8 @@ class PipelineConfig(Frozen):
     ray: RayConfig = runtime(RayConfig())
     failures: FailureLimits = runtime(FailureLimits())
     trackers: list[TrackerConfig] = runtime([TensorBoardTracker(kind="tensorboard")])
-    """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, trackio, each
-    by its name or with settings, such as {kind: wandb, project: mine, mode: offline}.
+    """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its
+    name or with settings, such as {kind: wandb, project: mine, mode: offline}.
     """
     teacher: TeacherConfig
     prompts: PromptsConfig

@@ -53,24 +53,12 @@ class MlflowTracker(Frozen):
         return uri
 
 
-class TrackioTracker(Frozen):
-    """trackio, on this machine: its files lie in TRACKIO_DIR."""
-
-    kind: Literal["trackio"]
-    """Selects this tracker."""
-    project: str = runtime("ladd-pipeline", min_length=1)
-    """The project; it is made if it does not exist."""
-
-
 def _named(value: Any) -> Any:
     """A tracker without settings may be given by its name."""
     return {"kind": value} if isinstance(value, str) else value
 
 
 TrackerConfig = Annotated[
-    Annotated[
-        TensorBoardTracker | WandbTracker | MlflowTracker | TrackioTracker,
-        Field(discriminator="kind"),
-    ],
+    Annotated[TensorBoardTracker | WandbTracker | MlflowTracker, Field(discriminator="kind")],
     BeforeValidator(_named),
 ]

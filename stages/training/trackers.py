@@ -1,4 +1,4 @@
-"""Where a training's curves are shown: TensorBoard, W&B, MLflow and trackio behind one protocol.
+"""Where a training's curves are shown: TensorBoard, W&B and MLflow behind one protocol.
 
 A tracker that fails is left out with one warning, and the training goes on. No tracker is given
 keys: its library takes them from the environment.
@@ -6,8 +6,6 @@ keys: its library takes them from the environment.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
 import tempfile
@@ -24,10 +22,10 @@ from pipeline.base.stage import StageContext
 from schemas.base import identity_of
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError, LaddError
-from schemas.trackers import MlflowTracker, TrackioTracker, WandbTracker
+from schemas.trackers import MlflowTracker, WandbTracker
 
 BOARD = "tensorboard"
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 """The package of each tracker that is not always installed, by the module that it brings."""
 
 
@@ -233,37 +231,6 @@ class Mlflow:
         self._client.set_terminated(self._id)
 
 
-class Trackio:
-    """A run of trackio, found again by its name. What it has already is not logged twice."""
-
-    def __init__(self, config: TrackioTracker, run: TrackedRun, _context: StageContext) -> None:
-        import trackio
-        from trackio.sqlite_storage import SQLiteStorage
-
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints how to see the curves
-            self._run = trackio.init(
-                project=config.project,
-                name=run.id,
-                config=run.parameters,
-                resume="allow",
-                embed=False,
-                auto_log_gpu=False,
-                auto_log_cpu=False,
-            )
-        self._logged = SQLiteStorage.get_max_step_for_run(config.project, run.id) or 0
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        if step > self._logged:
-            self._run.log(dict(values), step=step)
-
-    def publish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._run.finish()
-
-
 _UPDATE = "update"
 """A metric that says up to which update MLflow has the others."""
 
@@ -281,5 +248,4 @@ _OPEN: dict[str, Callable[[Any, TrackedRun, StageContext], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
     "mlflow": Mlflow,
-    "trackio": Trackio,
 }

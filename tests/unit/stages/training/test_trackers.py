@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -60,22 +59,6 @@ def test_mlflow_shows_the_updates_of_a_resumed_training_once(tmp_path, monkeypat
     assert [(metric.step, metric.value) for metric in history] == [(s, 1 / s) for s in (1, 2, 3, 4)]
     assert run.data.params["discriminator.channels"] == "8"
     assert run.info.status == "FINISHED"
-
-
-@pytest.mark.slow
-def test_trackio_shows_the_updates_of_a_resumed_training_once(tmp_path, monkeypatch):
-    import trackio.sqlite_storage
-    import trackio.utils
-
-    for module in (trackio, trackio.utils, trackio.sqlite_storage):
-        monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio", raising=False)
-    train_twice(tmp_path, {"kind": "trackio", "project": "mine"})
-    with sqlite3.connect(tmp_path / "trackio/mine.db") as database:
-        rows = list(database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step"))
-    assert {name for name, _, _ in rows} == {"distill-k"}
-    assert [(step, json.loads(values)["loss"]) for _, step, values in rows] == [
-        (s, 1 / s) for s in (1, 2, 3, 4)
-    ]
 
 
 @pytest.mark.slow
