@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.commands.opening import open_config
 from schemas.base import Frozen, added, identity_of
+from schemas.config import DistillConfig
 
 
 def test_runtime_fields_are_not_in_the_identity():
@@ -22,3 +23,11 @@ def test_an_added_field_enters_the_identity_only_when_it_is_set():
 
     assert identity_of(Section()) == {"steps": 3}
     assert identity_of(Section(column="text")) == {"steps": 3, "column": "text"}
+
+
+def test_values_that_are_alike_have_the_identity_of_the_default():
+    def identity(choice: str) -> dict:
+        return identity_of(DistillConfig(on_collapse=choice))
+
+    assert identity("stop") == identity("warn") == identity_of(DistillConfig())
+    assert identity("lower_rate") == identity("warn") | {"on_collapse": "lower_rate"}
