@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.base import Frozen, added, added_as, outside, runtime
 from schemas.bucket import Bucket, BucketName
+from schemas.trackers import TensorBoardTracker, TrackerConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -505,6 +506,11 @@ class DistillConfig(Frozen):
     renoise: RenoiseConfig = RenoiseConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    on_collapse: Literal["warn", "stop", "lower_rate"] = added("warn", alike=["stop"])
+    """What to do at a sign of a bad run (docs/health.md): warn; end the training; or halve the
+    learning rate that is too high. A training that was ended goes on with another choice than stop,
+    from its last checkpoint if that is warn.
+    """
     lora: LoraConfig | None = None
     """Train adapters instead of the student's full weights."""
     shard_over: int = runtime(1, ge=1)
@@ -536,9 +542,13 @@ class DistillConfig(Frozen):
     sample_prompts: int = runtime(8, ge=0)
     """Held-out prompts in a sample grid; 0 makes no grids."""
     log_every: int = runtime(10, ge=1)
-    """Updates between TensorBoard points and progress reports."""
+    """Updates between points of the curves and progress reports."""
     cache_gb: float = runtime(50.0, ge=0)
     """Local disk per worker, in GB, that caches latents and embeddings of a remote store."""
+    max_skipped: int = runtime(10, ge=0)
+    """Updates in a row that may be skipped because a loss or gradient is not finite; one more ends
+    the training.
+    """
     retries: int = runtime(3, ge=0)
     """How often Ray Train restarts after a worker dies."""
 
@@ -696,7 +706,11 @@ class DpoConfig(Frozen):
     checkpoint_blocks: bool = runtime(False)
     """Activation checkpointing: less memory, about a third more time."""
     log_every: int = runtime(10, ge=1)
-    """Updates between TensorBoard points and progress reports."""
+    """Updates between points of the curves and progress reports."""
+    max_skipped: int = runtime(10, ge=0)
+    """Updates in a row that may be skipped because a loss or gradient is not finite; one more ends
+    the training.
+    """
     retries: int = runtime(3, ge=0)
     """How often Ray Train restarts after a worker dies."""
 
@@ -801,6 +815,10 @@ class PipelineConfig(Frozen):
     """
     ray: RayConfig = runtime(RayConfig())
     failures: FailureLimits = runtime(FailureLimits())
+    trackers: list[TrackerConfig] = runtime([TensorBoardTracker(kind="tensorboard")])
+    """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its
+    name or with settings, such as {kind: wandb, project: mine, mode: offline}.
+    """
     teacher: TeacherConfig
     prompts: PromptsConfig
     synthesize: SynthesizeConfig = SynthesizeConfig()

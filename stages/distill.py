@@ -18,14 +18,16 @@ from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.teachers import check_teacher, open_teacher, training_memory
+from stages.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from stages.ladd.backbone import Backbone
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError unless the teacher's folder is whole."""
+    """Raise ConfigError unless the teacher's folder is whole and the trackers are installed."""
     check_teacher(config.teacher)
+    check_trackers(config)
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -70,7 +72,7 @@ def _finish(
     """
     from stages.ladd.checkpoint import load_tensors
     from stages.ladd.ema import averaged_tensors
-    from stages.training.trace import STATE, TRACE
+    from stages.training.trace import SIGNALS, STATE, TRACE
 
     config = context.config
     teacher = open_teacher(config.teacher)
@@ -88,14 +90,16 @@ def _finish(
     files["metrics.jsonl"] = context.store.put(
         checkpoint / TRACE, f"{context.folder}/metrics.jsonl"
     )
-    files |= context.written("samples/", "tensorboard/")
-    last = [json.loads(line) for line in trace[-50:]]
+    files |= context.written("samples/", "tensorboard/", SIGNALS)
+    rows = [json.loads(line) for line in trace]
+    last = [row for row in rows if "student_loss" in row][-50:]
     means = {
         name: float(np.mean([row[name] for row in last]))
         for name in ("student_loss", "discriminator_loss")
     }
     counts = {
         "updates": len(trace),
+        "skipped": sum("skipped" in row for row in rows),
         "samples": sum(plan.sizes.values()),
         "batches_per_epoch": plan.batches_per_epoch,
     }

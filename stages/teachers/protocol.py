@@ -119,6 +119,13 @@ class Teacher(Protocol):
         """(C, H, W) of a bucket's latents."""
         ...
 
+    def forward_flops(self, bucket: Bucket, text_tokens: int) -> int:
+        """Floating-point operations of the transformer's velocity for one sample with so many rows
+        of text (`Conditioning.text_tokens`): matrix products and convolutions, a multiply-add as
+        two. Counted from the geometry, without weights.
+        """
+        ...
+
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
         """The teacher's own noise levels for this many steps: falling from 1, with a final 0."""
         ...

@@ -41,6 +41,7 @@ from stages.ladd.sampling import Euler, Solver
 from stages.teachers.folder_check import ModelFolder, opening
 from stages.teachers.hub import model_folder
 from stages.teachers.sd3_backbone import SD3Backbone
+from stages.teachers.sd3_flops import forward_flops
 from stages.teachers.sd3_folder import (
     FIELD,
     INDEX,
@@ -135,6 +136,10 @@ class SD3Teacher:
             bucket.height // self.vae_factor,
             bucket.width // self.vae_factor,
         )
+
+    def forward_flops(self, bucket: Bucket, text_tokens: int) -> int:
+        rows, columns = bucket.height // self.unit, bucket.width // self.unit
+        return forward_flops(self._json("transformer/config.json"), rows, columns, text_tokens)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

@@ -228,6 +228,14 @@ class TinyTeacher:
     def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
         return CHANNELS, bucket.height // FACTOR, bucket.width // FACTOR
 
+    def forward_flops(self, bucket: Bucket, text_tokens: int) -> int:
+        tokens = (bucket.height // FACTOR) * (bucket.width // FACTOR)
+        square = WIDTH**2
+        to_image = 4 * tokens * square + 2 * tokens**2 * WIDTH
+        to_text = 2 * (tokens + text_tokens) * square + 2 * tokens * text_tokens * WIDTH
+        block = WIDTH + to_image + to_text + 4 * tokens * square
+        return 2 * (2 * tokens * CHANNELS * WIDTH + BLOCKS * block)
+
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
         return [1 - i / steps for i in range(steps)] + [0.0]
 

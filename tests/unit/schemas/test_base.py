@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.commands.opening import open_config
 from schemas.base import Frozen, added, added_as, identity_of
+from schemas.config import DistillConfig
 
 
 def test_runtime_fields_are_not_in_the_identity():
@@ -33,3 +34,11 @@ def test_a_field_with_a_new_default_is_left_out_where_it_says_what_was_done_befo
     assert identity_of(Section()) == {"shift": None}
     assert identity_of(Section(shift=1)) == {}
     assert identity_of(Section(shift=3)) == {"shift": 3.0}
+
+
+def test_values_that_are_alike_have_the_identity_of_the_default():
+    def identity(choice: str) -> dict:
+        return identity_of(DistillConfig(on_collapse=choice))
+
+    assert identity("stop") == identity("warn") == identity_of(DistillConfig())
+    assert identity("lower_rate") == identity("warn") | {"on_collapse": "lower_rate"}
