@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,16 @@ if TYPE_CHECKING:
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError unless the teacher's folder is whole."""
+    """Raise ConfigError unless the teacher's folder is whole and what is asked for is installed."""
     check_teacher(config.teacher)
+    distill = config.distill
+    if distill.frozen_weights == "full" and distill.optimizer_bits == 32:
+        return
+    if find_spec("torchao") is None:
+        raise ConfigError(
+            "distill.frozen_weights and distill.optimizer_bits: weights and moments in 8 bits need "
+            "torchao; pip install 'ladd-pipeline[low-bit]'"
+        )
 
 
 def estimate(config: PipelineConfig) -> str:

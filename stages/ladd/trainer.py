@@ -6,7 +6,6 @@ A resumed trainer repeats an undisturbed one exactly: all randomness comes from 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +26,7 @@ from stages.ladd.checkpoint import (
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.flow import add_noise, draw
 from stages.ladd.heads import DiscriminatorHeads, channel_moments
+from stages.ladd.optimizer import adamw, step
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.precision import autocast
 from stages.ladd.rollout import rolled_out
@@ -63,8 +63,8 @@ class LaddTrainer:
         away = torch.device("cpu") if config.ema_device == "cpu" else None
         self.average = ExponentialAverage(student, config.ema_decay, away)
         trained = [p for p in student.parameters() if p.requires_grad]
-        self.student_optimizer = _adamw(trained, config)
-        self.heads_optimizer = _adamw(heads.parameters(), config)
+        self.student_optimizer = adamw(trained, config, config.optimizer_bits)
+        self.heads_optimizer = adamw(heads.parameters(), config)
         self.step = 0
 
     def update(self, x0_BCHW: Tensor, conditioning: Conditioning) -> dict[str, float]:
@@ -98,10 +98,7 @@ class LaddTrainer:
                 f"update {self.step}: {metrics} holds a value that is not a finite number"
             )
         for _, _, optimizer, rate in trained:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            step(optimizer, rate)
         if train_student:
             self.average.update(self.student, student_step)
         self.step += 1
@@ -241,13 +238,6 @@ class LaddTrainer:
             done = turn // config.discriminator.updates_per_student
             scale *= min(1.0, (done + 1) / config.warmup_updates)
         return config.learning_rate * scale
-
-
-def _adamw(parameters: Iterable[nn.Parameter], config: DistillConfig) -> torch.optim.Optimizer:
-    """The trainer sets the learning rate before every step."""
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
 
 
 class HealthWatch:

@@ -8,6 +8,7 @@ Exact, for SD3.5 too (dual attention, QK norm); several times cheaper for short 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.teachers.sd3_lora import as_in_forward
 
 
 class SD3Backbone(Backbone):
@@ -70,7 +72,13 @@ class SD3Backbone(Backbone):
         for block in net.transformer_blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
                 text_BLD, image_BND = checkpoint(
-                    block, image_BND, text_BLD, temb_BD, kwargs, use_reentrant=False
+                    block,
+                    image_BND,
+                    text_BLD,
+                    temb_BD,
+                    kwargs,
+                    use_reentrant=False,
+                    context_fn=partial(as_in_forward, block),
                 )
             else:
                 text_BLD, image_BND = block(image_BND, text_BLD, temb_BD, kwargs)

@@ -14,7 +14,7 @@ from pipeline.base.training import TrainingRun
 from schemas.config import DpoConfig
 from schemas.errors import StageFailed
 from stages.data.pair_batches import PairData
-from stages.ladd.backbone import Backbone
+from stages.ladd.backbone import Backbone, WithoutAdapters
 from stages.ladd.batch_plan import BatchPlan, round_size, slots_of
 from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
 from stages.ladd.grid import student_sigmas
@@ -41,7 +41,8 @@ def train(run: TrainingRun) -> None:
         plan = BatchPlan(data.sizes["train"], dpo.global_batch, dpo.seed)
         net, levels = _tuned_net(teacher, context)
         adapters = teacher.add_adapters(net, dpo.lora, field="dpo.lora", seed=dpo.seed)
-        trainer = DpoTrainer(net.train(), adapters.off, dpo, teacher.device, levels)
+        reference = WithoutAdapters(net, adapters.off)
+        trainer = DpoTrainer(net.train(), reference, dpo, teacher.device, levels)
         trace = TrainingTrace(
             run,
             resume(run, trainer),
