@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -32,14 +32,14 @@ def adamw(
 
 def step(optimizer: Optimizer, rate: float) -> None:
     """Update the weights at learning rate `rate`, and drop their gradients."""
+    eagerly: AbstractContextManager = nullcontext()
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):  # torchao's, which compiles its step
-            group["lr"].fill_(rate)
-        else:
+        if not isinstance(group["lr"], Tensor):
             group["lr"] = rate
-    device = optimizer.param_groups[0]["params"][0].device
-    # On a CPU compilation needs a C++ compiler and gains little.
-    eagerly = torch.compiler.set_stance("force_eager") if device.type == "cpu" else nullcontext()
+            continue
+        group["lr"].fill_(rate)  # torchao's, which compiles its step
+        if group["params"][0].device.type == "cpu":  # where that needs a C++ compiler
+            eagerly = torch.compiler.set_stance("force_eager")
     with eagerly:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

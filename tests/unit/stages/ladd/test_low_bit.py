@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from tests.support.trainers import plain_trainer
 
 KINDS = {"int8": 1 / 127, "float8": 1 / 16}
 """The largest error of a weight: int8's, of its row's largest; float8's, of itself."""
+
+BITS: tuple[Literal[32, 8], ...] = (32, 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,9 +114,7 @@ def test_moments_in_8_bits_step_as_those_in_32():
     config = DistillConfig(weight_decay=0.1)
     nets = [nn.Linear(64, 96)]
     nets.append(copy.deepcopy(nets[0]))
-    optimizers = [
-        adamw(net.parameters(), config, bits) for net, bits in zip(nets, (32, 8), strict=True)
-    ]
+    optimizers = [adamw(n.parameters(), config, bits) for n, bits in zip(nets, BITS, strict=True)]
     for _ in range(5):
         x = torch.randn(7, 64)
         for net, optimizer in zip(nets, optimizers, strict=True):
@@ -124,12 +125,11 @@ def test_moments_in_8_bits_step_as_those_in_32():
     assert 0 < moved.mean() < 1e-4
 
 
-def test_8_bit_moments_are_saved_as_plain_tensors_and_restored_exactly(
-    tiny_backbones, tiny_batch, tmp_path
-):
-    spare = copy.deepcopy(tiny_backbones)
+def test_8_bit_moments_are_saved_as_plain_tensors_and_restored_exactly(tiny_batch, tmp_path):
+    nets = [SD3Backbone(tiny_transformer(width=32, layers=2)) for _ in range(2)]
+    spare = copy.deepcopy(nets)
     options = {"optimizer_bits": 8, "steps": 8, "discriminator": {"channels": 8}}
-    straight = plain_trainer(tiny_backbones, **options)
+    straight = plain_trainer(nets, **options)
     for _ in range(2):
         straight.update(*tiny_batch)
     straight.save(tmp_path)
