@@ -397,7 +397,7 @@ class DistillConfig(Frozen):
     """Precision of the frozen weights in the transformer's blocks: the teacher's, and with `lora`
     those that student and teacher share. `int8` and `float8` take one byte a number, half of
     bfloat16, and cost time to restore them. Adapters are saved merged into the teacher's own
-    weights. Needs `pip install 'ladd-pipeline[low-bit]'`.
+    weights.
     """
     optimizer_bits: Literal[32, 8] = added(32)
     """Precision of AdamW's moments of the student. 8 takes 2 bytes a weight in place of 8; needs

@@ -27,13 +27,10 @@ if TYPE_CHECKING:
 def check(config: PipelineConfig) -> None:
     """Raise ConfigError unless the teacher's folder is whole and what is asked for is installed."""
     check_teacher(config.teacher)
-    distill = config.distill
-    if distill.frozen_weights == "full" and distill.optimizer_bits == 32:
-        return
-    if find_spec("torchao") is None:
+    if config.distill.optimizer_bits == 8 and find_spec("torchao") is None:
         raise ConfigError(
-            "distill.frozen_weights and distill.optimizer_bits: weights and moments in 8 bits need "
-            "torchao; pip install 'ladd-pipeline[low-bit]'"
+            "distill.optimizer_bits: moments in 8 bits need torchao; pip install "
+            "'ladd-pipeline[low-bit]'"
         )
 
 

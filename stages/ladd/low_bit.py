@@ -1,8 +1,9 @@
 """Frozen weights in one byte a number, int8 or float8, with a scale for each row.
 
-torchao quantises (Dettmers et al. 2022, section 2: absmax over rows). The layer is ours, because a
-frozen teacher passes gradients on: with torchao's, autograd keeps a copy of each weight in the
-activations' precision until the backward pass. Its codes are buffers, which FSDP leaves alone.
+Absmax over rows (Dettmers et al. 2022, section 2) in torch's own dtypes. The weight-only layers of
+torchao are made for inference: a frozen teacher passes gradients on, and with them autograd keeps a
+copy of each weight in the activations' precision until the backward pass. Codes and scales are
+buffers, which FSDP leaves alone.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch.nn import functional as F
 from stages.ladd.backbone import Backbone
 
 Kind = Literal["int8", "float8"]
+_LARGEST = {"int8": 127.0, "float8": torch.finfo(torch.float8_e4m3fn).max}
+_TINY = torch.finfo(torch.float32).tiny
+"""A row of zeros has a scale too."""
 
 
 def quantize_blocks(backbone: Backbone, kind: Kind) -> None:
     """Quantise all frozen linear layers of a backbone's blocks, in place; adapters stay as they
-    are. Needs torchao.
+    are.
     """
     for block in backbone.blocks:
         for name, layer in list(block.named_modules()):
@@ -38,14 +42,16 @@ class LowBitLinear(nn.Module):
     """(outputs, 1), float32."""
 
     def __init__(self, layer: nn.Linear, kind: Kind) -> None:
-        from torchao.quantization import Float8Tensor, Int8Tensor, PerRow
-
         super().__init__()
-        quantized = {"int8": Int8Tensor, "float8": Float8Tensor}[kind].from_hp(
-            layer.weight.detach(), granularity=PerRow()
-        )
-        self.register_buffer("codes", quantized.qdata)
-        self.register_buffer("scale", quantized.scale.float())
+        weight = layer.weight.detach().float()
+        scale = weight.abs().amax(1, keepdim=True).clamp_min(_TINY) / _LARGEST[kind]
+        codes = weight / scale
+        if kind == "int8":
+            codes = codes.round().to(torch.int8)
+        else:
+            codes = codes.to(torch.float8_e4m3fn)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:

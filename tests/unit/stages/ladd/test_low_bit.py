@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from typing import Literal
 
 import pytest
@@ -23,6 +24,9 @@ from tests.support.trainers import plain_trainer
 KINDS = {"int8": 1 / 127, "float8": 1 / 16}
 """The largest error of a weight: int8's, of its row's largest; float8's, of itself."""
 
+needs_torchao = pytest.mark.skipif(
+    find_spec("torchao") is None, reason="the extra low-bit: beside it diffusers warns at each start"
+)
 BITS: tuple[Literal[32, 8], ...] = (32, 8)
 
 
@@ -108,6 +112,13 @@ def test_adapters_stay_float32_on_a_quantised_base(tiny_batch):
     torch.testing.assert_close(net.velocity(latents, torch.ones(4), text), off)
 
 
+def test_rows_of_zeros_stay_zeros():
+    layer = nn.Linear(4, 2).requires_grad_(False)
+    layer.weight.zero_()
+    assert torch.equal(LowBitLinear(layer, "float8")(torch.ones(1, 4)), layer.bias[None])
+
+
+@needs_torchao
 def test_moments_in_8_bits_step_as_those_in_32():
     """With betas of (0, 0.99), on a weight that is quantised and one that is too small for it."""
     torch.manual_seed(0)
@@ -125,6 +136,7 @@ def test_moments_in_8_bits_step_as_those_in_32():
     assert 0 < moved.mean() < 1e-4
 
 
+@needs_torchao
 def test_8_bit_moments_are_saved_as_plain_tensors_and_restored_exactly(tiny_batch, tmp_path):
     nets = [SD3Backbone(tiny_transformer(width=32, layers=2)) for _ in range(2)]
     spare = copy.deepcopy(nets)
