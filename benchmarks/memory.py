@@ -213,9 +213,7 @@ def main() -> None:
     if args.here:
         print(json.dumps(measured(cases[args.case], args.measure)))
         return
-    ways = (
-        ["weights", "resident"] if DEVICE.type == "cuda" else ["weights", "resident", "allocated"]
-    )
+    ways = ["weights", "resident", *(["allocated"] if DEVICE.type == "cpu" else [])]
     for name in [args.case] if args.case else LARGE_CASES if args.large else CASES:
         expected = cases[name].estimate()
         size = parameters(cases[name].transformer) / 1e6

@@ -46,10 +46,8 @@ class LowBitLinear(nn.Module):
         weight = layer.weight.detach().float()
         scale = weight.abs().amax(1, keepdim=True).clamp_min(_TINY) / _LARGEST[kind]
         codes = weight / scale
-        if kind == "int8":
-            codes = codes.round().to(torch.int8)
-        else:
-            codes = codes.to(torch.float8_e4m3fn)
+        is_int = kind == "int8"
+        codes = codes.round().to(torch.int8) if is_int else codes.to(torch.float8_e4m3fn)
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.bias = layer.bias

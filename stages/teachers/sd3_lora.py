@@ -96,8 +96,8 @@ class _Switched(AbstractContextManager[None]):
     """A context, to be entered any number of times, in which the adapters of a module are off, or
     on.
 
-    It sets peft's mark itself: `disable_adapters` would also take the adapters' gradients, and
-    FSDP keeps `requires_grad` as it is at the first forward, which is the teacher's.
+    It sets peft's mark itself: `disable_adapters` would also turn off `requires_grad` of weights
+    whose backward pass is still to come.
     """
 
     def __init__(self, module: nn.Module, *, off: bool) -> None:

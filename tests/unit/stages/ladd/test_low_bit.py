@@ -25,7 +25,7 @@ KINDS = {"int8": 1 / 127, "float8": 1 / 16}
 """The largest error of a weight: int8's, of its row's largest; float8's, of itself."""
 
 needs_torchao = pytest.mark.skipif(
-    find_spec("torchao") is None, reason="the extra low-bit: beside it diffusers warns at each start"
+    find_spec("torchao") is None, reason="needs torchao, beside which diffusers warns at each start"
 )
 BITS: tuple[Literal[32, 8], ...] = (32, 8)
 
@@ -112,7 +112,7 @@ def test_adapters_stay_float32_on_a_quantised_base(tiny_batch):
     torch.testing.assert_close(net.velocity(latents, torch.ones(4), text), off)
 
 
-def test_rows_of_zeros_stay_zeros():
+def test_a_row_of_zeros_stays_one():
     layer = nn.Linear(4, 2).requires_grad_(False)
     layer.weight.zero_()
     assert torch.equal(LowBitLinear(layer, "float8")(torch.ones(1, 4)), layer.bias[None])

@@ -136,7 +136,6 @@ def _rank(rank: int, tiny_batch: tuple, shard_over: int, checkpointed: bool, out
 @pytest.mark.slow
 @pytest.mark.parametrize(("shard_over", "checkpointed"), [(1, False), (2, True)])
 def test_two_ranks_share_one_base_as_one_rank_does(shard_over, checkpointed, tiny_batch, tmp_path):
-    """Bug: begin with the adapters frozen; FSDP, which first sees them off, keeps them frozen."""
     out = tmp_path / "metrics.json"
     on_ranks(2, _rank, tiny_batch, shard_over, checkpointed, out)
     expected = updates(make_trainer(*adapted_net()), tiny_batch)
