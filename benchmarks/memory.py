@@ -6,8 +6,8 @@
 Each configuration is built and makes two updates (the second has the optimizer's moments), in
 separate processes: one measures what the system sees (resident set, or the GPU's peak), the other
 uses torch's profiler, which sees every CPU tensor. Prints the ratio of the estimate to each, and
-the same for the weights alone. `--large` measures nets of SD3.5-medium's width, in up to 10 GB. The
-8-bit moments need `ladd-pipeline[low-bit]`.
+the same for the weights alone. `--large` measures SD3.5-medium's geometry with random weights, in
+up to 8 GB. 8-bit moments need `ladd-pipeline[low-bit]`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ class Case:
         return self._backbone(torch.float32).to(DEVICE), teacher.to(DEVICE)
 
     def _backbone(self, dtype: torch.dtype) -> SD3Backbone:
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # a large net is never there in float32
         net = SD3Transformer2DModel(**self.transformer).to(dtype)
+        torch.set_default_dtype(usual)
         return SD3Backbone(net, checkpoint_blocks=self.config.checkpoint_blocks)
 
     def _quantize(self, net: SD3Backbone) -> None:
@@ -163,8 +166,10 @@ CASES = {
         geometry(6, 6), {"global_batch": 4}, rows=20, columns=12
     ),
     "adapters, int8": Case(
-        geometry(8, 6),
-        {"global_batch": 6, "frozen_weights": "int8", "lora": {"rank": 32}},
+        geometry(8, 6, qk_norm=None),
+        {"global_batch": 6, "lora": {"rank": 32}, "frozen_weights": "int8"},
+        rows=12,
+        columns=20,
         teacher_dtype="bfloat16",
     ),
     "full weights, int8 teacher": Case(
@@ -187,14 +192,12 @@ def medium(blocks: int, **distill: Any) -> Case:
         dual_attention_layers=tuple(range(min(blocks, 13))),
     )
     options = {"global_batch": 1, "checkpoint_blocks": True, **distill}
-    return Case(transformer, options, rows=16, columns=16, teacher_dtype="bfloat16")
+    return Case(transformer, options, rows=8, columns=8, text=16, teacher_dtype="bfloat16")
 
 
 LARGE_CASES = {
-    "SD3.5-medium's first 8 blocks, adapters": medium(8, lora={"rank": 64}),
-    "SD3.5-medium's first 8 blocks, adapters, int8": medium(
-        8, lora={"rank": 64}, frozen_weights="int8"
-    ),
+    "SD3.5-medium, adapters": medium(24, lora={"rank": 64}),
+    "SD3.5-medium, adapters, int8": medium(24, lora={"rank": 64}, frozen_weights="int8"),
     "SD3.5-medium's first 2 blocks, full weights, int8 teacher": medium(2, frozen_weights="int8"),
     "SD3.5-medium's first 2 blocks, full weights, 8-bit moments": medium(2, optimizer_bits=8),
 }

@@ -156,10 +156,10 @@ def begin_optimizer(net: nn.Module, optimizer: Optimizer, names: Collection[str]
                 "step": torch.zeros((), device=parameter.device),
                 **{key: torch.zeros_like(parameter) for key in _MOMENTS},
             }
-        else:  # torchao's, which gives no public way to begin
-            signed = {"exp_avg": True, "exp_avg_sq": False}
+        else:
+            new_buffer: Any = optimizer._new_buffer  # type: ignore[attr-defined]  # torchao's
             state = {
                 "step": torch.zeros(()),
-                **{key: optimizer._new_buffer(parameter, signed[key]) for key in _MOMENTS},
+                **{key: new_buffer(parameter, signed=key == "exp_avg") for key in _MOMENTS},
             }
         optimizer.state[parameter] = state

@@ -70,7 +70,8 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradient @ _restored(*ctx.saved_tensors, gradient.dtype), None, None, None
+        codes, scale = ctx.saved_tensors
+        return gradient @ _restored(codes, scale, gradient.dtype), None, None, None
 
 
 def _restored(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,11 @@ def adamw(
     """An optimizer whose learning rate is set before every step, by `step`. In 8 bits, tensors of
     fewer than 4096 values and those that 256 does not divide keep 32. Needs torchao for 8.
     """
-    options = {"lr": 0.0, "betas": config.betas, "weight_decay": config.weight_decay}
+    options: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+    }
     if bits == 8:
         from torchao.optim import AdamW8bit
 
