@@ -6,7 +6,7 @@ h and w token rows and columns, L text tokens, P pooled width, K taps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Self
@@ -62,8 +62,17 @@ class Backbone(nn.Module):
     checkpoint_blocks: bool
     """Activation checkpointing: recompute each block in the backward pass."""
 
-    def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The predicted velocity (B, C, H, W) at noise level `sigma_B` in [0, 1]."""
+    def velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        *,
+        skip_layers: Collection[int] = (),
+    ) -> Tensor:
+        """The predicted velocity (B, C, H, W) at noise level `sigma_B` in [0, 1]. Blocks whose
+        index is in `skip_layers` pass on what they are given.
+        """
         raise NotImplementedError
 
     def features(
@@ -90,9 +99,18 @@ class WithoutAdapters(Backbone):
         self.adapted, self.off = adapted, off
         self.tap_widths = adapted.tap_widths
 
-    def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+    def velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        *,
+        skip_layers: Collection[int] = (),
+    ) -> Tensor:
         with self.off():
-            return self.adapted.velocity(latents_BCHW, sigma_B, conditioning)
+            return self.adapted.velocity(
+                latents_BCHW, sigma_B, conditioning, skip_layers=skip_layers
+            )
 
     def features(
         self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning
