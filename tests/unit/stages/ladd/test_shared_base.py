@@ -105,6 +105,7 @@ def test_a_shared_base_resumes_exactly(tiny_batch, tmp_path):
     assert updates(resumed, tiny_batch) == expected
 
 
+@pytest.mark.slow
 def test_compiled_blocks_know_whether_the_adapters_are_on(tiny_batch, monkeypatch):
     compiling = torch.nn.Module.compile
     monkeypatch.setattr(
