@@ -34,7 +34,8 @@ class Stage:
 
     - `run(context: StageContext) -> StageResult`, which does the work;
     - `estimate(config) -> str`, one line for `plan`: what the stage would make;
-    - optionally `check(config)`, which raises ConfigError before anything starts.
+    - optionally `check(config)`, which raises ConfigError before anything starts;
+    - optionally `warnings(config) -> list[str]`, what `plan` should warn of.
     """
 
     name: str

@@ -35,7 +35,7 @@ def adamw(
 
 
 def step(optimizer: Optimizer, rate: float) -> None:
-    """Update the weights at learning rate `rate`, and drop their gradients."""
+    """Update the weights at learning rate `rate`."""
     eagerly: AbstractContextManager = nullcontext()
     for group in optimizer.param_groups:
         if not isinstance(group["lr"], Tensor):
@@ -46,4 +46,3 @@ def step(optimizer: Optimizer, rate: float) -> None:
             eagerly = torch.compiler.set_stance("force_eager")
     with eagerly:
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)

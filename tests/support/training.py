@@ -29,6 +29,7 @@ class Run:
             yield self.folder
 
     def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
+        self.folder.mkdir(exist_ok=True)
         fill(self.folder)
 
 

@@ -43,16 +43,37 @@ def test_adapters_on_a_shared_base_are_told_from_those_on_a_copy_of_their_own():
     assert "base" not in identity_of(DpoConfig())["lora"]
 
 
-def test_key_is_golden():
-    """A refactor must not change keys: that would cost every user their artifacts."""
+def keys_of(**sections) -> list[str]:
     config = validate(
         {
             "teacher": {"family": "sd3", "model": "m"},
             "prompts": {"sources": [{"kind": "grammar"}], "count": 3, "buckets": {"64x64": 1}},
+            **sections,
         }
     )
-    keys = [s.key for s in make_plan(config, ArtifactStore("memory://golden"), Selection())]
-    assert keys == GOLDEN_KEYS
+    return [s.key for s in make_plan(config, ArtifactStore("memory://golden"), Selection())]
+
+
+def test_key_is_golden():
+    """A refactor must not change keys: that would cost every user their artifacts. These are from
+    before noise levels could be shifted.
+    """
+    unshifted = {"student_time": {"shift": 1}, "renoise": {"shift": 1}}
+    assert keys_of(distill=unshifted, dpo={"shift": 1}) == GOLDEN_KEYS
+
+
+def test_the_teachers_shift_makes_another_student():
+    same = [a == b for a, b in zip(keys_of(), GOLDEN_KEYS, strict=True)]
+    assert same == [True, True, True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("preset", "key"), [("shapes", "bd75ee26bd89033e"), ("shapes-smoke", "8291f0d5f1b17d9d")]
+)
+def test_the_embedded_presets_keep_their_keys(preset, key):
+    """The key of `eval` holds those of all other stages."""
+    config = open_config(preset=preset, environment={})
+    assert make_plan(config, ArtifactStore("memory://golden"), Selection())[-1].key == key
 
 
 GOLDEN_KEYS = [
@@ -89,6 +110,20 @@ def test_buckets_enter_the_key_of_external_shards_latents(store):
         )
         keys |= {s.key for s in make_plan(config, store, Selection()) if s.name == "encode"}
     assert len(keys) == 2
+
+
+def test_without_tuning_an_evaluation_needs_neither_pairs_nor_dpo(store):
+    """Bug: leave `eval.tuned` out of the graph; the first number on a student costs a tuning."""
+    config = open_config(preset="shapes", settings=["eval.tuned=false"], environment={})
+    plan = {stage.name: stage for stage in make_plan(config, store, Selection())}
+    assert plan["eval"].inputs == ("prompts", "distill")
+    skipped = {name for name, stage in plan.items() if stage.action == "skip"}
+    assert skipped == {"pairs", "dpo"}
+    asked = {s.name: s.action for s in make_plan(config, store, Selection(until="dpo"))}
+    assert asked["dpo"] == asked["pairs"] == "run" and asked["eval"] == "skip"
+    whole = open_config(preset="shapes", environment={})
+    keys = {s.name: s.key for s in make_plan(whole, store, Selection())}
+    assert keys["eval"] != plan["eval"].key and keys["dpo"] == plan["dpo"].key
 
 
 def test_pairs_need_the_student_only_where_it_draws_them(store):
