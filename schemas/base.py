@@ -30,7 +30,18 @@ def added(default: Any, *, alike: Sequence[Any] = (), **constraints: Any) -> Any
     identity, so that what was made before keeps its key. So it is with the values `alike`, whose
     result is that of the default.
     """
-    return Field(default, json_schema_extra={"added": True, "alike": list(alike)}, **constraints)
+    return _added([default, *alike], default, constraints)
+
+
+def added_as(before: Any, default: Any, **constraints: Any) -> Any:
+    """Declare an identity field as `added` does, with a default that is not what was done `before`:
+    the field is left out of the identity with the value that says so.
+    """
+    return _added([before], default, constraints)
+
+
+def _added(left_out: list[Any], default: Any, constraints: dict[str, Any]) -> Any:
+    return Field(default, json_schema_extra={"left_out": left_out}, **constraints)
 
 
 def outside(kind: Literal["files", "model"], default: Any = ..., **constraints: Any) -> Any:
@@ -82,9 +93,7 @@ def is_runtime(model: BaseModel, name: str) -> bool:
 
 
 def _is_left_out(model: BaseModel, name: str) -> bool:
-    field = type(model).model_fields[name]
-    marks = _marks(field)
-    return bool(marks.get("added")) and getattr(model, name) in (field.default, *marks["alike"])
+    return getattr(model, name) in _marks(type(model).model_fields[name]).get("left_out", ())
 
 
 def _marks(field: FieldInfo) -> dict[str, Any]:

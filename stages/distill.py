@@ -76,6 +76,7 @@ def _finish(
 
     config = context.config
     teacher = open_teacher(config.teacher)
+    grid = teacher.student_grid(config.distill.student_time)
 
     def load_average(backbone: Backbone) -> None:
         averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
@@ -83,9 +84,7 @@ def _finish(
 
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        teacher.save_student(
-            model, load_average, config.distill.student_time.grid, lora=config.distill.lora
-        )
+        teacher.save_student(model, load_average, grid, lora=config.distill.lora)
         files = context.put_folder(model, "model")
     trace = (checkpoint / TRACE).read_text().splitlines()
     files["metrics.jsonl"] = context.store.put(
@@ -106,7 +105,7 @@ def _finish(
     }
     details = {
         "model": "model",
-        "grid": config.distill.student_time.grid,
+        "grid": list(grid.levels),
         "samples": sorted(name for name in files if name.startswith("samples/")),
         "short_buckets": plan.short_buckets,
     }

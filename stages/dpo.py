@@ -164,5 +164,5 @@ def _save_model(context: StageContext, scale: float) -> dict[str, tuple[int, str
             adapters.merge()
 
         model = Path(scratch) / "model"
-        teacher.save_student(model, merge, student.manifest.details["grid"])
+        teacher.save_student(model, merge)
         return context.put_folder(model, "model")

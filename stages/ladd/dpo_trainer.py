@@ -59,8 +59,8 @@ class DpoTrainer:
     """Trains the adapters of a backbone on `device`: all its parameters that require gradients.
 
     `net` is a `Backbone` and an `Backbone`. Within `reference()` it computes without its adapters.
-    `levels` are the noise levels to train on; None means SD3's. `best` holds the adapters of the
-    best look so far.
+    `levels` are the noise levels to train on; None means SD3's with the configuration's shift, none
+    if it is empty. `best` holds the adapters of the best look so far.
     """
 
     def __init__(
@@ -220,8 +220,9 @@ class DpoTrainer:
         return winners.to(self.device), losers.to(self.device), conditioning.to(self.device)
 
     def _draw(self, step: int | str, slots: range, pairs: Pairs) -> PairDraws:
-        shape = pairs[0].shape[1:]
-        return draw_pairs(self.config.seed, step, slots, shape, self.levels).to(self.device)
+        shape, shift = pairs[0].shape[1:], self.config.shift or 1.0
+        draws = draw_pairs(self.config.seed, step, slots, shape, self.levels, shift=shift)
+        return draws.to(self.device)
 
     @torch.no_grad()
     def _reference(self, pairs: Pairs, draws: PairDraws) -> PairErrors:

@@ -36,6 +36,7 @@ class SampleGrids:
         self.context, self.config = context, context.config
         self.teacher, self.frozen, self.student = teacher, frozen, student
         self.average = average
+        self.grid = teacher.student_grid(self.config.distill.student_time)
         self._teacher_pictures: dict[str, np.ndarray] = {}
         self._teacher_distance: float | None = None
         prompts = context.inputs["prompts"]
@@ -66,7 +67,7 @@ class SampleGrids:
         return signs
 
     def _draw(self) -> tuple[bytes, list[Sign]]:
-        steps, rows = step_counts(self.config.distill.student_time.grid), []
+        steps, rows = step_counts(self.grid), []
         for sample in self.samples:
             key = sample["key"]
             if key not in self._teacher_pictures:
@@ -84,8 +85,7 @@ class SampleGrids:
         alike = [{**self.samples[0], "seed": self.samples[0]["seed"] + i} for i in range(_ALIKE)]
         if self._teacher_distance is None:
             self._teacher_distance = _distance(self._from_teacher(alike))
-        most_steps = len(self.config.distill.student_time.grid)
-        student = _distance(self._from_student(alike, most_steps))
+        student = _distance(self._from_student(alike, len(self.grid)))
         return diversity_signs(student, self._teacher_distance)
 
     def _from_teacher(self, samples: list[PlannedSample]) -> torch.Tensor:
@@ -93,13 +93,12 @@ class SampleGrids:
         return teacher_sampler(self.teacher, self.frozen, self.teacher.device, how)(samples)
 
     def _from_student(self, samples: list[PlannedSample], steps: int) -> torch.Tensor:
-        distill = self.config.distill
         draw = student_sampler(
             self.teacher,
             self.student,
             self.teacher.device,
-            student_sigmas(distill.student_time.grid, steps),
-            bfloat16=distill.precision == "bfloat16",
+            student_sigmas(self.grid, steps),
+            bfloat16=self.config.distill.precision == "bfloat16",
         )
         return draw(samples)
 

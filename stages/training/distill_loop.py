@@ -32,9 +32,9 @@ from stages.training.trace import TrainingTrace, fill_checkpoint, resume
 def train(run: TrainingRun) -> None:
     """The loop of one worker."""
     context, config = run.context, run.context.config
-    distill = config.distill
     teacher = open_teacher(config.teacher)
     teacher.place(worker_device(run.cpus, run.gpus))
+    distill = _on_teachers_scale(config.distill, teacher)
     cache = int(distill.cache_gb * 1e9)
     latents = context.inputs["encode"]
     with closing(LatentData(latents, teacher.encode_prompts, cache_bytes=cache)) as data:
@@ -76,6 +76,21 @@ def train(run: TrainingRun) -> None:
                     run.save(
                         metrics, lambda folder: fill_checkpoint(folder, trainer, trace, run.rank)
                     )
+
+
+def _on_teachers_scale(distill: DistillConfig, teacher: Teacher) -> DistillConfig:
+    """The configuration with its noise levels as the method takes them: the student's own levels
+    for its grid, and numbers for shifts.
+    """
+    time, renoise = distill.student_time, distill.renoise
+    levels = list(teacher.student_grid(time).levels)
+    shift = teacher.shift if renoise.shift is None else renoise.shift
+    return distill.model_copy(
+        update={
+            "student_time": time.model_copy(update={"grid": levels, "shift": 1.0}),
+            "renoise": renoise.model_copy(update={"shift": shift}),
+        }
+    )
 
 
 def _wanted(

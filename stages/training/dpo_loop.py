@@ -42,6 +42,8 @@ def train(run: TrainingRun) -> None:
         data = PairData(context.inputs["pairs"], Path(scratch), teacher.encode_prompts)
         plan = BatchPlan(data.sizes["train"], dpo.global_batch, dpo.seed)
         net, levels = _tuned_net(teacher, context)
+        if levels is None and dpo.shift is None:
+            dpo = dpo.model_copy(update={"shift": teacher.shift})
         adapters = teacher.add_adapters(net, dpo.lora, field="dpo.lora", seed=dpo.seed)
         trainer = DpoTrainer(net.train(), adapters.off, dpo, teacher.device, levels)
         speed = SpeedMeter(teacher.device, run.world)

@@ -309,6 +309,17 @@ def test_the_student_is_tuned_on_its_own_levels(tiny_sd3, tmp_path, monkeypatch)
     assert made.manifest.details["tuned"] == "student"
 
 
+def test_the_teacher_is_tuned_with_its_own_shift(tiny_sd3, tmp_path, monkeypatch):
+    """Bug: hand the configuration on with its empty shift, which the trainer takes for none."""
+
+    def stop(net, reference, config, device, levels):
+        raise StageFailed(f"levels {levels}, shift {config.shift}")
+
+    monkeypatch.setattr(dpo_loop, "DpoTrainer", stop)
+    with pytest.raises(StageFailed, match=r"levels None, shift 3\.0"):
+        tuned_stage(tiny_sd3, tmp_path / "store", monkeypatch)
+
+
 def test_too_few_pairs_for_a_batch_is_one_clear_sentence(tiny_sd3, tmp_path, monkeypatch):
     monkeypatch.setitem(TUNING, "global_batch", 64)
     with pytest.raises(ConfigError, match=r"dpo\.global_batch is 64.*32x32: \d+.*pairs\.prompts"):

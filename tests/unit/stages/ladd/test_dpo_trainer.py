@@ -43,14 +43,16 @@ def make_trainer(**changes) -> tuple[DpoTrainer, SD3Adapters]:
     return DpoTrainer(net.train(), adapters.off, config, CPU), adapters
 
 
-def test_an_update_takes_the_step_that_the_oracle_gives():
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_an_update_takes_the_step_that_the_oracle_gives(shift):
     """The whole update: draws, reference, gradients and AdamW's first step."""
-    trainer, _ = make_trainer(clip_norm=1e9)
+    trainer, _ = make_trainer(clip_norm=1e9, shift=shift)
     twin, _ = tiny_net(moved=False)
     base = SD3Backbone(tiny_transformer())
     batch = pairs_of(1)
     draws = draw_pairs(3, 0, range(4), batch[0].shape[1:])
-    loss = oracle(twin, base, *batch, draws.sigma_P, draws.noise_PCHW, BETA)
+    sigma_P = shift * draws.sigma_P / (1 - draws.sigma_P + shift * draws.sigma_P)
+    loss = oracle(twin, base, *batch, sigma_P, draws.noise_PCHW, BETA)
     trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     loss.backward()
     torch.optim.AdamW(trained.values(), lr=3e-3, weight_decay=0.0).step()

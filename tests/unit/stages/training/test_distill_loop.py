@@ -15,7 +15,7 @@ import pytest
 from pipeline.base.store import Artifact, ArtifactStore
 from schemas.errors import StageFailed
 from stages import encode, prompts, synthesize
-from stages.ladd import health
+from stages.ladd import health, trainer
 from stages.ladd.health import HealthWatch
 from stages.pictures import sample_grids
 from stages.training import distill_loop
@@ -77,19 +77,26 @@ def test_the_loop_visits_what_the_plan_says_and_draws_at_the_end(alone, data):
 def test_sample_grids_are_drawn_on_the_levels_that_are_trained(
     tiny_sd3, data, tmp_path, monkeypatch
 ):
-    levels = [1.0, 0.6, 0.2]
-    drawn = []
-    paint = sample_grids.student_sampler
+    drawn, trained = [], set()
+    paint, draw = sample_grids.student_sampler, trainer.draw
 
     def record(teacher, student, device, sigmas, **options):
         drawn.append(sigmas)
         return paint(teacher, student, device, sigmas, **options)
 
+    def train_at(*arguments, **options):
+        draws = draw(*arguments, **options)
+        trained.update(draws.student_sigma_B.tolist())
+        return draws
+
     monkeypatch.setattr(sample_grids, "student_sampler", record)
-    even = {"probabilities": [0.4, 0.3, 0.3], "warmup_probabilities": [0.0, 0.5, 0.5]}
-    train(tiny_sd3, *data, Run(tmp_path), "levels", student_time={"grid": levels, **even})
+    monkeypatch.setattr(trainer, "draw", train_at)
+    thirds = {"probabilities": [0.4, 0.3, 0.3], "warmup_probabilities": [0.4, 0.3, 0.3]}
+    student_time = {"grid": [1.0, 0.6, 0.2], **thirds}
+    train(tiny_sd3, *data, Run(tmp_path), "levels", student_time=student_time)
     assert {len(sigmas) for sigmas in drawn} == {3, 2, 1}
-    assert {round(sigma, 6) for sigmas in drawn for sigma in sigmas} == set(levels)
+    assert {sigma for sigmas in drawn for sigma in sigmas} == trained
+    assert sorted(trained) == pytest.approx([0.429, 0.818, 1.0], abs=0.003)  # the teacher's shift
 
 
 @pytest.fixture
