@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from importlib.util import find_spec
 from typing import Literal
 
 import pytest
@@ -24,9 +23,6 @@ from tests.support.trainers import plain_trainer
 KINDS = {"int8": 1 / 127, "float8": 1 / 16}
 """The largest error of a weight: int8's, of its row's largest; float8's, of itself."""
 
-needs_torchao = pytest.mark.skipif(
-    find_spec("torchao") is None, reason="needs torchao, beside which diffusers warns at each start"
-)
 BITS: tuple[Literal[32, 8], ...] = (32, 8)
 
 
@@ -118,7 +114,6 @@ def test_a_row_of_zeros_stays_one():
     assert torch.equal(LowBitLinear(layer, "float8")(torch.ones(1, 4)), layer.bias[None])
 
 
-@needs_torchao
 def test_moments_in_8_bits_step_as_those_in_32():
     """With betas of (0, 0.99), on a weight that is quantised and one that is too small for it."""
     torch.manual_seed(0)
@@ -137,7 +132,6 @@ def test_moments_in_8_bits_step_as_those_in_32():
     assert 0 < moved.mean() < 1e-4
 
 
-@needs_torchao
 def test_8_bit_moments_are_saved_as_plain_tensors_and_restored_exactly(tiny_batch, tmp_path):
     nets = [SD3Backbone(tiny_transformer(width=32, layers=2)) for _ in range(2)]
     spare = copy.deepcopy(nets)
