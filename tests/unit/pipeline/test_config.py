@@ -62,7 +62,9 @@ def test_a_preset_builds_on_another(tmp_path):
     assert large.synthesize.skip_layer_guidance is None
     file = tmp_path / "mine.yaml"
     file.write_text("preset: sd35-medium-8gpu\ndistill: {steps: 9}\n")
-    assert load_config(file, environment={}).distill == eight.distill.model_copy(update={"steps": 9})
+    assert load_config(file, environment={}).distill == eight.distill.model_copy(
+        update={"steps": 9}
+    )
 
 
 def test_unknown_preset_suggests():
