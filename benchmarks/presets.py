@@ -32,7 +32,7 @@ SAMPLING, TRAINING, COMPILED = 250e12, 150e12, 260e12
 gradients, with checkpointed blocks, and with these compiled.
 """
 CARDS = {
-    "sd35-medium-512": "1 of 40 GB",
+    "sd35-medium-512": "1 of 48 GB",
     "sd35-medium": "1 of 80 GB",
     "sd35-medium-8gpu": "8 of 80 GB",
     "sd3-medium": "1 of 80 GB",
