@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.base.course import Course, saved_in
 from pipeline.base.fingerprints import Look, Notice, open_digests
 from pipeline.base.lineage import committed
 from pipeline.base.pins import read_pins
@@ -50,6 +51,8 @@ class PlannedStage:
     action: str
     why: str
     estimate: str
+    training: str = ""
+    """The key of its training, if it trains."""
     outside: Seen = field(default_factory=dict, repr=False)
     """Fingerprints of what it reads outside the store."""
     manifest: Manifest | None = field(default=None, repr=False)
@@ -120,14 +123,14 @@ def make_plan(
     planned = []
     for name, node in nodes.items():
         inputs = tuple(above.name for above in node.upstream)
+        above_keys = [keyed[above].key for above in inputs]
+        training = STAGES[name].training_key(config, above_keys, keyed[name].seen)
         if name in running:
             rerun = [above for above in inputs if above in running]
-            action, why = (
-                "run",
-                "forced"
-                if name in selection.force
-                else _why(store, config, name, keyed[name], rerun),
-            )
+            action, why = "run", "forced"
+            if name not in selection.force:
+                why = _why(store, config, name, keyed[name], rerun)
+                why += _start(store, config, name, keyed[name].key, training)
         else:
             action, why = ("done", "artifact exists") if found[name] else ("skip", "not needed")
         if keyed[name].note and action != "skip":
@@ -141,6 +144,7 @@ def make_plan(
                 action=action,
                 why=why,
                 estimate=_estimate(name, config, artifact.manifest if artifact else None),
+                training=training,
                 outside=keyed[name].seen,
                 manifest=artifact.manifest if artifact else None,
             )
@@ -227,6 +231,21 @@ def _why(
     return "; ".join(nearest) or (
         "input changed: " + ", ".join(rerun) if rerun else "input changed"
     )
+
+
+def _start(store: ArtifactStore, config: PipelineConfig, name: str, key: str, training: str) -> str:
+    """Say where in its training a stage starts, if that has checkpoints that serve."""
+    if not training:
+        return ""
+    course: Course = STAGES[name].module().course(config)
+    there = saved_in(store, store.training_folder(name, training))
+    starts = course.starts(there, key)
+    if not starts:
+        return ""
+    first = starts[0]
+    if first.step == course.total:
+        return f"; takes update {first.step:,} of the training {training}"
+    return f"; continues at update {first.step:,} of {course.total:,}"
 
 
 def changed_fields(old: Any, new: Any, where: str = "") -> list[str]:

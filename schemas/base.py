@@ -32,6 +32,14 @@ def added(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"added": True}, **constraints)
 
 
+def retired(default: Any = ..., **constraints: Any) -> Any:
+    """Declare a runtime field that was once an identity field. The identity keeps its default, so
+    that what was made with that keeps its key.
+    """
+    extra: dict[str, Any] = {"runtime": True, "retired": True}
+    return Field(default, json_schema_extra=extra, **constraints)
+
+
 def outside(kind: Literal["files", "model"], default: Any = ..., **constraints: Any) -> Any:
     """Declare an identity field that names something outside the store: its contents enter the key
     too (`pipeline.base.fingerprints`).
@@ -68,12 +76,21 @@ def identity_of(value: Any) -> Any:
             name: identity_of(getattr(value, name))
             for name in type(value).model_fields
             if not is_runtime(value, name) and not _is_left_out(value, name)
-        }
+        } | retired_in(value)
     if isinstance(value, (list, tuple)):
         return [identity_of(item) for item in value]
     if isinstance(value, dict):
         return {str(key): identity_of(item) for key, item in value.items()}
     return value
+
+
+def retired_in(model: BaseModel) -> dict[str, Any]:
+    """Return what the identity keeps of the fields that have left it."""
+    return {
+        name: field.default
+        for name, field in type(model).model_fields.items()
+        if _marks(field).get("retired")
+    }
 
 
 def is_runtime(model: BaseModel, name: str) -> bool:

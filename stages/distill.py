@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.base.checkpoints import Trained
+from pipeline.base.course import Course
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.training import TrainingPlan, train_on_ray
 from schemas.config import PipelineConfig
@@ -38,6 +40,11 @@ def estimate(config: PipelineConfig) -> str:
     )
 
 
+def course(config: PipelineConfig) -> Course:
+    """The trunk is the updates before the decay, the tail the decay."""
+    return Course(config.distill.trunk_steps, config.distill.total_steps)
+
+
 def run(context: StageContext) -> StageResult:
     from stages.training.distill_loop import train
 
@@ -58,13 +65,12 @@ def run(context: StageContext) -> StageResult:
         )
     for name in plan.short_buckets:
         context.warn(f"bucket {name} is left out: it holds fewer samples than a batch")
-    with train_on_ray(context, train, TrainingPlan.of(config)) as (checkpoint, hours):
-        return _finish(context, checkpoint, plan, hours)
+    way = course(context.config)
+    with train_on_ray(context, train, TrainingPlan.of(config), way) as trained:
+        return _finish(context, trained, plan)
 
 
-def _finish(
-    context: StageContext, checkpoint: Path, plan: BatchPlan, device_hours: float
-) -> StageResult:
+def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageResult:
     """Turn the last checkpoint into the artifact: a diffusers folder, the trace and the sample
     grids.
     """
@@ -72,7 +78,7 @@ def _finish(
     from stages.ladd.ema import averaged_tensors
     from stages.training.trace import STATE, TRACE
 
-    config = context.config
+    config, checkpoint = context.config, trained.folder
     teacher = open_teacher(config.teacher)
 
     def load_average(backbone: Backbone) -> None:
@@ -89,6 +95,7 @@ def _finish(
     files["metrics.jsonl"] = context.store.put(
         checkpoint / TRACE, f"{context.folder}/metrics.jsonl"
     )
+    _copy_trunk_samples(context)
     files |= context.written("samples/", "tensorboard/")
     last = [json.loads(line) for line in trace[-50:]]
     means = {
@@ -105,7 +112,21 @@ def _finish(
         "grid": config.distill.student_time.grid,
         "samples": sorted(name for name in files if name.startswith("samples/")),
         "short_buckets": plan.short_buckets,
+        "training": trained.details,
     }
     return StageResult(
-        files=files, counts=counts, metrics=means, details=details, device_hours=device_hours
+        files=files,
+        counts=counts,
+        metrics=means,
+        details=details,
+        device_hours=trained.work.device_hours,
     )
+
+
+def _copy_trunk_samples(context: StageContext) -> None:
+    """Copy the sample grids of the trunk, which all lengths share, to the artifact's."""
+    last = f"step-{context.config.distill.trunk_steps:06d}.png"
+    for name in context.store.list(f"{context.training_folder}/samples"):
+        if name <= last:
+            source = f"{context.training_folder}/samples/{name}"
+            context.store.copy(source, f"{context.folder}/samples/{name}")

@@ -34,7 +34,8 @@ class Stage:
 
     - `run(context: StageContext) -> StageResult`, which does the work;
     - `estimate(config) -> str`, one line for `plan`: what the stage would make;
-    - optionally `check(config)`, which raises ConfigError before anything starts.
+    - optionally `check(config)`, which raises ConfigError before anything starts;
+    - if it trains, `course(config) -> Course`: which updates its artifact is taken from.
     """
 
     name: str
@@ -48,6 +49,10 @@ class Stage:
     """The stages whose artifacts it reads; None leaves the stage out of the graph."""
     makes: str
     """What the user calls its artifact."""
+    taken: tuple[str, ...] = ()
+    """Of a stage that trains, the fields that say what is taken from a training, such as its
+    length. They are left out of the training's key.
+    """
 
     def identity(self, config: PipelineConfig) -> dict[str, Any]:
         """Return the identity fields of its sections, as JSON values."""
@@ -86,6 +91,31 @@ class Stage:
             content["outside"] = {name: seen.digest for name, seen in outside.items()}
         return digest_of(content)[:16]
 
+    def training_key(
+        self, config: PipelineConfig, input_keys: list[str], outside: Mapping[str, OutsideInput]
+    ) -> str:
+        """Return the key of the training that the artifact is taken from: artifacts that differ
+        only in what is `taken` share it. Empty for a stage that does not train.
+        """
+        if not self.taken:
+            return ""
+        identity = self.identity(config)
+        for taken in self.taken:
+            section, name = taken.split(".")
+            identity[section].pop(name, None)
+        content = {
+            "training": self.name,
+            "version": self.version,
+            "config": identity,
+            "inputs": input_keys,
+            "outside": {
+                name: seen.digest
+                for name, seen in outside.items()
+                if not name.startswith(self.taken)
+            },
+        }
+        return digest_of(content)[:16]
+
     def module(self) -> ModuleType:
         return importlib.import_module(f"stages.{self.name}")
 
@@ -112,6 +142,8 @@ class StageContext:
 
     stage: str
     key: str
+    training: str
+    """The key of the training that the artifact is taken from; empty where nothing is trained."""
     config: PipelineConfig
     store: ArtifactStore
     inputs: dict[str, Artifact]
@@ -124,6 +156,11 @@ class StageContext:
     def folder(self) -> str:
         """Where the stage writes, relative to the store: `artifacts/<stage>/<key>`."""
         return self.store.folder(self.stage, self.key)
+
+    @property
+    def training_folder(self) -> str:
+        """Where the training's checkpoints are, relative to the store."""
+        return self.store.training_folder(self.stage, self.training)
 
     def put_folder(self, local: Path, name: str) -> Files:
         """Upload all files below a local folder into the artifact's folder `name`."""

@@ -124,7 +124,7 @@ def collect_garbage(
         )
     opened = open_plan(config, preset, set_)
     store = opened.store
-    used = {(stage.name, stage.key) for stage in opened.stages}
+    used = {(stage.name, key) for stage in opened.stages for key in (stage.key, stage.training)}
     found = {
         (name.split("/")[0], name.split("/")[1])
         for area in ("artifacts", "training")

@@ -43,11 +43,11 @@ class SampleGrids:
             rows = pq.read_table(path).to_pylist()
         self.samples = _one_of_each_bucket(rows, self.config.distill.sample_prompts)
 
-    def put(self, step: int, *, keep: bool) -> list[str]:
+    def put(self, step: int, *, folder: str | None) -> list[str]:
         """Draw the grid of update `step`; returns warnings about the student's diversity.
 
-        Every rank calls this, because sharded weights need all ranks. The rank with `keep` writes
-        `samples/step-NNNNNN.png` into the artifact's folder.
+        Every rank calls this, because sharded weights need all ranks. The rank with a `folder` of
+        the store writes `samples/step-NNNNNN.png` into it.
         """
         if not self.samples:
             return []
@@ -60,9 +60,8 @@ class SampleGrids:
             self.average.swap_with(self.student)
             if self.config.encode.embeddings == "stored":
                 self.teacher.release()  # training needs no text encoders or autoencoder
-        if keep:
-            name = f"{self.context.folder}/samples/step-{step:06d}.png"
-            self.context.store.write(name, png)
+        if folder is not None:
+            self.context.store.write(f"{folder}/samples/step-{step:06d}.png", png)
         return warnings
 
     def _draw(self) -> tuple[bytes, list[str]]:

@@ -59,11 +59,19 @@ def train(run: TrainingRun) -> None:
                     ) from error
                 trace.add(trainer.step, {"bucket": bucket, **metrics})
                 done = trainer.step == distill.total_steps
-                if distill.sample_prompts and (done or trainer.step % distill.sample_every == 0):
-                    trace.warn(grids.put(trainer.step, keep=run.rank == 0))
-                if done or trainer.step % distill.checkpoint_every == 0:
+                in_tail = trainer.step > distill.trunk_steps
+                regular = trainer.step % distill.sample_every == 0
+                if distill.sample_prompts and (done or regular):
+                    shared = regular and not in_tail
+                    folder = context.training_folder if shared else context.folder
+                    trace.warn(grids.put(trainer.step, folder=None if run.rank else folder))
+                branches = trainer.step == distill.trunk_steps
+                if done or branches or trainer.step % distill.checkpoint_every == 0:
                     run.save(
-                        metrics, lambda folder: fill_checkpoint(folder, trainer, trace, run.rank)
+                        metrics,
+                        lambda folder: fill_checkpoint(folder, trainer, trace, run.rank),
+                        trainer.step,
+                        in_tail=in_tail,
                     )
 
 

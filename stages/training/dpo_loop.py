@@ -1,10 +1,16 @@
-"""What each worker of `dpo` runs, top to bottom: build, resume, update, look, save."""
+"""What each worker of `dpo` runs, top to bottom: build, resume, update, look, save.
+
+A last look after `dpo.steps` updates belongs to this artifact alone: a longer tuning would not take
+it there. So it comes after the trunk's last checkpoint.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -51,29 +57,32 @@ def train(run: TrainingRun) -> None:
         )
         mine = slots_of(dpo.global_batch, run.rank, run.world)
 
+        def look() -> None:
+            held_out = held_out_batches(data, dpo, run.rank, run.world)
+            trace.add_look(trainer.step, trainer.look(held_out))
+
         def fill(folder: Path) -> None:
             fill_checkpoint(folder, trainer, trace, run.rank)
-            if trainer.done and run.rank == 0:
+
+        def fill_last(folder: Path) -> None:
+            fill(folder)
+            if run.rank == 0:
                 trainer.take_best()
                 adapters.save(folder / LORA)
 
-        while not trainer.done:
-            bucket, rows = plan.batch(trainer.step)
-            batch = data.batch("train", bucket, rows[mine.start : mine.stop])
-            try:
+        with _explained():
+            while not trainer.done:
+                bucket, rows = plan.batch(trainer.step)
+                batch = data.batch("train", bucket, rows[mine.start : mine.stop])
                 metrics = trainer.update(*batch)
                 trace.add(trainer.step, {"bucket": bucket, **metrics})
-                last = trainer.step == dpo.steps
-                if data.sizes["held_out"] and (last or trainer.step % dpo.watch_every == 0):
-                    looked = trainer.look(held_out_batches(data, dpo, run.rank, run.world))
-                    trace.add_look(trainer.step, looked)
-            except TrainingDiverged as error:
-                raise StageFailed(
-                    f"dpo: {error}; the last good checkpoint is kept, but training from it would "
-                    "diverge again. Lower dpo.learning_rate: that starts a new training run"
-                ) from error
-            if trainer.done or trainer.step % dpo.checkpoint_every == 0:
-                run.save(metrics, fill)
+                if data.sizes["held_out"] and trainer.step % dpo.watch_every == 0:
+                    look()
+                if trainer.done or trainer.step % dpo.checkpoint_every == 0:
+                    run.save(metrics, fill, trainer.step)
+            if data.sizes["held_out"] and "held_out_loss" not in json.loads(trace.lines[-1]):
+                look()
+        run.save({}, fill_last, trainer.step, in_tail=True)
         if trainer.stopped_early:
             trace.warn(
                 [
@@ -82,6 +91,18 @@ def train(run: TrainingRun) -> None:
                 ]
             )
         trace.close()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn a divergence into a sentence for the user."""
+    try:
+        yield
+    except TrainingDiverged as error:
+        raise StageFailed(
+            f"dpo: {error}; the last good checkpoint is kept, but training from it would diverge "
+            "again. Lower dpo.learning_rate: that starts a new training run"
+        ) from error
 
 
 def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[Backbone, list[float] | None]:

@@ -26,7 +26,7 @@ def make_context(
 ) -> StageContext:
     """A stage's context; give lists' `append` as `warn` to see what is warned of."""
     found = {artifact.manifest.stage: artifact for artifact in inputs}
-    return StageContext(stage, key, config, store, found, report, warn)
+    return StageContext(stage, key, f"of-{key}", config, store, found, report, warn)
 
 
 def commit(context: StageContext, result: StageResult) -> Artifact:

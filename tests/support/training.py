@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
+from pipeline.base.checkpoint_list import list_checkpoints, whole_checkpoints
+from pipeline.base.checkpoints import folder_of, tidy_checkpoints
+from pipeline.base.course import Course, Saved, Work, saved_in
 from pipeline.base.stage import StageContext
+from pipeline.base.training import TrainingPlan
 from stages.training.trace import TRACE
 
 
@@ -28,8 +33,51 @@ class Run:
         if (self.folder / TRACE).exists():
             yield self.folder
 
-    def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
+    def save(
+        self,
+        metrics: dict[str, float],
+        fill: Callable[[Path], None],
+        step: int,
+        *,
+        in_tail: bool = False,
+    ) -> None:
         fill(self.folder)
+
+
+class StoredRun(Run):
+    """The only worker of a training whose checkpoints are in the store, as Ray Train puts them."""
+
+    def __init__(self, context: StageContext, plan: TrainingPlan, course: Course) -> None:
+        super().__init__(Path())
+        self.context, self.plan, self.course = context, plan, course
+        self.work = Work().on(0, plan.micro_batch)
+
+    def checkpoint_folders(self) -> Iterator[Path]:
+        store, where = self.context.store, self.context.training_folder
+        for saved in self.course.starts(saved_in(store, where), self.context.key):
+            with folder_of(self.context, saved) as folder:
+                self.work = Work.read(folder).on(saved.step, self.plan.micro_batch)
+                yield folder
+
+    def save(
+        self,
+        metrics: dict[str, float],
+        fill: Callable[[Path], None],
+        step: int,
+        *,
+        in_tail: bool = False,
+    ) -> None:
+        store, where = self.context.store, self.context.training_folder
+        tidy_checkpoints(self.context, self.course, self.plan.keeping)
+        saved = Saved(step, self.context.key if in_tail else "")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            fill(folder)
+            self.work.write(folder)
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                store.put(path, f"{where}/{saved.name}/{path.relative_to(folder).as_posix()}")
+        names = {*(whole_checkpoints(store, where) or ()), saved.name}
+        list_checkpoints(store, where, sorted(names))
 
 
 def on_ranks(world: int, work: Callable[..., None], *arguments: Any) -> None:

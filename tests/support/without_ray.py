@@ -6,24 +6,23 @@ python -m tests.support.without_ray ARGUMENTS OF ladd-pipeline
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import cli, executor, stage_task
 from pipeline.base import mapping
-from pipeline.base.lease import held
+from pipeline.base.checkpoints import Trained, hold_training, result_of, tidy_checkpoints
+from pipeline.base.course import Course
 from pipeline.base.stage import StageContext
 from pipeline.base.training import TrainingPlan, TrainingRun
 from pipeline.observe import Observer
 from pipeline.stage_task import Job, run_stage
 from schemas.errors import LaddError
 from stages import distill, dpo
-from tests.support.training import Run
+from tests.support.training import StoredRun
 
 
 def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
@@ -58,15 +57,18 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _train(
-    context: StageContext, worker: Callable[[TrainingRun], None], plan: TrainingPlan
-) -> Iterator[tuple[Path, float]]:
+    context: StageContext,
+    worker: Callable[[TrainingRun], None],
+    plan: TrainingPlan,
+    course: Course,
+) -> Iterator[Trained]:
     """One worker, whatever the plan says."""
-    folder = context.store.training_folder(context.stage, context.key)
-    with held(context.store, folder, context.stage), tempfile.TemporaryDirectory() as scratch:
-        run: Any = Run(Path(scratch))
-        run.context = context
+    with hold_training(context, course):
+        run: Any = StoredRun(context, plan, course)
         worker(run)
-        yield run.folder, 0.0
+        tidy_checkpoints(context, course, plan.keeping)
+        with result_of(context, course) as trained:
+            yield trained
 
 
 if __name__ == "__main__":
