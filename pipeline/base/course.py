@@ -129,7 +129,7 @@ class Work:
         try:
             hours = float(row["device_hours"])
             rows = tuple((int(update), int(size)) for update, size in row["micro_batch"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, OverflowError, TypeError, ValueError):
             return None
         return cls(hours, rows) if 0 <= hours < float("inf") else None
 
