@@ -52,7 +52,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def context(store):
-    return SimpleNamespace(store=store, stage="distill", key="k")
+    return SimpleNamespace(store=store, stage="distill", training_folder=TRAINING)
 
 
 def write(store: ArtifactStore, name: str, content: bytes) -> None:
