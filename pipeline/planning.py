@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.base.course import Course, saved_in
+from pipeline.base.course import Course, number_list, saved_in
 from pipeline.base.fingerprints import Look, Notice, open_digests
 from pipeline.base.lineage import committed
 from pipeline.base.pins import read_pins
@@ -16,6 +17,9 @@ from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
 from schemas.manifest import Manifest
 from schemas.suggest import did_you_mean
+
+_MOST_STEPS = 10**9
+"""More than any training has."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,33 @@ def _start(store: ArtifactStore, config: PipelineConfig, name: str, key: str, tr
     if first.step == course.total:
         return f"; takes update {first.step:,} of the training {training}"
     return f"; continues at update {first.step:,} of {course.total:,}"
+
+
+def require_kept(store: ArtifactStore, config: PipelineConfig, stage: PlannedStage) -> None:
+    """Raise ArtifactError unless a stage's artifact exists, or its training has kept the checkpoint
+    from which it is taken.
+    """
+    if stage.action == "done":
+        return
+    name, section = stage.name, getattr(config, stage.name)
+
+    def trunk(steps: int) -> int:
+        changed = config.model_copy(update={name: section.model_copy(update={"steps": steps})})
+        course: Course = STAGES[name].module().course(changed)
+        return course.trunk
+
+    there = saved_in(store, store.training_folder(name, stage.training))
+    kept = {one.step for one in there if not one.tail}
+    if trunk(section.steps) in kept:
+        return
+    choices = range(1, _MOST_STEPS)
+    found = [bisect_left(choices, update, key=trunk) + 1 for update in sorted(kept)]
+    steps = [number for number in found if trunk(number) in kept]
+    raise ArtifactError(
+        f"{name} export: the training keeps no checkpoint for {section.steps:,} steps, but for "
+        f"{number_list(steps) or 'no'} steps; `ladd-pipeline run --until {name} --set "
+        f"{name}.steps={section.steps}` trains them, and {name}.keep_every keeps more"
+    )
 
 
 def changed_fields(old: Any, new: Any, where: str = "") -> list[str]:

@@ -140,7 +140,7 @@ class Work:
         return [{"from_update": update, "micro_batch": size} for update, size in self.micro_batch]
 
 
-def kept_text(steps: Sequence[int]) -> str:
+def number_list(steps: Sequence[int]) -> str:
     """Return numbers of updates as a sentence has them: `2,000, 4,000 and 6,000`."""
     texts = [f"{step:,}" for step in steps]
     return " and ".join([", ".join(texts[:-1]), texts[-1]]) if len(texts) > 1 else "".join(texts)

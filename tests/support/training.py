@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -13,7 +14,13 @@ import torch
 from torch import distributed, multiprocessing
 
 from pipeline.base.checkpoint_list import list_checkpoints, whole_checkpoints
-from pipeline.base.checkpoints import folder_of, tidy_checkpoints
+from pipeline.base.checkpoints import (
+    Trained,
+    folder_of,
+    hold_training,
+    result_of,
+    tidy_checkpoints,
+)
 from pipeline.base.course import Course, Saved, Work, saved_in
 from pipeline.base.stage import StageContext
 from pipeline.base.training import TrainingPlan
@@ -47,8 +54,11 @@ class Run:
 class StoredRun(Run):
     """The only worker of a training whose checkpoints are in the store, as Ray Train puts them."""
 
-    def __init__(self, context: StageContext, plan: TrainingPlan, course: Course) -> None:
+    def __init__(
+        self, context: StageContext, plan: TrainingPlan, course: Course, lives: int
+    ) -> None:
         super().__init__(Path())
+        self.lives = lives
         self.context, self.plan, self.course = context, plan, course
         self.work = Work().on(0, plan.micro_batch)
 
@@ -78,6 +88,31 @@ class StoredRun(Run):
                 store.put(path, f"{where}/{saved.name}/{path.relative_to(folder).as_posix()}")
         names = {*(whole_checkpoints(store, where) or ()), saved.name}
         list_checkpoints(store, where, sorted(names))
+        self.lives -= 1
+        if self.lives == 0:
+            raise KeyboardInterrupt
+
+
+def training_here(lives: int = 0, calls: list[str] | None = None) -> Callable[..., Any]:
+    """Return a `train_on_ray` with one worker in this process, whatever the plan says. It dies
+    after `lives` checkpoints, unless that is 0; `calls` gets from which update it starts.
+    """
+
+    @contextlib.contextmanager
+    def train_on_ray(
+        context: StageContext, worker: Callable[[Any], None], plan: TrainingPlan, course: Course
+    ) -> Iterator[Trained]:
+        with hold_training(context, course):
+            there = saved_in(context.store, context.training_folder)
+            starts = course.starts(there, context.key)
+            if calls is not None:
+                calls.append(f"from {starts[0].step}" if starts else "new")
+            worker(StoredRun(context, plan, course, lives))
+            tidy_checkpoints(context, course, plan.keeping)
+            with result_of(context, course) as trained:
+                yield trained
+
+    return train_on_ray
 
 
 def on_ranks(world: int, work: Callable[..., None], *arguments: Any) -> None:

@@ -6,7 +6,7 @@ python -m tests.support.without_ray ARGUMENTS OF ladd-pipeline
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,15 +14,11 @@ import pytest
 
 from pipeline import cli, executor, stage_task
 from pipeline.base import mapping
-from pipeline.base.checkpoints import Trained, hold_training, result_of, tidy_checkpoints
-from pipeline.base.course import Course
-from pipeline.base.stage import StageContext
-from pipeline.base.training import TrainingPlan, TrainingRun
 from pipeline.observe import Observer
 from pipeline.stage_task import Job, run_stage
 from schemas.errors import LaddError
 from stages import distill, dpo
-from tests.support.training import StoredRun
+from tests.support.training import training_here
 
 
 def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
@@ -37,7 +33,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(executor, "ray_cluster", lambda config, warn: contextlib.nullcontext())
     patch.setattr(executor, "_walk", _walk)
     for stage in (distill, dpo):
-        patch.setattr(stage, "train_on_ray", _train)
+        patch.setattr(stage, "train_on_ray", training_here())
 
 
 def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
@@ -53,22 +49,6 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
                 except LaddError as error:
                     observer.record("failed", stage=name, error=str(error))
                     raise
-
-
-@contextlib.contextmanager
-def _train(
-    context: StageContext,
-    worker: Callable[[TrainingRun], None],
-    plan: TrainingPlan,
-    course: Course,
-) -> Iterator[Trained]:
-    """One worker, whatever the plan says."""
-    with hold_training(context, course):
-        run: Any = StoredRun(context, plan, course)
-        worker(run)
-        tidy_checkpoints(context, course, plan.keeping)
-        with result_of(context, course) as trained:
-            yield trained
 
 
 if __name__ == "__main__":
