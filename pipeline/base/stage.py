@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 if TYPE_CHECKING:
     from pipeline.base.store import Artifact, ArtifactStore
     from schemas.config import PipelineConfig
@@ -61,6 +63,17 @@ class Stage:
         return {
             section: identity_of(reduce(getattr, section.split("."), config))
             for section in self.sections
+        }
+
+    def retired(self, config: PipelineConfig) -> dict[str, dict[str, Any]]:
+        """Return what the identity keeps of the fields that have left it, by section."""
+        from schemas.base import retired_in
+
+        sections = {name: reduce(getattr, name.split("."), config) for name in self.sections}
+        return {
+            name: kept
+            for name, section in sections.items()
+            if isinstance(section, BaseModel) and (kept := retired_in(section))
         }
 
     def outside(self, config: PipelineConfig) -> Iterator[tuple[str, str, Any]]:

@@ -96,7 +96,7 @@ def _training_commands(name: str) -> typer.Typer:
             raise ConfigError(f"write the options of `{name} export` behind it")
 
     def export(
-        step: Annotated[int, typer.Option(min=1, help=f"What {name}.steps would be.")],
+        step: Annotated[int, typer.Option(min=1, help="What the stage's `steps` would be.")],
         config: ConfigFile = None,
         preset: Preset = None,
         set_: Settings = None,

@@ -85,6 +85,7 @@ def lives(tiny_sd3, data, tmp_path, monkeypatch):
     return new
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_and_its_parts_are_artifacts_of_their_own(lives, monkeypatch):
     """10,000 updates and then 15,000, and 6,000 of them, in small."""
     parts = lives("parts")
@@ -101,6 +102,7 @@ def test_a_training_goes_on_and_its_parts_are_artifacts_of_their_own(lives, monk
     assert parts.kept() == [Saved(4), Saved(6), Saved(8)]
 
 
+@pytest.mark.slow
 def test_a_decay_is_a_tail_of_the_kept_trunk_and_deaths_change_no_byte(lives):
     """Bug: begin the decay from the trunk's latest checkpoint, or take a tail for the trunk."""
     decay = {"steps": 6, "decay_share": 0.5}
