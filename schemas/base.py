@@ -40,14 +40,21 @@ def retired(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra=extra, **constraints)
 
 
-def outside(kind: Literal["files", "model"], default: Any = ..., **constraints: Any) -> Any:
+def outside(
+    kind: Literal["files", "model"],
+    default: Any = ...,
+    *,
+    came_later: bool = False,
+    **constraints: Any,
+) -> Any:
     """Declare an identity field that names something outside the store: its contents enter the key
     too (`pipeline.base.fingerprints`).
 
     `files` are addresses or patterns; a `model` is a folder or a hub id, whose `revision` is a
-    field beside it.
+    field beside it. One that `came_later` is left out at its default, as with `added`.
     """
-    return Field(default, json_schema_extra={"outside": kind}, **constraints)
+    extra: dict[str, Any] = {"outside": kind, "added": came_later}
+    return Field(default, json_schema_extra=extra, **constraints)
 
 
 def outside_fields(value: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:

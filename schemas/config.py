@@ -383,6 +383,14 @@ class DistillConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     lora: LoraConfig | None = None
     """Train adapters instead of the student's full weights."""
+    init: str | None = outside("model", None, came_later=True)
+    """Where the student starts: a transformer's folder, a pipeline's folder such as a student's, a
+    hub id, or a student of this store: its key, or `latest`, which is the newest when this store
+    first uses it, and stays that one (`pins/latest-student.json`; remove the file to move on).
+    Empty starts from the teacher. It must have the teacher's architecture.
+    """
+    init_revision: str | None = added(None)
+    """Hub revision of `init`; pinned as the teacher's is."""
     shard_over: int = runtime(1, ge=1)
     """Workers that share one copy of the student's weights (FSDP2); 1 keeps a full copy on each."""
     shard_teacher: bool = runtime(False)

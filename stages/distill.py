@@ -19,15 +19,19 @@ from pipeline.base.training import TrainingPlan, train_on_ray
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
-from stages.teachers import check_teacher, open_teacher, training_memory
+from stages.teachers import check_start, check_teacher, open_teacher, training_memory
 
 if TYPE_CHECKING:
     from stages.ladd.backbone import Backbone
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError unless the teacher's folder is whole."""
+    """Raise ConfigError unless the teacher's folder is whole, and that of the student's start is of
+    the same architecture.
+    """
     check_teacher(config.teacher)
+    if config.distill.init is not None:
+        check_start(config.teacher, Path(config.distill.init))
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -76,6 +80,7 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
     """
     from stages.ladd.checkpoint import load_tensors
     from stages.ladd.ema import averaged_tensors
+    from stages.training.start import student_start
     from stages.training.trace import STATE, TRACE
 
     config, checkpoint = context.config, trained.folder
@@ -85,9 +90,9 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
         averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
         load_tensors(checkpoint / STATE, averages)
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with student_start(context, teacher) as start, tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        teacher.save_student(
+        start.save_student(
             model, load_average, config.distill.student_time.grid, lora=config.distill.lora
         )
         files = context.put_folder(model, "model")
@@ -113,6 +118,7 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
         "samples": sorted(name for name in files if name.startswith("samples/")),
         "short_buckets": plan.short_buckets,
         "training": trained.details,
+        "init": config.distill.init,
     }
     return StageResult(
         files=files,

@@ -22,6 +22,7 @@ from stages.pictures.sample_grids import SampleGrids
 from stages.teachers import open_teacher
 from stages.teachers.devices import worker_device
 from stages.teachers.protocol import Teacher
+from stages.training.start import student_start
 from stages.training.trace import TrainingTrace, fill_checkpoint, resume
 
 
@@ -35,7 +36,8 @@ def train(run: TrainingRun) -> None:
     latents = context.inputs["encode"]
     with closing(LatentData(latents, teacher.encode_prompts, cache_bytes=cache)) as data:
         plan = BatchPlan(data.sizes, distill.global_batch, distill.seed)
-        student, frozen = _student(teacher, config), _frozen_teacher(teacher, config)
+        with student_start(context, teacher) as start:
+            student, frozen = _student(start, config), _frozen_teacher(teacher, config)
         pooled_width = data.conditioning([0]).pooled_BP.shape[1]
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, teacher.device)
         trace = TrainingTrace(

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.base.course import Saved, saved_in
 from pipeline.base.stage import StageResult
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.dag import STAGES
+from schemas.errors import ConfigError
 from stages import distill, encode, prompts, synthesize
 from stages.ladd.trainer import LaddTrainer
+from stages.training import distill_loop
 from tests.support.context import commit, make_context
 from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.training import training_here
@@ -131,3 +135,49 @@ def test_another_micro_batch_goes_on_and_the_manifest_records_it(lives):
         {"from_update": 0, "micro_batch": 4},
         {"from_update": 4, "micro_batch": 2},
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_second_training_begins_where_the_first_student_ended(lives, lora, monkeypatch):
+    """Against a first training whose teacher file holds that student: the heads' features come from
+    the teacher, so only the student's side may come from it.
+    """
+    first, second = lives("first"), lives("second")
+    begun = first.run(steps=3)
+    assert begun is not None
+    (student,) = first.store.glob("artifacts/distill/*/model")
+    weights = load_file(student / "transformer" / "diffusion_pytorch_model.safetensors")
+    seen = []
+
+    class Watched(LaddTrainer):
+        def __init__(self, student, teacher, *rest):
+            nets = (student.transformer, teacher.transformer)
+            seen.append([{n: p.clone() for n, p in net.named_parameters()} for net in nets])
+            super().__init__(student, teacher, *rest)
+
+    monkeypatch.setattr(distill_loop, "LaddTrainer", Watched)
+    made = second.run(steps=2, init=str(student), lora=lora)
+    ((started, frozen),) = seen
+    for name, weight in weights.items():
+        parts = name.rpartition(".")
+        here = started.get(name, started.get(f"{parts[0]}.base_layer.{parts[2]}"))
+        assert torch.equal(here, weight), name
+        assert here.dtype == torch.float32
+    assert any(not torch.equal(weights[name], frozen[name]) for name in weights)
+    assert made.details["init"] == str(student)
+    (saved,) = second.store.glob("artifacts/distill/*/model/transformer/*.safetensors")
+    moved = load_file(saved)
+    far = sum((moved[n] - frozen[n]).abs().sum() for n in weights)
+    near = sum((moved[n] - weights[n]).abs().sum() for n in weights)
+    assert near < far, "what is saved has the start's weights below its own"
+
+
+def test_a_start_of_another_shape_is_refused_in_one_sentence(tiny_sd3, tmp_path):
+    shutil.copytree(tiny_sd3 / "transformer", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    for name, value in (("num_layers", 7), ("_class_name", "FluxTransformer2DModel")):
+        (tmp_path / "other" / "config.json").write_text(json.dumps(config | {name: value}))
+        asked = make_tiny_config(tiny_sd3, tmp_path, distill={"init": str(tmp_path / "other")})
+        with pytest.raises(ConfigError, match=rf"distill\.init: .*other has .* as {name}, but"):
+            distill.check(asked)
