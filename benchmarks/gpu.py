@@ -43,7 +43,7 @@ from stages.ladd.flow import draw
 from stages.ladd.grid import student_sigmas
 from stages.ladd.parallelize import compile_blocks
 from stages.ladd.precision import autocast, computed_dtype
-from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler
+from stages.ladd.sampling import Euler, Guidance, initial_noise, sample_consistency, sample_flow
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import add_adapters
@@ -186,12 +186,12 @@ class Bench:
         steps, student_steps = (1, 1) if device == META else (self.sizes.steps, 4)
         falling = torch.linspace(1, 0, steps + 1).tolist()
         grid = student_sigmas(DistillConfig().student_time.grid, student_steps)
-        guidance = {"guidance_scale": 4.5, "unconditional": text.select([0])}
+        guidance = Guidance(text.select([0]), 4.5, range(steps))
 
         def sample() -> Tensor:
             noise, generators = initial_noise(range(batch), latents.shape[1:])
             if guided:
-                return sample_euler(net, noise.to(device), text, falling, **guidance)
+                return sample_flow(net, noise.to(device), text, Euler(falling), guidance)
             return sample_consistency(net, noise.to(device), text, grid, generators)
 
         return low_precision(device)(sample)

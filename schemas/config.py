@@ -160,13 +160,57 @@ class FailureLimits(Frozen):
     """Samples below which the stage does not stop."""
 
 
+SamplerName = Literal["euler", "dpmpp_2m"]
+GuidanceScale = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+
+
+class SkipLayerGuidance(Frozen):
+    """Guidance away from what the teacher predicts without some of its blocks, as in diffusers'
+    StableDiffusion3Pipeline: one more pass in its steps. It needs classifier-free guidance and
+    works only where that does.
+    """
+
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """The blocks to leave out, counted from 0 (`skip_guidance_layers`)."""
+    scale: float = Field(2.8, gt=0, allow_inf_nan=False)
+    """Its strength (`skip_layer_guidance_scale`)."""
+    start: Probability = 0.01
+    """Step i of n, counted from 0, has it if i is above this share of n
+    (`skip_layer_guidance_start`).
+    """
+    stop: Probability = 0.2
+    """Step i of n has it if i is below this share of n (`skip_layer_guidance_stop`)."""
+
+
 class SynthesizeConfig(Frozen):
-    """How the teacher samples its pictures."""
+    """How the teacher samples its pictures: for training, for the pairs of `pairs`, in sample grids
+    and in evaluations.
+    """
 
     steps: int = Field(28, ge=1)
     """Sampling steps."""
+    sampler: SamplerName = added("euler")
+    """euler, or dpmpp_2m: DPM-Solver++ of second order, diffusers' DPMSolverMultistepScheduler with
+    flow_shift set to the teacher's shift.
+    """
     guidance_scale: float = Field(5.0, ge=1)
     """Classifier-free guidance. LADD learns the guided distribution; 1 turns guidance off."""
+    guidance_range: list[GuidanceScale] | None = added(None, min_length=2, max_length=2)
+    """Lowest and highest guidance scale, in place of `guidance_scale`: every picture draws its own
+    from its seed, and its record in the shard says which.
+    """
+    guidance_start: Probability = added(0.0)
+    """Share of the steps before which there is no guidance (one pass in place of two): n steps are
+    guided from step floor(guidance_start * n) on, counted from 0, as in diffusers' guiders.
+    """
+    guidance_stop: Probability = added(1.0)
+    """Share of the steps after which there is no guidance: none from step floor(guidance_stop * n)
+    on.
+    """
+    negative_prompt: str = added("")
+    """What guidance leads away from; empty means the empty prompt."""
+    skip_layer_guidance: SkipLayerGuidance | None = added(None)
+    """Guidance by a pass without some blocks, which SD3.5-medium's makers use; empty means none."""
     micro_batch: int = Field(8, ge=1)
     """Pictures sampled together. An identity field, because low-precision sums may round
     differently at another batch size.
@@ -182,6 +226,78 @@ class SynthesizeConfig(Frozen):
     flat_below: float = Field(2.0, ge=0)
     """Pictures whose standard deviation (values 0 to 255) is below this are filtered as flat."""
     pool: WorkerPool = runtime(WorkerPool())
+
+    @model_validator(mode="after")
+    def _guidance_has_an_effect(self) -> SynthesizeConfig:
+        scales = self.guidance_range
+        if scales is not None and scales[0] >= scales[1]:
+            raise ValueError(f"guidance_range {scales} must rise; for one scale set guidance_scale")
+        if not self.is_guided:
+            for name in ("negative_prompt", "skip_layer_guidance"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} has no effect without guidance; set guidance_scale above 1"
+                    )
+            if (self.guidance_start, self.guidance_stop) != (0, 1):
+                raise ValueError(
+                    "guidance_start and guidance_stop have no effect without guidance; set "
+                    "guidance_scale above 1"
+                )
+        elif not self.guided_steps:
+            raise ValueError(
+                f"guidance_start {self.guidance_start:g} and guidance_stop {self.guidance_stop:g} "
+                f"leave none of {self.steps} steps guided; to turn guidance off set guidance_scale "
+                "to 1"
+            )
+        if self.skip_layer_guidance is not None and not self.skip_layer_steps:
+            raise ValueError(
+                f"skip_layer_guidance has no effect in {self.steps} steps: no guided step lies "
+                "between its start and its stop"
+            )
+        return self
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_range is not None or self.guidance_scale > 1
+
+    @property
+    def guided_steps(self) -> range:
+        """The steps with guidance, counted from 0; each needs a second pass."""
+        if not self.is_guided:
+            return range(0)
+        return range(int(self.guidance_start * self.steps), int(self.guidance_stop * self.steps))
+
+    @property
+    def skip_layer_steps(self) -> list[int]:
+        """The steps with skip-layer guidance, counted from 0; each needs a third pass."""
+        skip = self.skip_layer_guidance
+        if skip is None:
+            return []
+        start, stop = skip.start * self.steps, skip.stop * self.steps
+        return [step for step in self.guided_steps if start < step < stop]
+
+    @property
+    def passes(self) -> int:
+        """Passes through the teacher for one picture."""
+        return self.steps + len(self.guided_steps) + len(self.skip_layer_steps)
+
+    @property
+    def guidance_text(self) -> str:
+        """The guidance scale in words, such as `5` or `3 to 7`."""
+        return " to ".join(f"{scale:g}" for scale in self.guidance_range or [self.guidance_scale])
+
+    def at(
+        self, *, steps: int | None = None, guidance_scale: float | None = None
+    ) -> SynthesizeConfig:
+        """The same way of sampling in other steps, or at one scale in place of a range. Guidance
+        may come to nothing in it, which a configuration refuses.
+        """
+        changes: dict[str, int | float | None] = {}
+        if steps is not None:
+            changes["steps"] = steps
+        if guidance_scale is not None:
+            changes |= {"guidance_scale": guidance_scale, "guidance_range": None}
+        return self.model_copy(update=changes)
 
 
 class EncodeConfig(Frozen):

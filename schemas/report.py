@@ -45,8 +45,8 @@ class SystemResult(Frozen):
     """As shown: "student, 4 steps"."""
     kind: Literal["teacher", "student", "tuned"]
     steps: int
-    guidance_scale: float | None
-    """None without guidance."""
+    guidance_scale: float | list[float] | None
+    """None without guidance; lowest and highest if every picture drew its own."""
     scores: dict[str, Interval]
     by_bucket: dict[str, dict[str, float]]
     """Bucket -> score -> mean; also contains `fid`."""

@@ -286,10 +286,11 @@ class PairSampler(_PairWorker):
 
         teacher, device = self.teacher, self.teacher.device
         if self.student is None:
-            pairs, synthesize = self.pairs, self.config.synthesize
-            steps = pairs.teacher_steps or synthesize.steps
-            guidance_scale = pairs.guidance_scale or synthesize.guidance_scale
-            return teacher_sampler(teacher, teacher.backbone(), device, steps, guidance_scale)
+            pairs = self.pairs
+            how = self.config.synthesize.at(
+                steps=pairs.teacher_steps, guidance_scale=pairs.guidance_scale
+            )
+            return teacher_sampler(teacher, teacher.backbone(), device, how)
         backbone, grid = student_of(self.student, device)
         return pairs_sampler(teacher, backbone, grid, self.config, device)
 

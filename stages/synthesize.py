@@ -50,8 +50,7 @@ def check(config: PipelineConfig) -> None:
 
 
 def estimate(config: PipelineConfig) -> str:
-    synthesize = config.synthesize
-    passes = synthesize.steps * (2 if synthesize.guidance_scale > 1 else 1)
+    passes = config.synthesize.passes
     return f"{config.prompts.pictures_text()} pictures, {passes} teacher passes each"
 
 
@@ -96,11 +95,7 @@ class Synthesizer:
         self.planned, self.folder = planned, folder
         self.teacher = open_teacher_in(self.config.pool, config.teacher)
         self.draw = teacher_sampler(
-            self.teacher,
-            self.teacher.backbone(),
-            self.teacher.device,
-            self.config.steps,
-            self.config.guidance_scale,
+            self.teacher, self.teacher.backbone(), self.teacher.device, self.config
         )
 
     def __call__(self, shard: str) -> ShardStats:
@@ -156,8 +151,11 @@ class Synthesizer:
     def _members(
         self, sample: dict[str, Any], picture: np.ndarray, latents: torch.Tensor
     ) -> dict[str, bytes]:
+        from stages.pictures.samplers import guidance_scale_of
+
         config = self.config
-        record = {**sample, "steps": config.steps, "guidance_scale": config.guidance_scale}
+        scale = guidance_scale_of(sample, config)
+        record = {**sample, "steps": config.steps, "guidance_scale": scale}
         members = {
             "txt": sample["prompt"].encode(),
             "json": json.dumps(record, sort_keys=True).encode(),

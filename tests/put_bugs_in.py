@@ -16,8 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 UPDATE, SAMPLING = "stages/ladd/update.py", "stages/ladd/sampling.py"
 BUGS = [
-    ("01", SAMPLING, "in pairwise(sigmas):", "in pairwise(sigmas[:-1]):"),
-    ("02", "stages/synthesize.py", "self.config.guidance_scale,\n        )", "1.0,\n        )"),
+    ("01", SAMPLING, "list(sigmas[:-1])", "list(sigmas[:-2])"),
+    (
+        "02",
+        "stages/synthesize.py",
+        "self.teacher.device, self.config\n",
+        "self.teacher.device, self.config.at(guidance_scale=1.0)\n",
+    ),
     (
         "03",
         UPDATE,

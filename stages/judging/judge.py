@@ -97,8 +97,8 @@ class Judge:
             self._loaded = ("", None)  # free it before loading the next: two may not fit
             self._loaded = (system.kind, self._load(system.kind))
         if system.kind == "teacher":
-            backbone, scale = self._loaded[1], self.config.synthesize.guidance_scale
-            return teacher_sampler(self.teacher, backbone, self.device, system.steps, scale)
+            how = self.config.synthesize.at(steps=system.steps)
+            return teacher_sampler(self.teacher, self._loaded[1], self.device, how)
         backbone, grid = self._loaded[1]
         sigmas = student_sigmas(grid, system.steps)
         return student_sampler(self.teacher, backbone, self.device, sigmas)

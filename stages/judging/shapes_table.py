@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from schemas.bucket import Bucket
-from schemas.config import GrammarSource, PipelineConfig, ScoreConfig
+from schemas.config import GrammarSource, PipelineConfig, ScoreConfig, SynthesizeConfig
 from schemas.errors import ConfigError
 from stages.ladd.grid import step_counts, steps_title, student_sigmas
 from stages.pictures.samplers import PlannedSample, Sampler, student_sampler, teacher_sampler
@@ -166,19 +166,18 @@ def score_table(
     net = teacher.backbone()
     synthesize = config.synthesize
 
-    def from_teacher(steps: int, guidance_scale: float) -> Draw:
-        return _drawer(teacher, teacher_sampler(teacher, net, CPU, steps, guidance_scale))
+    def from_teacher(how: SynthesizeConfig) -> Draw:
+        return _drawer(teacher, teacher_sampler(teacher, net, CPU, how))
 
-    reference = f"teacher, {synthesize.steps} steps, guidance {synthesize.guidance_scale:g}"
+    reference = f"teacher, {synthesize.steps} steps, guidance {synthesize.guidance_text}"
     samplers: dict[str, tuple[int, Draw]] = {
         REAL: (0, draw_real),
-        reference: (synthesize.steps, from_teacher(synthesize.steps, synthesize.guidance_scale)),
+        reference: (synthesize.steps, from_teacher(synthesize)),
     }
-    samplers |= {
-        f"{at_steps('teacher', n)}, guidance {g:g}": (n, from_teacher(n, g))
-        for n in sorted({n for grid in grids for n in step_counts(grid)}, reverse=True)
-        for g in (synthesize.guidance_scale, 1.0)
-    }
+    for n in sorted({n for grid in grids for n in step_counts(grid)}, reverse=True):
+        for how in (synthesize.at(steps=n), synthesize.at(steps=n, guidance_scale=1.0)):
+            name = f"{at_steps('teacher', n)}, guidance {how.guidance_text}"
+            samplers[name] = n, from_teacher(how)
     for title, (backbone, grid) in opened.items():
         for n in step_counts(grid):
             sampler = student_sampler(teacher, backbone, CPU, student_sigmas(grid, n))

@@ -88,12 +88,13 @@ def _result(
     config: PipelineConfig, system: System, mine: Drawn, reference: Drawn, seconds: float
 ) -> SystemResult:
     is_teacher = system.kind == "teacher"
+    guidance = config.synthesize.guidance_range or config.synthesize.guidance_scale
     return SystemResult(
         name=system.name,
         title=system.title,
         kind=system.kind,
         steps=system.steps,
-        guidance_scale=config.synthesize.guidance_scale if is_teacher else None,
+        guidance_scale=guidance if is_teacher else None,
         scores={name: interval_of(values, config.eval) for name, values in mine.scores.items()},
         by_bucket={
             bucket: _means(mine, "bucket", bucket) | _distance_in(bucket, mine, reference)

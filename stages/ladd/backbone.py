@@ -6,7 +6,7 @@ h and w token rows and columns, L text tokens, P pooled width, K taps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +59,17 @@ class Backbone(nn.Module):
     checkpoint_blocks: bool
     """Activation checkpointing: recompute each block in the backward pass."""
 
-    def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The predicted velocity (B, C, H, W) at noise level `sigma_B` in [0, 1]."""
+    def velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        *,
+        skip_layers: Collection[int] = (),
+    ) -> Tensor:
+        """The predicted velocity (B, C, H, W) at noise level `sigma_B` in [0, 1]. Blocks whose
+        index is in `skip_layers` pass on what they are given.
+        """
         raise NotImplementedError
 
     def features(

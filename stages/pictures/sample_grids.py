@@ -88,15 +88,8 @@ class SampleGrids:
         return diversity_warnings(student, self._teacher_distance)
 
     def _from_teacher(self, samples: list[PlannedSample]) -> torch.Tensor:
-        synthesize = self.config.synthesize
-        draw = teacher_sampler(
-            self.teacher,
-            self.frozen,
-            self.teacher.device,
-            synthesize.steps,
-            synthesize.guidance_scale,
-        )
-        return draw(samples)
+        how = self.config.synthesize
+        return teacher_sampler(self.teacher, self.frozen, self.teacher.device, how)(samples)
 
     def _from_student(self, samples: list[PlannedSample], steps: int) -> torch.Tensor:
         distill = self.config.distill

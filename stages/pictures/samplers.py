@@ -1,5 +1,5 @@
-"""Samplers: make the latents of planned samples with the teacher and guidance, or with a student on
-its grid.
+"""Samplers: make the latents of planned samples with the teacher, as `synthesize` says, or with a
+student on its grid.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from schemas.bucket import Bucket
+from schemas.config import SynthesizeConfig
+from schemas.errors import ConfigError
 from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.precision import autocast
-from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler
+from stages.ladd.sampling import Guidance, initial_noise, sample_consistency, sample_flow
 from stages.teachers.protocol import Teacher
+from stages.texts.identity import hash_fraction
 
 PlannedSample = dict[str, Any]
 """One picture to sample: at least `prompt`, `seed`, `width` and `height`. The picture depends only
@@ -25,25 +28,47 @@ Sampler = Callable[[Sequence[PlannedSample]], Tensor]
 
 
 def teacher_sampler(
-    teacher: Teacher, backbone: Backbone, device: torch.device, steps: int, guidance_scale: float
+    teacher: Teacher, backbone: Backbone, device: torch.device, how: SynthesizeConfig
 ) -> Sampler:
-    """The teacher's Euler sampler; a bfloat16 backbone computes under autocast."""
-    unconditional = teacher.encode_prompts([""])
+    """The teacher as a configuration samples it; a bfloat16 backbone computes under autocast.
+
+    Raises ConfigError for a block to skip that the teacher does not have.
+    """
+    unconditional = teacher.encode_prompts([how.negative_prompt])
+    skip, blocks = how.skip_layer_guidance, len(backbone.tap_widths)
+    if skip is not None and max(skip.layers) >= blocks:
+        raise ConfigError(
+            f"synthesize.skip_layer_guidance.layers: the teacher has no block {max(skip.layers)}, "
+            f"its blocks are 0 to {blocks - 1}"
+        )
 
     def draw(samples: Sequence[PlannedSample]) -> Tensor:
         noise, _, conditioning, bucket = _start(teacher, samples, device)
+        guidance = None
+        if how.is_guided:
+            scales = [guidance_scale_of(sample, how) for sample in samples]
+            guidance = Guidance(
+                unconditional,
+                torch.tensor(scales, device=device).view(-1, 1, 1, 1),
+                how.guided_steps,
+                skip.layers if skip else (),
+                skip.scale if skip else 0.0,
+                how.skip_layer_steps,
+            )
+        solver = teacher.solver(how.sampler, how.steps, bucket)
         in_bfloat16 = next(backbone.parameters()).dtype == torch.bfloat16
         with autocast(device, enabled=in_bfloat16):
-            return sample_euler(
-                backbone,
-                noise,
-                conditioning,
-                teacher.sigmas(steps, bucket),
-                guidance_scale=guidance_scale,
-                unconditional=unconditional,
-            )
+            return sample_flow(backbone, noise, conditioning, solver, guidance)
 
     return draw
+
+
+def guidance_scale_of(sample: PlannedSample, how: SynthesizeConfig) -> float:
+    """The scale at which a sample is guided: with a range, drawn evenly from its seed alone."""
+    if how.guidance_range is None:
+        return how.guidance_scale
+    low, high = how.guidance_range
+    return low + (high - low) * hash_fraction(str(sample["seed"]), "guidance")
 
 
 def student_sampler(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from schemas.bucket import Bucket
-from schemas.config import LoraConfig
+from schemas.config import LoraConfig, SamplerName
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.sampling import Solver
 
 
 class Adapters(Protocol):
@@ -127,6 +128,12 @@ class Teacher(Protocol):
 
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
         """The teacher's own noise levels for this many steps: falling from 1, with a final 0."""
+        ...
+
+    def solver(self, sampler: SamplerName, steps: int, bucket: Bucket) -> Solver:
+        """A new solver for one batch, with the teacher's own shift of noise levels; `euler` steps
+        over `sigmas`. Raises ConfigError if the teacher has no such sampler.
+        """
         ...
 
     def save_student(

@@ -35,10 +35,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from schemas.bucket import Bucket
-from schemas.config import LoraConfig, TeacherConfig
+from schemas.config import LoraConfig, SamplerName, TeacherConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.precision import autocast, computed_dtype
+from stages.ladd.sampling import Euler, Solver
 from stages.teachers.folder_check import ModelFolder, forget_paths, opening
 from stages.teachers.hub import model_folder
 from stages.teachers.sd3_backbone import SD3Backbone
@@ -55,6 +56,7 @@ from stages.teachers.sd3_folder import (
 )
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
 from stages.teachers.sd3_sharded import fill, on_meta
+from stages.teachers.solvers import multistep_solver
 
 diffusers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()
@@ -185,18 +187,28 @@ class SD3Teacher:
             self.__dict__.pop(part, None)
 
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
+        scheduler, mu = self._scheduler(bucket)
+        retrieve_timesteps(scheduler, steps, "cpu", **({} if mu is None else {"mu": mu}))
+        return scheduler.sigmas.tolist()
+
+    def solver(self, sampler: SamplerName, steps: int, bucket: Bucket) -> Solver:
+        if sampler == "euler":
+            return Euler(self.sigmas(steps, bucket))
+        scheduler, mu = self._scheduler(bucket)
+        return multistep_solver(scheduler, steps, mu)
+
+    def _scheduler(self, bucket: Bucket) -> tuple[FlowMatchEulerDiscreteScheduler, float | None]:
+        """The teacher's own scheduler, and the bucket's shift if that is dynamic."""
         config = self._json(SCHEDULER)
         refuse_students_scheduler(self.folder, config)
         with opening(FIELD, self.folder / SCHEDULER):
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-        shift = {}
-        if scheduler.config.use_dynamic_shifting:
-            _, height, width = self.latent_shape(bucket)
-            names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-            tokens = height * width // self.patch_size**2
-            shift["mu"] = calculate_shift(tokens, *(scheduler.config[name] for name in names))
-        retrieve_timesteps(scheduler, steps, "cpu", **shift)
-        return scheduler.sigmas.tolist()
+        if not scheduler.config.use_dynamic_shifting:
+            return scheduler, None
+        _, height, width = self.latent_shape(bucket)
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        tokens = height * width // self.patch_size**2
+        return scheduler, calculate_shift(tokens, *(scheduler.config[name] for name in names))
 
     def save_student(
         self,

@@ -8,6 +8,7 @@ Exact, for SD3.5 too (dual attention, QK norm); several times cheaper for short 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -41,8 +42,17 @@ class SD3Backbone(Backbone):
     def dtype(self) -> torch.dtype:
         return self.transformer.dtype
 
-    def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        return self(latents_BCHW, sigma_B, conditioning, want_features=False)
+    def velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        *,
+        skip_layers: Collection[int] = (),
+    ) -> Tensor:
+        return self(
+            latents_BCHW, sigma_B, conditioning, want_features=False, skip_layers=skip_layers
+        )
 
     def features(
         self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning
@@ -56,6 +66,7 @@ class SD3Backbone(Backbone):
         conditioning: Conditioning,
         *,
         want_features: bool,
+        skip_layers: Collection[int] = (),
     ) -> Tensor | list[Tensor]:
         """One pass through the blocks. `velocity` and `features` both call this, so that wrappers
         (DDP, FSDP) see the call.
@@ -67,7 +78,9 @@ class SD3Backbone(Backbone):
         temb_BD = net.time_text_embed(1000 * sigma_B, conditioning.pooled_BP)
         text_BLD, kwargs = self._text(conditioning, image_BND)
         maps = []
-        for block in net.transformer_blocks:
+        for index, block in enumerate(net.transformer_blocks):
+            if index in skip_layers:
+                continue
             if self.checkpoint_blocks and torch.is_grad_enabled():
                 text_BLD, image_BND = checkpoint(
                     block, image_BND, text_BLD, temb_BD, kwargs, use_reentrant=False

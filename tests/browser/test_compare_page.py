@@ -158,13 +158,17 @@ def errors(driver):
 def test_twenty_votes_by_two_raters_survive_a_killed_server(server, raters):
     keys = [Keys.ARROW_LEFT, Keys.ARROW_RIGHT, Keys.ARROW_DOWN, "a", "B"] * 2
     expected, failures = {}, []
+    asked = threading.Barrier(2)  # a page that has not loaded cannot survive the server
 
     def vote_as(name, driver):
         try:
             driver.get(f"{server.url}?rater={name}")
+            card(driver)
+            asked.wait()
             expected[name] = judge(driver, keys)
         except Exception as error:
             failures.append(error)
+            asked.abort()
             raise
 
     threads = [

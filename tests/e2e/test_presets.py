@@ -33,6 +33,11 @@ TINY = {
     "sd35-large": {},
 }
 """What is particular about each transformer: SD3 has no QK norm, SD3.5 medium dual attention."""
+SKIPS = {
+    "synthesize.skip_layer_guidance.layers": "[1]",
+    "synthesize.skip_layer_guidance.stop": 1,
+}
+"""Skip-layer guidance of two steps and three blocks."""
 
 
 @pytest.mark.parametrize("preset", ["sd3-medium", "sd35-large"])
@@ -110,6 +115,7 @@ def tiny(preset: str, folder: Path) -> list[str]:
         "prompts.samples_per_shard": 8,
         "synthesize.steps": 2,
         "synthesize.flat_below": 0,
+        **(SKIPS if preset == "sd35-medium" else {}),
         **{f"{stage}.pool.workers": 1 for stage in ("synthesize", "encode", "pairs", "eval")},
         "distill.steps": 2,
         "distill.global_batch": 4,

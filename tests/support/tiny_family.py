@@ -11,7 +11,7 @@ import copy
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schemas.bucket import Bucket
-from schemas.config import LoraConfig, TeacherConfig
+from schemas.config import LoraConfig, SamplerName, TeacherConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.sampling import Euler, Solver
 
 FACTOR, CHANNELS, WIDTH, BLOCKS = 2, 12, 16, 3
 VOCABULARY, WORDS = 64, 24
@@ -60,8 +61,17 @@ class TinyBackbone(Backbone):
         self.tap_widths = [WIDTH] * BLOCKS
         self.checkpoint_blocks = False
 
-    def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        return self(latents_BCHW, sigma_B, conditioning, want_features=False)
+    def velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        *,
+        skip_layers: Collection[int] = (),
+    ) -> Tensor:
+        return self(
+            latents_BCHW, sigma_B, conditioning, want_features=False, skip_layers=skip_layers
+        )
 
     def features(
         self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning
@@ -75,12 +85,15 @@ class TinyBackbone(Backbone):
         conditioning: Conditioning,
         *,
         want_features: bool,
+        skip_layers: Collection[int] = (),
     ) -> Tensor | list[Tensor]:
         sides = latents_BCHW.shape[-2:]
         dtype = self.embed.weight.dtype
         x_BND = self.embed(latents_BCHW.flatten(2).transpose(1, 2).to(dtype))
         maps = []
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
+            if index in skip_layers:
+                continue
             x_BND = block(x_BND, conditioning.tokens_BLD.to(dtype), sigma_B.to(dtype))
             maps.append(x_BND.transpose(1, 2).unflatten(2, sides).contiguous())
         if want_features:
@@ -223,6 +236,11 @@ class TinyTeacher:
 
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
         return [1 - i / steps for i in range(steps)] + [0.0]
+
+    def solver(self, sampler: SamplerName, steps: int, bucket: Bucket) -> Solver:
+        if sampler != "euler":
+            raise ConfigError(f"synthesize.sampler: a tiny teacher has no {sampler}; set euler")
+        return Euler(self.sigmas(steps, bucket))
 
     def save_student(
         self,

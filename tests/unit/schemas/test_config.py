@@ -58,3 +58,26 @@ def test_options_that_would_do_nothing_or_the_wrong_thing(refused, wrong, said):
     code, text = refused("plan", distill=wrong)
     assert code == 2, text
     assert said in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"guidance_scale": 1, "negative_prompt": "blur"}, "negative_prompt has no effect without"),
+        ({"guidance_scale": 1, "guidance_stop": 0.5}, "guidance_stop have no effect without"),
+        (
+            {"guidance_scale": 1, "skip_layer_guidance": {"layers": [7]}},
+            "skip_layer_guidance has no effect without guidance",
+        ),
+        ({"guidance_start": 0.5, "guidance_stop": 0.5}, "leave none of 28 steps guided"),
+        ({"guidance_range": [4, 4]}, "must rise; for one scale set guidance_scale"),
+        (
+            {"steps": 4, "skip_layer_guidance": {"layers": [7]}},
+            "skip_layer_guidance has no effect in 4 steps",
+        ),
+    ],
+)
+def test_guidance_that_would_do_nothing(refused, wrong, said):
+    code, text = refused("plan", synthesize={"steps": 28, **wrong})
+    assert code == 2, text
+    assert said in text

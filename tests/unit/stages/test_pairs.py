@@ -139,7 +139,7 @@ def test_no_usable_pair_is_an_error(tiny_sd3, tmp_path):
 def test_pictures_that_are_not_finite_are_recorded(drawn, tmp_path, monkeypatch):
     config, planned, _ = drawn
 
-    def broken_sampler(teacher, net, device, steps, guidance):
+    def broken_sampler(teacher, net, device, how):
         def draw(batch):
             shape = teacher.latent_shape(Bucket(batch[0]["width"], batch[0]["height"]))
             return torch.full((len(batch), *shape), torch.nan)
@@ -154,17 +154,24 @@ def test_pictures_that_are_not_finite_are_recorded(drawn, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("own", "expected"), [({}, (2, 3.0)), ({"teacher_steps": 5, "guidance_scale": 1.0}, (5, 1.0))]
+    ("own", "changed"),
+    [
+        ({}, {}),
+        (
+            {"teacher_steps": 5, "guidance_scale": 1.5},
+            {"steps": 5, "guidance_scale": 1.5, "guidance_range": None},
+        ),
+    ],
 )
 def test_the_teacher_draws_as_told_else_as_for_the_training_data(
-    tiny_sd3, tmp_path, monkeypatch, own, expected
+    tiny_sd3, tmp_path, monkeypatch, own, changed
 ):
-    making = {"steps": 2, "guidance_scale": 3.0}
+    making = {"steps": 2, "guidance_range": [3.0, 6.0], "negative_prompt": "grey"}
     config = pairs_config(tiny_sd3, tmp_path, pairs=own, synthesize=making)
     found = []
-    monkeypatch.setattr(samplers, "teacher_sampler", lambda *a: found.append(a[3:]))
+    monkeypatch.setattr(samplers, "teacher_sampler", lambda *a: found.append(a[3]))
     _ = pairs.PairSampler(config, ArtifactStore(str(tmp_path)), "a", {}, None)._sample
-    assert found == [expected]
+    assert found == [config.synthesize.model_copy(update=changed)]
 
 
 def test_the_student_draws_on_its_own_grid(tiny_sd3, tmp_path):

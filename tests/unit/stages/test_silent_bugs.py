@@ -17,7 +17,7 @@ from schemas.bucket import Bucket
 from schemas.config import DiscriminatorConfig, DistillConfig, RenoiseConfig, StudentTimeConfig
 from stages.ladd.flow import Draws, add_noise, clean_estimate, draw
 from stages.ladd.heads import DiscriminatorHeads
-from stages.ladd.sampling import initial_noise, sample_consistency, sample_euler
+from stages.ladd.sampling import Euler, initial_noise, sample_consistency, sample_flow
 from stages.ladd.update import MicroBatch, Nets, accumulate_gradients
 from stages.teachers.sd3_backbone import SD3Backbone
 from tests.support.context import make_context
@@ -50,7 +50,7 @@ class Straight:
 
 
 def test_01_no_noise_is_left_in_clean_latents(tiny_teacher):
-    """Bug: drop the last 0 from the sigmas (`sigmas[:-2]` in `sample_euler`, or `[:-1]` of the
+    """Bug: drop the last 0 from the sigmas (`sigmas[:-2]` in `Euler`, or `[:-1]` of the
     scheduler's).
     """
     target = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -58,7 +58,7 @@ def test_01_no_noise_is_left_in_clean_latents(tiny_teacher):
     sigmas = tiny_teacher.sigmas(7, Bucket(32, 32))
     assert sigmas[0] == 1.0 and sigmas[-1] == 0.0
     torch.testing.assert_close(
-        sample_euler(Straight(target), noise, None, sigmas), target, atol=1e-5, rtol=0
+        sample_flow(Straight(target), noise, None, Euler(sigmas)), target, atol=1e-5, rtol=0
     )
     clean = sample_consistency(Straight(target), noise, None, SIGMAS, generators)
     torch.testing.assert_close(clean, target, atol=1e-5, rtol=0)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from stages import synthesize
+from stages.pictures.samplers import guidance_scale_of
 from tests.support.samples import samples_of
 
 
@@ -28,6 +29,14 @@ def test_shards_hold_picture_text_and_record_and_sidecars_every_planned_sample(c
         assert members["txt"].decode() == row["prompt"]
         assert json.loads(members["json"])["seed"] == row["seed"]
         assert row["status"] == "ok"
+
+
+def test_the_record_of_a_picture_has_the_scale_that_its_seed_drew(chain):
+    config, artifacts = chain(synthesize={"guidance_range": [2.0, 9.0]})
+    records = [json.loads(m["json"]) for m in samples_of(artifacts["synthesize"]).values()]
+    scales = [record["guidance_scale"] for record in records]
+    assert scales == [guidance_scale_of(record, config.synthesize) for record in records]
+    assert min(scales) < 4 and max(scales) > 7
 
 
 def test_flat_pictures_are_recorded_as_filtered_and_broken_ones_as_failed(chain, tiny_config):

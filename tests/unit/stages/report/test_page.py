@@ -44,6 +44,13 @@ def test_a_prompt_with_a_script_is_shown_as_text(page):
     assert any(a.get("data-prompt") == SCRIPT for a in page.attributes("button"))
 
 
+def test_the_page_shows_the_range_of_a_teacher_s_guidance():
+    content = example_report().model_dump()
+    content["systems"][0]["guidance_scale"] = [3.0, 7.5]
+    report = Report.model_validate(content)
+    assert "3.0 to 7.5" in Page(render_report(report, example_pictures(report))).text
+
+
 def test_every_text_of_a_report_is_shown_as_text():
     """Each text field of the report is made hostile; no tag comes of any."""
     plain = example_report()

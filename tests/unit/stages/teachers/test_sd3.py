@@ -14,7 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from schemas.bucket import Bucket
 from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
-from stages.ladd.sampling import initial_noise, sample_euler
+from stages.ladd.sampling import Euler, Guidance, initial_noise, sample_flow
 from stages.teachers import open_teacher
 from stages.teachers.sd3 import student_scheduler
 
@@ -52,14 +52,8 @@ def test_sampling_equals_the_stock_pipeline(name, request):
     noise, _ = initial_noise([3], teacher.latent_shape(bucket))
     told, untold = teacher.encode_prompts(["a red circle"]), teacher.encode_prompts([""])
     assert told.null_tokens == (0 if has_t5 else 12)
-    latents = sample_euler(
-        teacher.backbone(),
-        noise,
-        told,
-        teacher.sigmas(3, bucket),
-        guidance_scale=4.0,
-        unconditional=untold,
-    )
+    solver = Euler(teacher.sigmas(3, bucket))
+    latents = sample_flow(teacher.backbone(), noise, told, solver, Guidance(untold, 4.0, range(3)))
     absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, **absent)
     pipe.set_progress_bar_config(disable=True)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from schemas.bucket import Bucket
 from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
-from stages.ladd.sampling import initial_noise, sample_euler
+from stages.ladd.sampling import Euler, Guidance, initial_noise, sample_flow
 from stages.teachers import check_teacher, open_teacher
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
@@ -362,13 +362,12 @@ def drawn(folder: Path) -> torch.Tensor:
     """What the teacher makes of a fixed prompt and noise."""
     teacher, bucket = opened(folder), Bucket(48, 32)
     noise, _ = initial_noise([3], teacher.latent_shape(bucket))
-    return sample_euler(
+    return sample_flow(
         teacher.backbone(),
         noise,
         teacher.encode_prompts(["a red circle"]),
-        teacher.sigmas(2, bucket),
-        guidance_scale=4.0,
-        unconditional=teacher.encode_prompts([""]),
+        Euler(teacher.sigmas(2, bucket)),
+        Guidance(teacher.encode_prompts([""]), 4.0, range(2)),
     )
 
 
