@@ -140,7 +140,7 @@ def test_another_micro_batch_goes_on_and_the_manifest_records_it(lives):
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 def test_a_second_training_begins_where_the_first_student_ended(lives, lora, monkeypatch):
-    """Bug: start from the teacher, judge by the start, or save adapters on the teacher's weights."""
+    """Bug: start from the teacher, judge by the start, or save adapters on the teacher's."""
     first, second = lives("first"), lives("second")
     begun = first.run(steps=3)
     assert begun is not None
