@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.base.adopt import adopt_training
 from pipeline.base.lease import clear
 from pipeline.base.stage import StageContext, StageResult, digest_of, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
@@ -82,9 +83,14 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
         f"{store.folder(name, key)}/config.yaml",
         yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
     )
-    result = stage.module().run(
-        StageContext(name, key, training, job.config, store, inputs, Reporter(board, name), warn)
+    context = StageContext(
+        name, key, training, job.config, store, inputs, Reporter(board, name), warn
     )
+    if training:
+        above = [artifact.manifest.key for artifact in inputs.values()]
+        former = stage.key(job.config, above, job.outside[name], former=True)
+        adopt_training(context, stage.module().course(job.config), {key, former})
+    result = stage.module().run(context)
     seconds = time.monotonic() - clock
     require_unchanged(stage, job.config, job.outside[name])
     manifest = _manifest(name, job, inputs, result, started, seconds)

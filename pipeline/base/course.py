@@ -18,7 +18,7 @@ from pipeline.base.store import ArtifactStore, json_object
 _NAME = re.compile(r"checkpoint_(\d{9})(?:_(.+))?")
 _KEPT = "kept.json"
 """In a training's folder: the updates from which artifacts were taken."""
-_WORK = "work.json"
+WORK = "work.json"
 """In a checkpoint's folder."""
 
 
@@ -117,12 +117,12 @@ class Work:
         return replace(self, micro_batch=(*self.micro_batch, (update, micro_batch)))
 
     def write(self, folder: Path) -> None:
-        (folder / _WORK).write_text(json.dumps(asdict(self)))
+        (folder / WORK).write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> Work | None:
         """Read what `write` wrote into a checkpoint's folder; None if it is damaged."""
-        path = folder / _WORK
+        path = folder / WORK
         if not path.exists():
             return cls()
         row = json_object(path.read_bytes()) or {}

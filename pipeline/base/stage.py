@@ -65,6 +65,13 @@ class Stage:
             for section in self.sections
         }
 
+    def former_identity(self, config: PipelineConfig) -> dict[str, Any]:
+        """Return the identity as it was when fields that have left it still counted."""
+        identity = self.identity(config)
+        for section, kept in self.retired(config).items():
+            identity[section] |= {name: getattr(getattr(config, section), name) for name in kept}
+        return identity
+
     def retired(self, config: PipelineConfig) -> dict[str, dict[str, Any]]:
         """Return what the identity keeps of the fields that have left it, by section."""
         from schemas.base import retired_in
@@ -90,14 +97,17 @@ class Stage:
         config: PipelineConfig,
         input_keys: list[str],
         outside: Mapping[str, OutsideInput] | None = None,
+        *,
+        former: bool = False,
     ) -> str:
         """Return the artifact's key, known before anything runs: 16 hex digits of a sha256 over the
-        identity, the inputs' keys, and the fingerprints of what lies outside the store.
+        identity, the inputs' keys, and the fingerprints of what lies outside the store. With
+        `former`, over the former identity.
         """
         content: dict[str, Any] = {
             "stage": self.name,
             "version": self.version,
-            "config": self.identity(config),
+            "config": self.former_identity(config) if former else self.identity(config),
             "inputs": input_keys,
         }
         if outside:
