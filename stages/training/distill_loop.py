@@ -29,7 +29,7 @@ from stages.training.trace import TrainingTrace, fill_checkpoint, resume
 def train(run: TrainingRun) -> None:
     """The loop of one worker."""
     context, config = run.context, run.context.config
-    distill = config.distill
+    distill, trunk = config.distill, config.distill.trunk_steps
     teacher = open_teacher(config.teacher)
     teacher.place(worker_device(run.cpus, run.gpus))
     cache = int(distill.cache_gb * 1e9)
@@ -48,6 +48,10 @@ def train(run: TrainingRun) -> None:
             watch=HealthWatch().observe,
         )
         grids = SampleGrids(context, teacher, frozen, student, trainer.average)
+
+        def draw(folder: str) -> None:
+            trace.warn(grids.put(trainer.step, folder=None if run.rank else folder))
+
         wanted = _wanted(plan, run, trainer.step, distill)
         with closing(trace), closing(data.ahead(wanted)) as batches:
             for bucket, latents_BCHW, conditioning in batches:
@@ -60,21 +64,19 @@ def train(run: TrainingRun) -> None:
                         "distill.discriminator.learning_rate: that starts a new training run"
                     ) from error
                 trace.add(trainer.step, {"bucket": bucket, **metrics})
-                done = trainer.step == distill.total_steps
-                in_tail = trainer.step > distill.trunk_steps
-                regular = trainer.step % distill.sample_every == 0
-                if distill.sample_prompts and (done or regular):
-                    shared = regular and not in_tail
-                    folder = context.training_folder if shared else context.folder
-                    trace.warn(grids.put(trainer.step, folder=None if run.rank else folder))
-                branches = trainer.step == distill.trunk_steps
-                if done or branches or trainer.step % distill.checkpoint_every == 0:
+                in_tail = trainer.step > trunk
+                if distill.sample_prompts and trainer.step % distill.sample_every == 0:
+                    draw(context.folder if in_tail else context.training_folder)
+                due = trainer.step in (trunk, distill.total_steps)
+                if due or trainer.step % distill.checkpoint_every == 0:
                     run.save(
                         metrics,
                         lambda folder: fill_checkpoint(folder, trainer, trace, run.rank),
                         trainer.step,
                         in_tail=in_tail,
                     )
+            if distill.sample_prompts and trainer.step % distill.sample_every:
+                draw(context.folder)  # a longer training draws none here
 
 
 def _wanted(
