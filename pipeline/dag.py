@@ -30,6 +30,10 @@ def _pairs_from(config: PipelineConfig) -> tuple[str, ...]:
     return ("prompts", "distill") if student_samples else ("prompts",)
 
 
+def _evaluated(config: PipelineConfig) -> tuple[str, ...]:
+    return ("prompts", "distill", "dpo") if config.eval.tuned else ("prompts", "distill")
+
+
 def _always(*stages: str) -> Callable[[PipelineConfig], tuple[str, ...]]:
     return lambda _: stages
 
@@ -61,17 +65,16 @@ _ENTRIES = (
         "tuned student",
         taken=("dpo.steps", "dpo.scales", "dpo.chooser", "dpo.chooser_prompts"),
     ),
-    Stage(
-        "eval",
-        1,
-        ("eval", "synthesize", "teacher"),
-        _always("prompts", "distill", "dpo"),
-        "evaluated student",
-    ),
+    Stage("eval", 1, ("eval", "synthesize", "teacher"), _evaluated, "evaluated student"),
 )
 """In execution order: each stage comes after its inputs."""
 
 STAGES = {stage.name: stage for stage in _ENTRIES}
+
+
+def left_out(config: PipelineConfig) -> set[str]:
+    """The stages that run only if they are asked for: tuning that nothing evaluates."""
+    return set() if config.eval.tuned else {"dpo"}
 
 
 def declare(node_of: Callable[[str], Any], config: PipelineConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pipeline.base.fingerprints import Look, Notice, open_digests
 from pipeline.base.lineage import committed
 from pipeline.base.pins import read_pins
 from pipeline.base.store import ArtifactStore
-from pipeline.dag import STAGES, declare
+from pipeline.dag import STAGES, declare, left_out
 from pipeline.outside import Asked, Keyed, Seen, changes_outside, find_keyed, record
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
@@ -87,6 +87,17 @@ def check_inputs(config: PipelineConfig, plan: list[PlannedStage]) -> None:
             check(config)
 
 
+def warnings_of(config: PipelineConfig, plan: list[PlannedStage]) -> list[str]:
+    """Return what the `warnings` of the stages that will run say of the configuration."""
+    return [
+        warning
+        for stage in plan
+        if stage.action == "run"
+        and (warnings := getattr(STAGES[stage.name].module(), "warnings", None))
+        for warning in warnings(config)
+    ]
+
+
 class _PlanNode:
     """A stand-in for a Ray node, used for planning."""
 
@@ -122,7 +133,7 @@ def make_plan(
         keyed[name] = find_keyed(asked, look, forced=name in selection.force, needed=name in needed)
     digests.save()
     found = {name: keyed[name].artifact for name in nodes}
-    running = _running(nodes, found, selection)
+    running = _running(nodes, found, selection, left_out(config))
     _require_inputs(nodes, found, running, selection)
     planned = []
     for name, node in nodes.items():
@@ -172,11 +183,16 @@ def _needed(nodes: dict[str, _PlanNode], selection: Selection) -> set[str]:
     return set(nodes) if last is None else {last} | _upstream(nodes[last])
 
 
-def _running(nodes: dict[str, _PlanNode], found: dict[str, Any], selection: Selection) -> set[str]:
+def _running(
+    nodes: dict[str, _PlanNode],
+    found: dict[str, Any],
+    selection: Selection,
+    unasked: set[str],
+) -> set[str]:
     """Return the stages that must run: the wanted stages that are missing or forced, and their
-    missing inputs.
+    missing inputs. Without a selection, all that feed no other are wanted, but for the `unasked`.
     """
-    fed = {above.name for node in nodes.values() for above in node.upstream}
+    fed = {above.name for node in nodes.values() for above in node.upstream} | unasked
     wanted = (
         {selection.only or selection.until}
         if selection.only or selection.until

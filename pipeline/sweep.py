@@ -146,7 +146,7 @@ def _require_distinct(stage: str, trials: list[Trial], store: ArtifactStore) -> 
 
 def require_judged_alike(trials: list[Trial]) -> None:
     """Raise ConfigError if trials differ in the pictures that they are judged against."""
-    for section in ("teacher", "prompts", "synthesize"):
+    for section in ("teacher", "prompts", "synthesize", "eval"):
         if any(
             getattr(trial.config, section) != getattr(trials[0].config, section) for trial in trials
         ):

@@ -767,11 +767,25 @@ class EvalConfig(Frozen):
     )
     """Scores to compute for every picture."""
     features: ScoreConfig = ScoreConfig(name="clip_features")
-    """The feature space of FID, KID, CMMD, precision, recall and diversity."""
+    """The feature space of FID, KID, precision, recall and diversity, and of CMMD unless
+    `more_features` holds clip_features.
+    """
+    more_features: list[ScoreConfig] = added([])
+    """Further feature spaces: clip_features for CMMD alone, others for FID, KID, precision and
+    recall, which then carry the space's name, such as fid_inception_features.
+    """
     student_steps: list[Annotated[int, Field(ge=1)]] = Field([1, 2, 4], min_length=1)
     """Step counts of the student, and of the teacher for comparison."""
+    tuned: bool = added(True)
+    """Whether the tuned student is evaluated too. Without it, evaluation needs neither pairs nor
+    tuning, and a run leaves both out.
+    """
     tuned_steps: int = Field(4, ge=1)
     """Step count of the tuned student."""
+    floor: bool = added(True)
+    """Whether the teacher samples the prompts once more from other seeds: its distance to itself is
+    what chance alone makes.
+    """
     alike_prompts: int = Field(50, ge=1)
     """Prompts to sample several times, to measure diversity within a prompt."""
     alike_seeds: int = Field(4, ge=2)
@@ -789,6 +803,14 @@ class EvalConfig(Frozen):
     seed: Seed = 0
     """Seed of the bootstrap."""
     pool: WorkerPool = runtime(WorkerPool())
+
+    @model_validator(mode="after")
+    def _spaces_differ(self) -> EvalConfig:
+        names = [space.name for space in (self.features, *self.more_features)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"more_features: {twice[0]} is named twice; leave one out")
+        return self
 
 
 class RayConfig(Frozen):

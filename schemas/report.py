@@ -6,12 +6,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from schemas.base import Frozen
 from schemas.manifest import Environment
 
 
 class Interval(Frozen):
-    """A mean with its 95 % bootstrap interval over prompts."""
+    """A value with its 95 % interval over prompts: a bootstrap of means (scores, win rates,
+    diversity), a jackknife of distances.
+    """
 
     mean: float
     low: float
@@ -49,13 +53,18 @@ class SystemResult(Frozen):
     """None without guidance; lowest and highest if every picture drew its own."""
     scores: dict[str, Interval]
     by_bucket: dict[str, dict[str, float]]
-    """Bucket -> score -> mean; also contains `fid`."""
+    """Bucket -> score -> mean; also contains `fid` and `kid` where a bucket has pictures enough."""
     by_category: dict[str, dict[str, float]]
     """Prompt category -> score -> mean."""
     distances: dict[str, float]
-    """fid, patch_fid, kid, cmmd, precision, recall, against the teacher's pictures."""
+    """fid, patch_fid, kid, cmmd, precision, recall, against the teacher's pictures; in a further
+    feature space with its name, such as kid_inception_features. One for which the pictures are too
+    few is left out.
+    """
     diversity: float
     """Mean feature distance between pictures of one prompt."""
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    """Of each distance and of `diversity`; empty in a report from before there were intervals."""
     seconds_per_picture: float
     """Seconds of sampling and decoding; systems are measured in turn, in one run on one worker."""
 
@@ -76,10 +85,11 @@ class GateResult(Frozen):
     """`system.measure`."""
     demand: str
     """`>= 0.85`."""
-    value: float
+    value: float | None
+    """None if there are too few pictures for the measure: the gate is missed."""
     passed: bool
-    misses_by: float
-    """0 if it passed."""
+    misses_by: float | None
+    """0 if it passed; None without a value."""
 
 
 class Curve(Frozen):
@@ -133,6 +143,14 @@ class Report(Frozen):
     """Descriptions by score name."""
     feature_space: ScoreCard
     """The feature space of the distances and the diversity."""
+    more_spaces: dict[str, ScoreCard] = Field(default_factory=dict)
+    """Further feature spaces by name; CMMD is measured in clip_features if it is one of them."""
+    floor: dict[str, Interval] = Field(default_factory=dict)
+    """Each distance between the teacher's pictures and its pictures from other seeds: what chance
+    alone makes. Empty without `eval.floor`.
+    """
+    too_few: dict[str, str] = Field(default_factory=dict)
+    """Distances without a figure, and why: `250 pictures, needs at least 1,025`."""
     systems: list[SystemResult]
     win_rates: list[WinRate]
     gates: list[GateResult]

@@ -1,6 +1,6 @@
-"""Stage `eval`: samples teacher, student and tuned student on the same held-out prompts and seeds,
-and judges every picture with every score. Makes a report, a page, and the students' folders with
-their model cards.
+"""Stage `eval`: samples teacher, student and, unless `eval.tuned` is false, tuned student on the
+same held-out prompts and seeds, and judges every picture with every score. Makes a report, a page,
+and the students' folders with their model cards.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.base.lineage import ancestors
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.stage import Files, StageContext, StageResult
-from schemas.config import PipelineConfig, TeacherConfig
+from schemas.config import EvalConfig, PipelineConfig, TeacherConfig
 from stages.judging.gates import check_gates, failed_gates
-from stages.judging.systems import TIMING, plan_shards, shards_of, systems_of
+from stages.judging.independence import warnings
+from stages.judging.systems import TIMING, floor_of, plan_shards, shards_of, systems_of
 from stages.pictures.student import check_steps
 from stages.scores import FEATURES, check_model, check_score
 from stages.teachers import check_teacher, open_teacher
@@ -37,19 +38,28 @@ def check(config: PipelineConfig) -> None:
     check_prompts(config)
     for steps in config.eval.student_steps:
         check_steps("eval.student_steps", steps, config.distill.student_time.grid)
-    check_steps("eval.tuned_steps", config.eval.tuned_steps, config.distill.student_time.grid)
-    for score in config.eval.scores:
-        check_score("eval.scores", score.name)
-    check_score("eval.features", config.eval.features.name, FEATURES)
-    for model in (*config.eval.scores, config.eval.features):
-        check_model(model)
+    if config.eval.tuned:
+        check_steps("eval.tuned_steps", config.eval.tuned_steps, config.distill.student_time.grid)
+    check_judges(config.eval)
     check_gates(config, [system.name for system in systems_of(config)])
 
 
+def check_judges(config: EvalConfig) -> None:
+    """Raise ConfigError for an unknown score or feature space, or a folder that is not whole."""
+    for score in config.scores:
+        check_score("eval.scores", score.name)
+    check_score("eval.features", config.features.name, FEATURES)
+    for space in config.more_features:
+        check_score("eval.more_features", space.name, FEATURES)
+    for model in (*config.scores, config.features, *config.more_features):
+        check_model(model)
+
+
 def estimate(config: PipelineConfig) -> str:
+    again = ", and by the teacher from other seeds" if config.eval.floor else ""
     return (
         f"up to {config.eval.prompts:,} held-out prompts, "
-        f"each sampled by {len(systems_of(config))} systems"
+        f"each sampled by {len(systems_of(config))} systems{again}"
     )
 
 
@@ -60,14 +70,16 @@ def run(context: StageContext) -> StageResult:
 
     config = context.config
     lineage = ancestors(context.inputs.values())
-    samples = chosen_samples(context)
+    samples = chosen_samples(config, context.inputs["prompts"])
     tell_of_failed_rows(context)
     prompts = [sample["prompt"] for sample in samples]
     require_judged("eval.scores", [score.name for score in config.eval.scores], prompts)
     proof = prove_held_out(samples, lineage)
+    for text in warnings(config):
+        context.warn(text)
     systems = systems_of(config)
     shards = plan_shards(samples, systems, config)
-    students = {kind: context.inputs[stage] for kind, stage in _STAGES.items()}
+    students = {k: context.inputs[stage] for k, stage in _STAGES.items() if stage in context.inputs}
     build = partial(Judge, config, context.store, context.folder, students, shards)
     done = map_shards(context, sorted(shards), build, config.eval.pool)
     one_worker = config.eval.pool.model_copy(update={"workers": 1})
@@ -75,10 +87,10 @@ def run(context: StageContext) -> StageResult:
     report = make_report(
         config.model_copy(update={"teacher": published(config.teacher)}),
         systems,
-        {system.name: read_drawn(context, system, shards) for system in systems},
+        {s.name: read_drawn(context, s, shards) for s in (*systems, *floor_of(config))},
         done[TIMING].details["seconds_per_picture"],
         lineage,
-        {stage: read_trace(lineage[stage]) for stage in _STAGES.values()},
+        {student.manifest.stage: read_trace(student) for student in students.values()},
     )
     keys = {picture.key for picture in report.wall}
     pictures = {
@@ -104,7 +116,7 @@ def run(context: StageContext) -> StageResult:
                 }
                 for system in systems
             },
-            "model": "model",
+            "model": "model" if config.eval.tuned else "student",
             "student": "student",
             "held_out_proof": proof,
             "failed_gates": failed_gates(report.gates),
@@ -125,7 +137,7 @@ def _write_pages(
         "report.json": report.model_dump_json(indent=2),
         "report.html": render_report(report, pictures),
     }
-    for folder, kind in _FOLDERS.items():
+    for folder, kind in _folders(context):
         steps = [system.steps for system in report.systems if system.kind == kind]
         pages[f"{folder}/README.md"] = render_card(
             report,
@@ -140,6 +152,11 @@ def _write_pages(
     }
 
 
+def _folders(context: StageContext) -> list[tuple[str, Literal["student", "tuned"]]]:
+    """The folders of the students that there are, each with its kind."""
+    return [(f, kind) for f, kind in _FOLDERS.items() if _STAGES[kind] in context.inputs]
+
+
 def published(teacher: TeacherConfig) -> TeacherConfig:
     """The teacher as report and model cards name it: a local folder by its name alone, since they
     are published, and its path is of this machine.
@@ -152,7 +169,7 @@ def published(teacher: TeacherConfig) -> TeacherConfig:
 def _copy_students(context: StageContext) -> Files:
     """Copy the students' folders, to add model cards: a finished artifact never changes."""
     store, files = context.store, {}
-    for folder, kind in _FOLDERS.items():
+    for folder, kind in _folders(context):
         student = context.inputs[_STAGES[kind]]
         for entry in student.files("model/"):
             name = f"{folder}/{entry.path.removeprefix('model/')}"

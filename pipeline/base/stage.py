@@ -37,6 +37,7 @@ class Stage:
     - `run(context: StageContext) -> StageResult`, which does the work;
     - `estimate(config) -> str`, one line for `plan`: what the stage would make;
     - optionally `check(config)`, which raises ConfigError before anything starts;
+    - optionally `warnings(config) -> list[str]`, what `plan` should warn of;
     - if it trains, `course(config) -> Course`: which updates its artifact is taken from.
     """
 

@@ -31,6 +31,10 @@ Only = Annotated[
     str | None, typer.Option(help="Run only this stage; artifacts of earlier stages must exist.")
 ]
 Force = Annotated[list[str] | None, typer.Option(help="Make this stage's artifact again.")]
+Eval = Annotated[
+    bool,
+    typer.Option("--eval", help="With --until distill: evaluate the student too, without tuning."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LogFormat = Annotated[str, typer.Option(help="text or json.")]
 StudentFolder = Annotated[
@@ -57,6 +61,16 @@ def selection(
     if only and (until or start):
         raise ConfigError("--only cannot be combined with --until or --from")
     return Selection(until, start, only, frozenset(force or ()))
+
+
+def with_evaluation(until: str | None, settings: list[str] | None) -> tuple[str, list[str]]:
+    """Return the last stage and the settings with which the student is evaluated without tuning.
+
+    Raises ConfigError unless the student is what `--until` names.
+    """
+    if until != "distill":
+        raise ConfigError("--eval evaluates the student alone: give --until distill with it")
+    return "eval", [*(settings or ()), "eval.tuned=false"]
 
 
 def check_log_format(log_format: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from pipeline.base.course import saved_in
 from pipeline.commands.options import (
     AsJson,
     ConfigFile,
+    Eval,
     Force,
     From,
     Only,
@@ -19,11 +21,13 @@ from pipeline.commands.options import (
     Until,
     new_group,
     selection,
+    with_evaluation,
 )
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.base.store import ArtifactStore
+    from pipeline.commands.opening import Opened
     from pipeline.planning import PlannedStage
 
 app = new_group()
@@ -35,6 +39,7 @@ def plan(
     preset: Preset = None,
     set_: Settings = None,
     until: Until = None,
+    eval_: Eval = False,
     from_: From = None,
     only: Only = None,
     force: Force = None,
@@ -45,38 +50,36 @@ def plan(
 ) -> None:
     """Show what would run, and why. Inputs of what would run are looked at, as before a run."""
     from pipeline.commands.opening import open_plan
-    from pipeline.planning import check_inputs
 
+    if eval_:
+        until, set_ = with_evaluation(until, set_)
     wanted = selection(until, from_, only, force)
     opened = open_plan(config, preset, set_, wanted)
-    stages = opened.stages
-    if as_json:
-        rows = [
-            {
-                "stage": stage.name,
-                "key": stage.key,
-                "action": stage.action,
-                "why": stage.why,
-                "estimate": stage.estimate,
-            }
-            for stage in stages
-        ]
-        print(json.dumps(rows, indent=2))
-    else:
-        print_plan(stages)
-    check_inputs(opened.config, stages)
-    if exit_code and any(stage.action == "run" for stage in stages):
+    show_plan(opened, as_json=as_json)
+    if exit_code and any(stage.action == "run" for stage in opened.stages):
         raise typer.Exit(3)
 
 
-def print_plan(stages: list[PlannedStage]) -> None:
-    """Print one row per stage."""
+def show_plan(opened: Opened, *, as_json: bool = False) -> None:
+    """Print one row per stage and, on stderr, warnings. Raises ConfigError for inputs with which a
+    stage would fail.
+    """
     from pipeline.commands.tables import print_table
+    from pipeline.planning import check_inputs, warnings_of
 
-    print_table(
-        ["stage", "action", "why", "estimate"],
-        [[stage.name, stage.action, stage.why, stage.estimate] for stage in stages],
-    )
+    fields = ("stage", "key", "action", "why", "estimate")
+    rows = [
+        dict(zip(fields, (s.name, s.key, s.action, s.why, s.estimate), strict=True))
+        for s in opened.stages
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        columns = [name for name in fields if name != "key"]
+        print_table(columns, [[row[name] for name in columns] for row in rows])
+    check_inputs(opened.config, opened.stages)
+    for warning in warnings_of(opened.config, opened.stages):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.commands.options import (
     ConfigFile,
+    Eval,
     Force,
     From,
     LogFormat,
@@ -20,6 +21,7 @@ from pipeline.commands.options import (
     check_log_format,
     new_group,
     selection,
+    with_evaluation,
 )
 from pipeline.dag import STAGES
 from schemas.errors import ConfigError, GateFailed, LaddError
@@ -37,6 +39,7 @@ def run(
     preset: Preset = None,
     set_: Settings = None,
     until: Until = None,
+    eval_: Eval = False,
     from_: From = None,
     only: Only = None,
     force: Force = None,
@@ -47,14 +50,14 @@ def run(
     from pipeline.commands.opening import open_plan
 
     check_log_format(log_format)
+    if eval_:
+        until, set_ = with_evaluation(until, set_)
     wanted = selection(until, from_, only, force)
     opened = open_plan(config, preset, set_, wanted, pin=not dry_run)
     if dry_run:
-        from pipeline.commands.plan import print_plan
-        from pipeline.planning import check_inputs
+        from pipeline.commands.plan import show_plan
 
-        print_plan(opened.stages)
-        check_inputs(opened.config, opened.stages)
+        show_plan(opened)
         return
     _run(opened, wanted, log_format)
 

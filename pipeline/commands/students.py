@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,9 +20,6 @@ from pipeline.commands.options import (
     new_group,
 )
 from schemas.errors import ArtifactError, ConfigError
-
-if TYPE_CHECKING:
-    from stages.judging.shapes_table import Judged
 
 app = new_group()
 teacher_app = new_group("Train the embedded teacher.")
@@ -113,64 +109,16 @@ def score(
     preset: Preset = None,
     set_: Settings = None,
 ) -> None:
-    """Score teacher and student of the shapes world on held-out prompts: all attributes right,
-    Fréchet distance.
-    """
+    """Score teacher and student on held-out prompts, with the scores and features of `eval`."""
     from pipeline.commands.opening import open_plan
+    from pipeline.commands.scoring import check_scored, score_students
 
     opened = open_plan(config, preset, set_)
-    from stages.judging.shapes_table import score_table
-
+    check_scored(opened.config, prompts)
     no_student = contextlib.nullcontext()
     with no_student if teacher_only else opened.student_folder(student) as folder:
         students = {"student": folder} if folder else {}
-        judged = score_table(opened.config, students, prompts, print_to_stderr)
-    _print_judged(judged)
-    if out is not None:
-        write_judged(judged, out)
-
-
-def _print_judged(judged: list[Judged]) -> None:
-    """Print one table over all pictures, then attributes and distance by bucket."""
-    from pipeline.commands.tables import print_table
-
-    buckets = list(judged[0].attributes_by_bucket)
-    print_table(
-        ["pictures", "all attributes %", "Fréchet distance", "diversity"],
-        [
-            [
-                row.pictures,
-                f"{100 * row.attributes:.1f}",
-                "" if row.frechet is None else f"{row.frechet:.3f}",
-                f"{row.diversity:.3f}",
-            ]
-            for row in judged
-        ],
-    )
-    typer.echo()
-    print_table(
-        ["all attributes %", *buckets],
-        [
-            [row.pictures, *(f"{100 * row.attributes_by_bucket[b]:.1f}" for b in buckets)]
-            for row in judged
-        ],
-    )
-    typer.echo()
-    print_table(
-        ["Fréchet distance", *buckets],
-        [
-            [row.pictures, *(f"{row.frechet_by_bucket[b]:.3f}" for b in buckets)]
-            for row in judged
-            if row.frechet is not None
-        ],
-    )
-
-
-def write_judged(judged: list[Judged], out: Path) -> None:
-    """Write the table as JSON."""
-    from pipeline.commands.tables import write_json
-
-    write_json([asdict(row) for row in judged], out)
+        score_students(opened.config, opened.store, students, prompts, out)
 
 
 def print_to_stderr(text: str) -> None:

@@ -17,7 +17,6 @@ from pipeline.commands.options import (
     check_log_format,
     new_group,
 )
-from pipeline.commands.students import print_to_stderr, write_judged
 from schemas.errors import ConfigError, LaddError, StageFailed
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from pipeline.base.store import Artifact
     from pipeline.sweep import Trial
     from schemas.config import PipelineConfig
-    from stages.judging.shapes_table import Judged
 
 app = new_group()
 
@@ -47,7 +45,7 @@ def sweep(
     ] = False,
     score: Annotated[
         int,
-        typer.Option(min=0, help="Judge the students on this many held-out prompts (shapes only)."),
+        typer.Option(min=0, help="Judge the students on this many held-out prompts."),
     ] = 0,
     at_once: Annotated[
         int, typer.Option(min=1, help="Trials in parallel; each waits for its resources.")
@@ -66,10 +64,10 @@ def sweep(
         raise ConfigError(f"sweep compares students: the stage must be distill, not {stage!r}")
     trials = make_trials(partial(_load, config, preset), set_ or (), one_at_a_time)
     if score:
-        from stages.judging.shapes_table import held_out
+        from pipeline.commands.scoring import check_scored
 
         require_judged_alike(trials)
-        held_out(trials[0].config, score)  # raises before anything is trained
+        check_scored(trials[0].config, score)
     unwind_on_sigterm()
     with contextlib.ExitStack() as stack:
         rows, students = _trained(stage, trials, log_format, at_once, stack)
@@ -120,7 +118,8 @@ def _compare(
     if not score or not students:
         print_records(rows, out)
         return
-    from stages.judging.shapes_table import score_table
+    from pipeline.base.store import ArtifactStore
+    from pipeline.commands.scoring import score_students
 
     print_records(rows, None)
     folders = {
@@ -128,25 +127,5 @@ def _compare(
         for trial in trials
         if trial.name in students
     }
-    judged = score_table(trials[0].config, folders, score, print_to_stderr)
-    _print_students(judged, list(folders))
-    if out is not None:
-        write_judged(judged, out)
-
-
-def _print_students(judged: list[Judged], titles: list[str]) -> None:
-    """Print the teacher at its own step count, then a line for each student."""
-    from pipeline.commands.tables import print_table
-    from stages.judging.shapes_table import student_lines
-
-    _, teacher, *_ = judged
-    first = [f"{100 * teacher.attributes:.1f}", "", f"{teacher.diversity:.2f}"]
-    rows = [[teacher.pictures, str(teacher.steps), *first]]
-    for line in student_lines(judged, titles):
-        columns = ((line.attributes, 1), (line.frechet, 3), (line.diversity, 2))
-        cells = [
-            " / ".join(f"{value:.{digits}f}" for value in by_steps.values())
-            for by_steps, digits in columns
-        ]
-        rows.append([line.student, " / ".join(map(str, line.attributes)), *cells])
-    print_table(["pictures", "steps", "all attributes %", "Fréchet distance", "diversity"], rows)
+    config = trials[0].config
+    score_students(config, ArtifactStore(config.store), folders, score, out, one_line_each=True)

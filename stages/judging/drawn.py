@@ -1,12 +1,13 @@
 """The pictures of a system, in files and in memory: the only module that knows a shard's files.
 
 A shard has the files `<shard>.parquet` (samples and scores), `.tar` (the pictures), `.features.npy`
-and `.patches.npy`; a shard of alike pictures has only features.
+and `.patches.npy`, and `.<space>.npy` for each further feature space; a shard of alike pictures has
+only `.features.npy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 
 from pipeline.base.shards import ShardWriter, read_tar, table_bytes, write_tar
 from pipeline.base.stage import StageContext
-from schemas.config import ScoreConfig
+from schemas.config import EvalConfig, ScoreConfig
+from stages.judging.meter import Measured
 from stages.judging.systems import PlannedShard, System, shards_of
 from stages.pictures.files import encode_image
 from stages.texts.identity import SAMPLE_SCHEMA
@@ -28,18 +30,20 @@ _FEATURES, _PATCHES = ".features.npy", ".patches.npy"
 
 @dataclass(frozen=True)
 class Drawn:
-    """One system's pictures as numbers; `rows`, `scores` and `features` have the same order."""
+    """One system's N pictures as numbers; `rows`, `scores` and `features` have the same order."""
 
     rows: list[dict[str, Any]]
     """The samples, with bucket and category."""
     scores: dict[str, np.ndarray]
-    """Values (n,) by score."""
-    features: np.ndarray
-    """(n, D)"""
+    """Values (N,) by score."""
+    features: dict[str, np.ndarray]
+    """(N, F) by feature space, the one of `eval.features` first."""
     patches: np.ndarray
-    """(m, D): features of crops of the pictures."""
-    alike_PSD: np.ndarray
-    """Features of S pictures of each of P prompts."""
+    """(M, F): features of crops of the pictures, in the first space."""
+    patch_owners: np.ndarray
+    """(M,): the number of the picture that each crop is of."""
+    alike_PSF: np.ndarray | None
+    """Features of S pictures of each of P prompts, in the first space; None for the floor."""
 
 
 def row_schema(scores: Sequence[ScoreConfig]) -> pa.Schema:
@@ -54,6 +58,7 @@ def row_schema(scores: Sequence[ScoreConfig]) -> pa.Schema:
 
 
 def put_features(writer: ShardWriter, features: np.ndarray) -> None:
+    """Write features (B, F) in the space of `eval.features`."""
     _save(writer.file(_FEATURES), features)
 
 
@@ -61,17 +66,19 @@ def put_pictures(
     writer: ShardWriter,
     samples: list[dict[str, Any]],
     pictures_BHW3: np.ndarray,
-    patches: np.ndarray,
-    judged: Mapping[str, np.ndarray],
-    scores: Sequence[ScoreConfig],
+    measured: Measured,
+    config: EvalConfig,
 ) -> None:
-    """Write everything except the features: pictures, patches, and the scores of each sample."""
+    """Write pictures, features, patches, and the scores of each sample."""
     rows = [
-        {**sample, **{name: float(values[i]) for name, values in judged.items()}}
+        {**sample, **{name: float(values[i]) for name, values in measured.scores.items()}}
         for i, sample in enumerate(samples)
     ]
-    writer.file(_PARQUET, table_bytes(rows, row_schema(scores)))
-    _save(writer.file(_PATCHES), patches)
+    writer.file(_PARQUET, table_bytes(rows, row_schema(config.scores)))
+    put_features(writer, measured.features[config.features.name])
+    for space in config.more_features:
+        _save(writer.file(f".{space.name}.npy"), measured.features[space.name])
+    _save(writer.file(_PATCHES), measured.patches)
     members = [
         (sample["key"], {"png": encode_image(picture, "png", 100)})
         for sample, picture in zip(samples, pictures_BHW3, strict=True)
@@ -88,19 +95,41 @@ def read_drawn(context: StageContext, system: System, shards: dict[str, PlannedS
             return array
 
     wanted = context.config.eval
-    own = shards_of(shards, system.name, alike=False)
+    endings = {wanted.features.name: _FEATURES}
+    endings |= {space.name: f".{space.name}.npy" for space in wanted.more_features}
     rows: list[dict[str, Any]] = []
-    for shard in own:
+    parts = []
+    for shard in shards_of(shards, system.name, alike=False):
         with context.store.local(f"{context.folder}/{shard.name}{_PARQUET}") as path:
-            rows += pq.read_table(path).to_pylist()
-    features = np.concatenate([load(shard, _FEATURES) for shard in own])
+            read = pq.read_table(path).to_pylist()
+        scores = {s.name: np.array([row[s.name] for row in read]) for s in wanted.scores}
+        features = {name: load(shard, ending) for name, ending in endings.items()}
+        parts.append(Measured(scores, features, load(shard, _PATCHES)))
+        rows += read
     alike = [load(shard, _FEATURES) for shard in shards_of(shards, system.name, alike=True)]
+    return drawn_of(rows, parts, alike, wanted)
+
+
+def drawn_of(
+    rows: list[dict[str, Any]],
+    parts: Sequence[Measured],
+    alike: Sequence[np.ndarray],
+    config: EvalConfig,
+) -> Drawn:
+    """Join what was measured in parts, in the order of `rows`. `alike` are the features of the
+    pictures for the diversity, those of one prompt in a row; empty for the floor.
+    """
+    crops = [np.full(part.count, len(part.patches) // part.count) for part in parts]
+    alike_NF = np.concatenate(alike) if alike else None
     return Drawn(
         rows=rows,
-        scores={s.name: np.array([row[s.name] for row in rows]) for s in wanted.scores},
-        features=features,
-        patches=np.concatenate([load(shard, _PATCHES) for shard in own]),
-        alike_PSD=np.concatenate(alike).reshape(-1, wanted.alike_seeds, features.shape[1]),
+        scores={n: np.concatenate([part.scores[n] for part in parts]) for n in parts[0].scores},
+        features={n: np.concatenate([p.features[n] for p in parts]) for n in parts[0].features},
+        patches=np.concatenate([part.patches for part in parts]),
+        patch_owners=np.repeat(np.arange(len(rows)), np.concatenate(crops)),
+        alike_PSF=None
+        if alike_NF is None
+        else alike_NF.reshape(-1, config.alike_seeds, alike_NF.shape[1]),
     )
 
 

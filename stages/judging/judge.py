@@ -1,4 +1,4 @@
-"""The worker of `eval`: generates a shard's pictures with its system and applies every score."""
+"""The worker of `eval`: generates a shard's pictures with its system and measures them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from pipeline.base.store import Artifact, ArtifactStore
 from schemas.config import PipelineConfig
 from schemas.records import ShardStats
 from stages.judging.drawn import put_features, put_pictures
-from stages.judging.systems import TIMING, PlannedShard, System, systems_of
+from stages.judging.meter import Meter
+from stages.judging.systems import FLOOR, TIMING, PlannedShard, System, floor_of, systems_of
 from stages.ladd.grid import student_sigmas
 from stages.pictures.samplers import PlannedSample, Sampler, student_sampler, teacher_sampler
 from stages.pictures.student import student_of
-from stages.scores import open_features, open_score
-from stages.scores.patches import patches_of
 from stages.teachers import open_teacher_in
 
 _REPEATS = 3
@@ -44,9 +43,8 @@ class Judge:
         self.students, self.shards = students, shards
         self.teacher = open_teacher_in(config.eval.pool, config.teacher)
         self.device = self.teacher.device
-        self.systems = {system.name: system for system in systems_of(config)}
-        self.scores = {s.name: open_score(s, self.device) for s in config.eval.scores}
-        self.space = open_features(config.eval.features, self.device)
+        self.systems = {s.name: s for s in (*systems_of(config), *floor_of(config))}
+        self.meter = Meter(config.eval, self.device)
         self._loaded: tuple[str, Any] = ("", None)
 
     def __call__(self, shard: str) -> ShardStats:
@@ -56,13 +54,11 @@ class Judge:
         draw = self._sampler(self.systems[planned.system])
         pictures = np.concatenate(list(self._draw(draw, planned.samples)))
         writer = ShardWriter(self.store, self.folder, shard)
-        put_features(writer, self.space.features(pictures))
-        if not planned.alike:
-            prompts = [sample["prompt"] for sample in planned.samples]
-            judged = {name: score.judge(pictures, prompts) for name, score in self.scores.items()}
-            patches = self.space.features(patches_of(pictures))
-            scores = self.config.eval.scores
-            put_pictures(writer, planned.samples, pictures, patches, judged, scores)
+        if planned.alike:
+            put_features(writer, self.meter.features(pictures))
+        else:
+            measured = self.meter.measure(pictures, [s["prompt"] for s in planned.samples])
+            put_pictures(writer, planned.samples, pictures, measured, self.config.eval)
         return writer.commit({"ok": len(planned.samples)})
 
     def _measure_times(self) -> ShardStats:
@@ -73,7 +69,9 @@ class Judge:
         _, first = min((name, s) for name, s in self.shards.items() if not s.alike)
         samples = [first.samples[i % len(first.samples)] for i in range(size)]
         seconds = {
-            system.name: self._seconds(system, samples) / size for system in self.systems.values()
+            name: self._seconds(system, samples) / size
+            for name, system in self.systems.items()
+            if name != FLOOR
         }
         writer = ShardWriter(self.store, self.folder, TIMING)
         return writer.commit({"ok": 0}, {"seconds_per_picture": seconds})

@@ -44,21 +44,27 @@ Draw = Callable[[list[PlannedSample]], np.ndarray]
 """Turns samples of one bucket into pictures, uint8 (B, H, W, 3)."""
 
 
+def judges_shapes(config: PipelineConfig) -> bool:
+    """Whether this table judges what a configuration evaluates: the grammar's prompts, by all their
+    attributes, in the judge's feature space.
+    """
+    return (
+        any(isinstance(source, GrammarSource) for source in config.prompts.sources)
+        and config.eval.url is None
+        and config.eval.features.name == "judge_features"
+        and any(score.name == "attributes" for score in config.eval.scores)
+    )
+
+
 def held_out(config: PipelineConfig, count: int) -> dict[Bucket, list[dict[str, Any]]]:
     """The first `count` distinct held-out prompts of the grammar with bucket and seed, by bucket.
 
     The split is by hash, so none of them is ever a training prompt of this configuration. Raises
-    ConfigError if the prompts are not the grammar's (the judge only supports the shapes world),
-    if `count` is below 1, if there are not enough prompts, or if a bucket has fewer than two (too
-    few for a distance).
+    ConfigError if `count` is below 1, if there are not enough prompts, or if a bucket has fewer
+    than two (too few for a distance).
     """
     if count < 1:
         raise ConfigError(f"{count} held-out prompts are too few to judge on; at least 1 is needed")
-    if not any(isinstance(source, GrammarSource) for source in config.prompts.sources):
-        raise ConfigError(
-            "prompts.sources has no grammar: this table only judges captions of the shapes world; "
-            "`ladd-pipeline run` evaluates other students"
-        )
     prompts = config.prompts
     if prompts.held_out_fraction == 0:
         raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")

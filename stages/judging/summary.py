@@ -26,15 +26,14 @@ from schemas.report import (
     WallPicture,
     WinRate,
 )
+from stages.judging.distances import distances_of, too_few
 from stages.judging.drawn import Drawn
-from stages.judging.gates import DISTANCES, gate_result
-from stages.judging.systems import System
+from stages.judging.gates import gate_result
+from stages.judging.measures import measures_of
+from stages.judging.systems import FLOOR, System
 from stages.ladd.grid import steps_title
 from stages.scores import card_of
-from stages.scores.diversity import intra_prompt_diversity
-from stages.scores.frechet import frechet_distance
-from stages.scores.kernel import cmmd, kid
-from stages.scores.manifold import precision_recall
+from stages.scores.diversity import diversity_by_prompt
 
 _CURVE_POINTS = 300
 
@@ -47,12 +46,13 @@ def make_report(
     lineage: dict[str, Artifact],
     traces: dict[str, list[dict[str, Any]]],
 ) -> Report:
-    """Build the report. The first of `systems` is the reference for the others; `traces` holds the
-    training metrics by stage, from `read_trace`.
+    """Build the report. The first of `systems` is the reference for the others; `drawn` holds the
+    floor's pictures too, if there is one; `traces` holds the training metrics by stage, from
+    `read_trace`.
     """
-    reference = drawn[systems[0].name]
+    reference, measures = drawn[systems[0].name], measures_of(config.eval)
     results = [
-        _result(config, system, drawn[system.name], reference, seconds_per_picture[system.name])
+        result_of(config, system, drawn[system.name], reference, seconds_per_picture[system.name])
         for system in systems
     ]
     gates = [gate_result(name, demand, results) for name, demand in config.eval.gates.items()]
@@ -66,12 +66,15 @@ def make_report(
         prompts=len(reference.rows),
         cards=cards,
         feature_space=card_of(config.eval.features),
+        more_spaces={space.name: card_of(space) for space in config.eval.more_features},
+        floor=distances_of(drawn[FLOOR], reference, measures) if FLOOR in drawn else {},
+        too_few=too_few(reference, measures),
         systems=results,
         win_rates=list(_win_rates(drawn, systems, config.eval)),
         gates=gates,
         curves=[curve for stage, rows in traces.items() for curve in _curves(stage, rows)],
         data=_data(lineage),
-        tuning={"adapter scale": lineage["dpo"].manifest.details["scales"]},
+        tuning=_tuning(lineage),
         wall=_wall(reference.rows, config.eval.wall_prompts),
         lineage=[_step(artifact) for artifact in lineage.values()],
         environment=lineage["distill"].manifest.environment,
@@ -84,10 +87,14 @@ def read_trace(trained: Artifact) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _result(
+def result_of(
     config: PipelineConfig, system: System, mine: Drawn, reference: Drawn, seconds: float
 ) -> SystemResult:
+    """Measure one system; `reference` has the teacher's own pictures of the same prompts."""
     is_teacher = system.kind == "teacher"
+    assert mine.alike_PSF is not None
+    distances = distances_of(mine, reference, measures_of(config.eval))
+    diversity = interval_of(diversity_by_prompt(mine.alike_PSF), config.eval)
     guidance = config.synthesize.guidance_range or config.synthesize.guidance_scale
     return SystemResult(
         name=system.name,
@@ -97,12 +104,13 @@ def _result(
         guidance_scale=guidance if is_teacher else None,
         scores={name: interval_of(values, config.eval) for name, values in mine.scores.items()},
         by_bucket={
-            bucket: _means(mine, "bucket", bucket) | _distance_in(bucket, mine, reference)
+            bucket: _means(mine, "bucket", bucket) | _in_bucket(config, bucket, mine, reference)
             for bucket in _values_of(mine, "bucket")
         },
         by_category={c: _means(mine, "category", c) for c in _values_of(mine, "category")},
-        distances=_distances(mine, reference),
-        diversity=intra_prompt_diversity(mine.alike_PSD),
+        distances={name: interval.mean for name, interval in distances.items()},
+        diversity=diversity.mean,
+        intervals=distances | {"diversity": diversity},
         seconds_per_picture=seconds,
     )
 
@@ -120,25 +128,13 @@ def _means(drawn: Drawn, column: str, value: str) -> dict[str, float]:
     return {name: float(values[mask].mean()) for name, values in drawn.scores.items()}
 
 
-def _distance_in(bucket: str, drawn: Drawn, reference: Drawn) -> dict[str, float]:
-    """The Fréchet distance within a bucket; empty if the bucket has fewer than two pictures."""
-    mask = _mask(drawn, "bucket", bucket)
-    if mask.sum() < 2:
-        return {}
-    return {"fid": frechet_distance(drawn.features[mask], reference.features[mask])}
-
-
-def _distances(drawn: Drawn, reference: Drawn) -> dict[str, float]:
-    precision, recall = precision_recall(reference.features, drawn.features)
-    values = (
-        frechet_distance(drawn.features, reference.features),
-        frechet_distance(drawn.patches, reference.patches),
-        kid(drawn.features, reference.features),
-        cmmd(drawn.features, reference.features),
-        precision,
-        recall,
-    )
-    return dict(zip(DISTANCES, map(float, values), strict=True))
+def _in_bucket(
+    config: PipelineConfig, bucket: str, drawn: Drawn, reference: Drawn
+) -> dict[str, float]:
+    """The distances within a bucket for which it has pictures enough."""
+    measures = [m for m in measures_of(config.eval) if m.name in ("fid", "kid")]
+    found = distances_of(drawn, reference, measures, _mask(drawn, "bucket", bucket))
+    return {name: interval.mean for name, interval in found.items()}
 
 
 def interval_of(values: np.ndarray, config: EvalConfig) -> Interval:
@@ -179,6 +175,9 @@ def _win_rates(
 def _headline(results: list[SystemResult], cards: dict[str, ScoreCard]) -> str:
     score, card = next(iter(cards.items()))
     teacher, last = results[0], results[-1]
+    if last.kind == "student":  # nothing tuned: the student at its most steps
+        last = next(result for result in results if result.kind == "student")
+    name = "tuned student" if last.kind == "tuned" else "student"
     percent = card.low == 0 and card.high == 1
 
     def show(result: SystemResult) -> str:
@@ -186,7 +185,7 @@ def _headline(results: list[SystemResult], cards: dict[str, ScoreCard]) -> str:
         return f"{100 * value:.1f} %" if percent else f"{value:.3g}"
 
     return (
-        f"In {steps_title(last.steps)} the {last.kind} student reaches {show(last)} "
+        f"In {steps_title(last.steps)} the {name} reaches {show(last)} "
         f"in {card.title.lower()}, the teacher {show(teacher)} in {teacher.steps}; the student is "
         f"{teacher.seconds_per_picture / last.seconds_per_picture:.1f} times as fast."
     )
@@ -240,6 +239,13 @@ def _data(lineage: dict[str, Artifact]) -> dict[str, dict[str, int]]:
         if stage in lineage:
             tables[heading] = dict(lineage[stage].manifest.counts)
     return tables
+
+
+def _tuning(lineage: dict[str, Artifact]) -> dict[str, list[dict[str, float]]]:
+    """The swept scales of the adapters, if the student was tuned."""
+    if "dpo" not in lineage:
+        return {}
+    return {"adapter scale": lineage["dpo"].manifest.details["scales"]}
 
 
 def _step(artifact: Artifact) -> LineageStep:

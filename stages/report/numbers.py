@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from schemas.report import Interval
+
 NOTHING, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
 """Between a number and its unit."""
@@ -17,6 +19,13 @@ def number(value: float | None, digits: int | None = None) -> str:
         return NOTHING
     text = f"{value:,.{digits_for([value]) if digits is None else digits}f}"
     return text.replace("-", MINUS)
+
+
+def interval_text(interval: Interval | None, digits: int | None = None) -> str:
+    """Format as `[low, high]`; nothing if there is none."""
+    if interval is None:
+        return ""
+    return f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
 
 
 def digits_for(values: Iterable[float]) -> int:

@@ -16,29 +16,19 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from schemas.report import LineageStep, Report, SystemResult, WallPicture
-from stages.report.charts import (
-    Chart,
-    curve_charts,
-    diversity_bars,
-    in_order,
-    quality_and_speed,
-    score_bars,
-    win_charts,
+from stages.report.charts import Chart, curve_charts, in_order, quality_and_speed
+from stages.report.measures import MEASURES, measure_words
+from stages.report.numbers import (
+    SPACE,
+    TIMES,
+    digits_for,
+    duration,
+    interval_text,
+    number,
+    percent,
 )
-from stages.report.numbers import SPACE, TIMES, digits_for, duration, number, percent
+from stages.report.row_charts import distance_bars, diversity_bars, score_bars, win_charts
 from stages.report.templates import template_environment
-
-MEASURES = {
-    "fid": ("Fréchet distance", "lower"),
-    "patch_fid": ("Fréchet distance of patches", "lower"),
-    "kid": ("KID", "lower"),
-    "cmmd": ("CMMD", "lower"),
-    "precision": ("precision", "higher"),
-    "recall": ("recall", "higher"),
-    "diversity": ("diversity", "higher"),
-    "seconds_per_picture": ("seconds per picture", "lower"),
-}
-"""Title and better direction of each measure other than the scores."""
 
 _SMALL, _LARGEST_AS_IT_IS, _LARGEST_SHOWN = 128, 512, 640
 _WALL_AREA, _WALL_SIDE = 112, 160
@@ -67,9 +57,15 @@ def render_report(report: Report, pictures: Mapping[tuple[str, str], bytes]) -> 
             systems=in_order(report.systems),
             equal_steps=_equal_steps(report.systems),
             distances=_distances(report.systems),
+            distance_rows=_distance_rows(report),
+            too_few=[(measure_words(name)[0], why) for name, why in report.too_few.items()],
             breakdowns=_breakdowns(report),
             wall=_Wall.of(report, pictures),
             lineage=_newest_first(report.lineage),
+            definitions=[
+                *report.cards.items(),
+                *(("", space) for space in (report.feature_space, *report.more_spaces.values())),
+            ],
             number=number,
             digits_for=digits_for,
         )
@@ -82,6 +78,7 @@ class _Charts:
 
     quality: Chart | None
     scores: list[Chart]
+    distance: Chart | None
     wins: list[Chart]
     diversity: Chart | None
     curves: dict[str, list[Chart]]
@@ -92,23 +89,34 @@ class _Charts:
         return cls(
             quality=quality_and_speed(report, next(iter(report.cards))) if drawn else None,
             scores=[score_bars(report, score) for score in report.cards] if drawn else [],
+            distance=_distance_chart(report),
             wins=win_charts(report),
             diversity=diversity_bars(report) if report.systems else None,
             curves=curve_charts(report.curves),
         )
 
     def all(self) -> list[Chart]:
-        single = [chart for chart in (self.quality, self.diversity) if chart]
+        single = [c for c in (self.quality, self.distance, self.diversity) if c]
         of_stages = [chart for charts in self.curves.values() for chart in charts]
         return [*single, *self.scores, *self.wins, *of_stages]
+
+
+def _distance_chart(report: Report) -> Chart | None:
+    """The Fréchet distance of every system but the reference; KID if the pictures are too few."""
+    found = {name for system in report.systems for name in system.intervals}
+    name = next((n for n in ("fid", "kid") if n in found), None)
+    if name is None:
+        return None
+    others = [system for system in report.systems if system is not reference(report.systems)]
+    return distance_bars(others, report.floor.get(name), name, MEASURES[name][0])
 
 
 def measure_title(report: Report, name: str) -> str:
     """Readable title of a measure, for example `student_4.fid`; unknown parts stay as they are."""
     system, _, measure = name.partition(".")
     who = next((s.title for s in report.systems if s.name == system), system)
-    what = report.cards[measure].title if measure in report.cards else measure
-    return f"{who}: {MEASURES.get(what, (what,))[0]}"
+    card = report.cards.get(measure)
+    return f"{who}: {card.title if card else measure_words(measure)[0]}"
 
 
 def reference(systems: Sequence[SystemResult]) -> SystemResult | None:
@@ -168,12 +176,13 @@ def _key_figures(report: Report) -> list[_KeyFigure]:
     same = nearest_at_equal_steps(report.systems, "teacher", student.steps) if student else None
     if student and same and same.distances["fid"] > 0 and "fid" in student.distances:
         ratio = student.distances["fid"] / same.distances["fid"]
+        floor = report.floor.get("fid")
         figures.append(
             _KeyFigure(
                 f"{number(ratio, 2)}{TIMES}",
                 f"the Fréchet distance of {same.title}",
                 f"{number(student.distances['fid'])} against {number(same.distances['fid'])}, to "
-                "the teacher's own pictures",
+                "the teacher's own pictures" + (f"; floor {number(floor.mean)}" if floor else ""),
             )
         )
     students = {s.name for s in report.systems if s.kind == "student"}
@@ -215,10 +224,35 @@ def _distances(systems: Sequence[SystemResult]) -> list[tuple[str, str, str, int
     return [
         (
             name,
-            *MEASURES.get(name, (name, "")),
-            digits_for(s.distances[name] for s in systems if name in s.distances),
+            *measure_words(name),
+            # KID is small: papers give thousandths of it.
+            digits_for(s.distances[name] for s in systems if name in s.distances)
+            + name.startswith("kid"),
         )
         for name in names
+    ]
+
+
+def _distance_rows(report: Report) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Kind and title of each system, and each distance with its interval as text. The floor takes
+    the place of the reference, whose distance to itself is nothing.
+    """
+    rows = [(s.kind, s.title, s.distances, s.intervals) for s in in_order(report.systems)]
+    teacher = reference(report.systems)
+    if report.floor and teacher is not None:
+        values = {name: interval.mean for name, interval in report.floor.items()}
+        floor = (teacher.kind, f"floor: {teacher.title}, other seeds", values, report.floor)
+        rows = [floor, *(row for row in rows if row[1] != teacher.title)]
+    return [
+        (
+            kind,
+            title,
+            [
+                (number(values.get(name), digits), interval_text(intervals.get(name), digits))
+                for name, _, _, digits in _distances(report.systems)
+            ],
+        )
+        for kind, title, values, intervals in rows
     ]
 
 
@@ -263,7 +297,7 @@ def _breakdown(
     title, direction = (
         (card.title, "higher" if card.higher_is_better else "lower")
         if card
-        else MEASURES.get(measure, (measure, ""))
+        else measure_words(measure)
     )
     rows = [
         (s, [tables[s.name].get(column, {}).get(measure, math.nan) for column in columns])

@@ -47,10 +47,16 @@ def check_score(field: str, name: str, known: Iterable[str] = SCORES) -> None:
 
 
 def check_model(config: ScoreConfig) -> None:
-    """Raise ConfigError for a score's folder on this machine that is not whole. Reads JSON files
-    and headers only, imports no torch and asks no hub.
+    """Raise ConfigError for a score's folder on this machine that is missing or not whole. Reads
+    JSON files and headers only, imports no torch and asks no hub.
     """
     field = f"scores.{config.name}.model"
+    is_path = config.model is not None and config.model.startswith(("/", "./", "../", "~"))
+    if config.model is not None and is_path and not Path(config.model).exists():
+        raise ConfigError(
+            f"{field}: there is no folder {config.model}; docs/scores.md says what it must hold, "
+            "or leave the score out"
+        )
     if config.model is not None and Path(config.model).exists():
         folder = model_folder(config.model, None, field=field, patterns=())
         ModelFolder(folder, field).check_files()

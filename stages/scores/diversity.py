@@ -10,8 +10,13 @@ import numpy as np
 
 
 def intra_prompt_diversity(features_PSF: np.ndarray) -> float:
-    """Return the mean Euclidean distance between the features of two pictures of one prompt, over
-    all pairs of the S pictures of each of P prompts; higher is more diverse.
+    """Return the mean of `diversity_by_prompt`; higher is more diverse."""
+    return float(diversity_by_prompt(features_PSF).mean())
+
+
+def diversity_by_prompt(features_PSF: np.ndarray) -> np.ndarray:
+    """Return (P,): for each of P prompts, the mean Euclidean distance between the features of two
+    of its S pictures, over all pairs.
 
     Raises ValueError without a prompt, or with fewer than two pictures per prompt.
     """
@@ -20,6 +25,5 @@ def intra_prompt_diversity(features_PSF: np.ndarray) -> float:
         raise ValueError("diversity within a prompt needs at least two pictures per prompt")
     features = np.asarray(features_PSF, np.float64)
     pairs = combinations(range(pictures), 2)
-    return float(
-        np.mean([np.linalg.norm(features[:, i] - features[:, j], axis=-1) for i, j in pairs])
-    )
+    norms = [np.linalg.norm(features[:, i] - features[:, j], axis=-1) for i, j in pairs]
+    return np.asarray(np.mean(norms, axis=0))

@@ -8,24 +8,27 @@ _ROWS = 1024
 """Rows in one block of distances: memory stays linear in N."""
 
 
-def precision_recall(
-    real_NF: np.ndarray, made_MF: np.ndarray, *, neighbours: int = 3
-) -> tuple[float, float]:
-    """Return precision and recall, both from 0 to 1, higher is better.
+def precision(made_NF: np.ndarray, real_MF: np.ndarray, *, neighbours: int = 3) -> float:
+    """Return the share of made features inside the real set's manifold, 0 to 1, higher is better.
 
-    Precision is the share of made features inside the real set's manifold, recall the share of real
-    features inside the made set's. A set's manifold is the union of balls around its members, each
-    reaching to the member's k-th nearest neighbour (k is `neighbours`).
+    A set's manifold is the union of balls around its members, each reaching to the member's k-th
+    nearest neighbour (k is `neighbours`).
 
     Raises ValueError unless each set has more than k members.
     """
-    if min(len(real_NF), len(made_MF)) <= neighbours:
+    if min(len(real_MF), len(made_NF)) <= neighbours:
         raise ValueError(
             f"precision and recall with {neighbours} neighbours need more than {neighbours} "
-            f"pictures in each set, got {len(real_NF)} and {len(made_MF)}"
+            f"pictures in each set, got {len(real_MF)} and {len(made_NF)}"
         )
-    real, made = np.asarray(real_NF, np.float64), np.asarray(made_MF, np.float64)
-    return _covered(made, real, neighbours), _covered(real, made, neighbours)
+    return _covered(np.asarray(made_NF, np.float64), np.asarray(real_MF, np.float64), neighbours)
+
+
+def recall(made_NF: np.ndarray, real_MF: np.ndarray, *, neighbours: int = 3) -> float:
+    """Return the share of real features inside the made set's manifold: `precision` with the sets
+    exchanged.
+    """
+    return precision(real_MF, made_NF, neighbours=neighbours)
 
 
 def _covered(points: np.ndarray, members: np.ndarray, neighbours: int) -> float:

@@ -33,17 +33,17 @@ def check_prompts(config: PipelineConfig) -> None:
     check_judged(config, "eval.scores", [score.name for score in config.eval.scores], "held_out")
 
 
-def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
+def chosen_samples(config: PipelineConfig, planned: Artifact) -> list[dict[str, Any]]:
     """Choose at most `eval.prompts` samples with key, prompt_id, prompt, seed, width, height,
-    bucket and category, in an order that depends only on the prompts.
+    bucket and category, in an order that depends only on the prompts. They are those of `eval.url`,
+    or held out in the `prompts` artifact.
 
     Raises ConfigError when there are fewer than eight.
     """
-    config = context.config
     tags: dict[str, str] = {}
     source = evaluated(config)
     if source is None:
-        rows = _rows(context.inputs["prompts"], "held_out.parquet")
+        rows = _rows(planned, "held_out.parquet")
     else:
         by_id = {row["prompt_id"]: row for row in _from_files(config, source, tags)}
         rows = iter(by_id.values())

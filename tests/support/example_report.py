@@ -87,6 +87,16 @@ def example_report(**changes) -> Report:
             licence="Apache-2.0",
             weights="embedded: the judge of the shapes world",
         ),
+        "more_spaces": {},
+        "floor": {
+            "fid": _spread(0.094, 0.011),
+            "patch_fid": _spread(0.12, 0.01),
+            "kid": Interval(mean=0.0004, low=-0.0009, high=0.0017),
+            "cmmd": _spread(0.031, 0.006),
+            "precision": _spread(0.93, 0.02),
+            "recall": _spread(0.94, 0.02),
+        },
+        "too_few": {},
         "systems": systems,
         "win_rates": [
             _win("student_4", "teacher_4", "attributes", 0.728, 0.019),
@@ -168,7 +178,20 @@ def png(bucket: str, *, seed: int = 0, blur: float = 0) -> bytes:
     return buffer.getvalue()
 
 
+def _spread(mean: float, half: float) -> Interval:
+    return Interval(mean=mean, low=max(0.0, mean - half), high=mean + half)
+
+
 def _system(name, title, kind, steps, guidance, attributes, layout, fid, diversity, seconds):
+    distances = {
+        "fid": fid,
+        "patch_fid": 1.7 * fid,
+        "kid": 0.11 * fid,
+        "cmmd": 0.42 * fid,
+        "precision": 1 - 0.3 * fid,
+        "recall": 1 - 0.4 * fid,
+    }
+    spread = {measure: _spread(value, 0.08 * fid) for measure, value in distances.items()}
     at = {"attributes": attributes, "layout": layout}
     return SystemResult(
         name=name,
@@ -185,14 +208,8 @@ def _system(name, title, kind, steps, guidance, attributes, layout, fid, diversi
             category: {k: min(1.0, v + shift) for k, v in at.items()}
             for category, shift in CATEGORIES.items()
         },
-        distances={
-            "fid": fid,
-            "patch_fid": 1.7 * fid,
-            "kid": 0.11 * fid,
-            "cmmd": 0.42 * fid,
-            "precision": 1 - 0.3 * fid,
-            "recall": 1 - 0.4 * fid,
-        },
+        distances=distances,
+        intervals=spread | {"diversity": _spread(diversity, 0.11)},
         diversity=diversity,
         seconds_per_picture=seconds,
     )

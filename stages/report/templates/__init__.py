@@ -6,7 +6,7 @@ import re
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from stages.report.numbers import count, duration, moment, number, percent, share
+from stages.report.numbers import count, duration, interval_text, moment, number, percent, share
 
 
 def template_environment() -> Environment:
@@ -21,6 +21,7 @@ def template_environment() -> Environment:
     environment.filters |= {
         "count": count,
         "duration": duration,
+        "interval_text": interval_text,
         "markdown": as_markdown,
         "moment": moment,
         "number": number,

@@ -81,6 +81,20 @@ def test_buckets_enter_the_key_of_external_shards_latents(store):
     assert len(keys) == 2
 
 
+def test_without_tuning_an_evaluation_needs_neither_pairs_nor_dpo(store):
+    """Bug: leave `eval.tuned` out of the graph; the first number on a student costs a tuning."""
+    config = open_config(preset="shapes", settings=["eval.tuned=false"], environment={})
+    plan = {stage.name: stage for stage in make_plan(config, store, Selection())}
+    assert plan["eval"].inputs == ("prompts", "distill")
+    skipped = {name for name, stage in plan.items() if stage.action == "skip"}
+    assert skipped == {"pairs", "dpo"}
+    asked = {s.name: s.action for s in make_plan(config, store, Selection(until="dpo"))}
+    assert asked["dpo"] == asked["pairs"] == "run" and asked["eval"] == "skip"
+    whole = open_config(preset="shapes", environment={})
+    keys = {s.name: s.key for s in make_plan(whole, store, Selection())}
+    assert keys["eval"] != plan["eval"].key and keys["dpo"] == plan["dpo"].key
+
+
 def test_pairs_need_the_student_only_where_it_draws_them(store):
     def inputs(*settings):
         config = open_config(preset="shapes", settings=settings, environment={})

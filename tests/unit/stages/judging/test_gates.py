@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from schemas.report import Interval, SystemResult
-from stages.judging.gates import gate_result
+from stages.judging.gates import failed_gates, gate_result
 
 
 def result_of(value: float) -> SystemResult:
@@ -30,3 +30,12 @@ def test_a_gate_says_by_how_much_it_is_missed():
     assert gate_result("student_4.attributes", ">= 0.85", [result_of(0.85)]).passed
     assert gate_result("student_4.fid", "< 3.5", [result_of(0.8)]).passed
     assert not gate_result("student_4.fid", "< 3", [result_of(0.8)]).passed
+
+
+def test_a_gate_on_a_distance_without_a_figure_is_missed():
+    """Bug: look the value up by its name alone; an evaluation then ends without a report."""
+    gate = gate_result("student_4.kid", "< 3", [result_of(0.8)])
+    assert not gate.passed and gate.value is None
+    assert failed_gates([gate]) == [
+        "student_4.kid has no figure, its pictures are too few, and < 3 is demanded"
+    ]

@@ -53,7 +53,6 @@ def test_each_student_is_judged_at_the_steps_of_its_own_grid(monkeypatch):
 @pytest.mark.parametrize(
     ("preset", "settings", "count", "words"),
     [
-        ("sd3-medium", [], 500, "prompts.sources"),
         ("shapes", ["prompts.held_out_fraction=0"], 500, "nothing to judge on"),
         ("shapes", ["prompts.held_out_fraction=0.0001"], 500, "of the 500 to judge on"),
         ("shapes", [], 5, "fewer than two"),

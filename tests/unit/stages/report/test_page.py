@@ -207,7 +207,35 @@ def test_the_page_is_made_without_torch_and_ray():
     assert (ran.stdout.strip(), ran.returncode) == ("[]", 0), ran.stderr
 
 
+def test_a_distance_stands_with_its_interval_below_the_floor(page):
+    floor = page.text.index("floor: teacher, 28 steps, other seeds 0.094 [0.083, 0.105]")
+    student = page.text.index("student, 4 steps 0.271 [0.249, 0.293]")
+    assert floor < student
+    assert "teacher, 28 steps 0.000" not in page.text[floor:student]
+
+
+def test_a_distance_without_a_figure_says_why():
+    report = example_report(floor={}, too_few={"fid": "9 pictures, needs at least 129"})
+    bare = {"distances": {}, "intervals": {}}
+    systems = [system.model_copy(update=bare) for system in report.systems]
+    found = Page(render_report(report.model_copy(update={"systems": systems}), {}))
+    assert "No Fréchet distance: 9 pictures, needs at least 129." in found.text
+    assert "distance" not in found.figures and "All distances" not in found.text
+
+
+def test_a_report_from_before_there_were_intervals_is_shown(report):
+    content = report.model_dump()
+    for name in ("more_spaces", "floor", "too_few"):
+        del content[name]
+    for system in content["systems"]:
+        del system["intervals"]
+    old = Page(render_report(Report.model_validate(content), {}))
+    assert "teacher, 28 steps 0.000" in old.text and "student, 4 steps 0.271" in old.text
+
+
 def test_a_measure_is_titled_where_the_report_knows_it(report):
     assert measure_title(report, "student_4.fid") == "student, 4 steps: Fréchet distance"
     assert measure_title(report, "student_4.layout") == "student, 4 steps: colour and layout"
     assert measure_title(report, "someone.something") == "someone: something"
+    title = measure_title(report, "student_4.kid_inception_features")
+    assert title == "student, 4 steps: KID, inception features"
