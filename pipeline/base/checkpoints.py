@@ -28,10 +28,10 @@ class Trained:
     """What the manifest says of it: the training's key, the last update, the micro-batch."""
 
 
-def tidy_checkpoints(context: StageContext, course: Course, keeping: Keeping) -> None:
-    """Remove the checkpoints that nobody needs any more."""
+def tidy_checkpoints(context: StageContext, keeping: Keeping, now: int) -> None:
+    """Remove the checkpoints that nobody needs any more after update `now` of the trunk."""
     store, folder = context.store, context.training_folder
-    for saved in keeping.expendable(saved_in(store, folder), course, taken_from(store, folder)):
+    for saved in keeping.expendable(saved_in(store, folder), now, taken_from(store, folder)):
         store.remove(f"{folder}/{saved.name}")
 
 

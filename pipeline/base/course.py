@@ -63,20 +63,22 @@ class Keeping:
     """Which checkpoints of a training stay."""
 
     latest: int
-    """How many of the latest: of the trunk, of the trunk up to where the artifact leaves it, and of
-    each tail.
+    """How many of the latest: of the trunk, of the trunk up to where the run is, and of each
+    tail.
     """
     every: int | None
     """Those of the trunk after each multiple of it."""
 
-    def expendable(self, there: Iterable[Saved], course: Course, taken: set[int]) -> list[Saved]:
-        """Return what can go. `taken` are the updates from which artifacts were taken."""
+    def expendable(self, there: Iterable[Saved], now: int, taken: set[int]) -> list[Saved]:
+        """Return what a run that has come to update `now` can remove. `taken` are the updates from
+        which artifacts were taken.
+        """
         there = sorted(there)
         trunk = [one for one in there if not one.tail]
         tails = [[one for one in there if one.tail == tail] for tail in {one.tail for one in there}]
         kept = {one for one in trunk if one.step in taken}
         kept |= {one for one in trunk if self.every is not None and one.step % self.every == 0}
-        for part in (*tails, [one for one in trunk if one.step <= course.trunk]):
+        for part in (*tails, [one for one in trunk if one.step <= now]):
             kept |= {*part[-self.latest :]}
         return [one for one in there if one not in kept]
 

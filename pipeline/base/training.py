@@ -203,7 +203,8 @@ class TrainingRun:
         saved = Saved(step, self.context.key if in_tail else "")
         if self.rank == 0:
             self._lease.check()
-            tidy_checkpoints(self.context, self._course, self._plan.keeping)
+            now = min(step, self._course.trunk)
+            tidy_checkpoints(self.context, self._plan.keeping, now)
             # Ranks of a lost start may have left other files there.
             self.context.store.remove(f"{self.context.training_folder}/{saved.name}")
         folder = tempfile.mkdtemp(prefix="ladd-checkpoint-")
@@ -245,7 +246,7 @@ def train_on_ray(
         if failure := _failure(context, lease):
             raise failure
         lease.check()
-        tidy_checkpoints(context, course, plan.keeping)
+        tidy_checkpoints(context, plan.keeping, course.trunk)
         with result_of(context, course) as trained:
             yield trained
 

@@ -78,7 +78,7 @@ class StoredRun(Run):
         in_tail: bool = False,
     ) -> None:
         store, where = self.context.store, self.context.training_folder
-        tidy_checkpoints(self.context, self.course, self.plan.keeping)
+        tidy_checkpoints(self.context, self.plan.keeping, min(step, self.course.trunk))
         saved = Saved(step, self.context.key if in_tail else "")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -108,7 +108,7 @@ def training_here(lives: int = 0, calls: list[str] | None = None) -> Callable[..
             if calls is not None:
                 calls.append(f"from {starts[0].step}" if starts else "new")
             worker(StoredRun(context, plan, course, lives))
-            tidy_checkpoints(context, course, plan.keeping)
+            tidy_checkpoints(context, plan.keeping, course.trunk)
             with result_of(context, course) as trained:
                 yield trained
 
