@@ -40,7 +40,7 @@ from schemas.bucket import Bucket
 from schemas.config import DiscriminatorConfig, DistillConfig, LoraConfig
 from stages.ladd.backbone import Conditioning
 from stages.ladd.flow import draw
-from stages.ladd.grid import student_sigmas
+from stages.ladd.grid import StudentGrid, student_sigmas
 from stages.ladd.parallelize import compile_blocks
 from stages.ladd.precision import autocast, computed_dtype
 from stages.ladd.sampling import Euler, Guidance, initial_noise, sample_consistency, sample_flow
@@ -185,7 +185,7 @@ class Bench:
         latents, text = self.inputs(bucket, batch, device)
         steps, student_steps = (1, 1) if device == META else (self.sizes.steps, 4)
         falling = torch.linspace(1, 0, steps + 1).tolist()
-        grid = student_sigmas(DistillConfig().student_time.grid, student_steps)
+        grid = student_sigmas(StudentGrid((1.0, 0.9, 0.75, 0.5)), student_steps)
         guidance = Guidance(text.select([0]), 4.5, range(steps))
 
         def sample() -> Tensor:

@@ -296,21 +296,26 @@ def require_kept(store: ArtifactStore, config: PipelineConfig, stage: PlannedSta
 
 
 def changed_fields(old: Any, new: Any, where: str = "") -> list[str]:
-    """Return a sentence `a.b changed from x to y` for every leaf that differs."""
+    """Return a sentence `a.b changed from x to y` for every leaf that differs; a field that one of
+    the two leaves out is `nothing`, which is not null.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         changes = []
         for key in sorted({*old, *new}):
             changes += changed_fields(
-                old.get(key), new.get(key), f"{where}.{key}" if where else key
+                old.get(key, _NOTHING), new.get(key, _NOTHING), f"{where}.{key}" if where else key
             )
         return changes
     return [] if old == new else [f"{where} changed from {_show(old)} to {_show(new)}"]
 
 
+_NOTHING = object()
+
+
 def _show(value: Any) -> str:
     import json
 
-    return json.dumps(value)
+    return "nothing" if value is _NOTHING else json.dumps(value)
 
 
 def _estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> str:

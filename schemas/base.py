@@ -5,7 +5,7 @@ An identity field changes the result and enters the artifact's key; a runtime fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,11 +25,23 @@ def runtime(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"runtime": True}, **constraints)
 
 
-def added(default: Any, **constraints: Any) -> Any:
+def added(default: Any, *, alike: Sequence[Any] = (), **constraints: Any) -> Any:
     """Declare an identity field that came after others: with its default it is left out of the
-    identity, so that what was made before keeps its key.
+    identity, so that what was made before keeps its key. So it is with the values `alike`, whose
+    result is that of the default.
     """
-    return Field(default, json_schema_extra={"added": True}, **constraints)
+    return _added([default, *alike], default, constraints)
+
+
+def added_as(before: Any, default: Any, **constraints: Any) -> Any:
+    """Declare an identity field as `added` does, with a default that is not what was done `before`:
+    the field is left out of the identity with the value that says so.
+    """
+    return _added([before], default, constraints)
+
+
+def _added(left_out: list[Any], default: Any, constraints: dict[str, Any]) -> Any:
+    return Field(default, json_schema_extra={"left_out": left_out}, **constraints)
 
 
 def retired(default: Any = ..., **constraints: Any) -> Any:
@@ -53,7 +65,9 @@ def outside(
     `files` are addresses or patterns; a `model` is a folder or a hub id, whose `revision` is a
     field beside it. One that `came_later` is left out at its default, as with `added`.
     """
-    extra: dict[str, Any] = {"outside": kind, "added": came_later}
+    extra: dict[str, Any] = {"outside": kind}
+    if came_later:
+        extra["left_out"] = [default]
     return Field(default, json_schema_extra=extra, **constraints)
 
 
@@ -105,8 +119,7 @@ def is_runtime(model: BaseModel, name: str) -> bool:
 
 
 def _is_left_out(model: BaseModel, name: str) -> bool:
-    field = type(model).model_fields[name]
-    return bool(_marks(field).get("added") and getattr(model, name) == field.default)
+    return getattr(model, name) in _marks(type(model).model_fields[name]).get("left_out", ())
 
 
 def _marks(field: FieldInfo) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from schemas.base import Frozen, added, outside, retired, runtime
+from schemas.base import Frozen, added, added_as, outside, retired, runtime
 from schemas.bucket import Bucket, BucketName
+from schemas.trackers import TensorBoardTracker, TrackerConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -346,21 +347,34 @@ class EncodeConfig(Frozen):
 
 
 class RenoiseConfig(Frozen):
-    """The discriminator's noise level: t = sigmoid(N(mean, std)) (LADD, section 3.2)."""
+    """The discriminator's noise level: t = sigmoid(N(mean, std)) (LADD, section 3.2), shifted to
+    S t / (1 + (S - 1) t).
+    """
 
     distribution: Literal["logit_normal", "uniform"] = "logit_normal"
-    """uniform draws all levels with equal probability and ignores mean and std."""
+    """uniform draws all levels before the shift with equal probability and ignores mean and std."""
     mean: float = 1.0
-    """Above 0 it favours high noise, which gives structure. Low noise gives texture."""
+    """Before the shift, so on the teacher's own scale: 0 draws as SD3 was trained, and above 0 it
+    favours high noise, which gives structure. Low noise gives texture.
+    """
     std: float = Field(1.0, gt=0)
-    """Spread; large values reach all noise levels."""
+    """Spread before the shift; large values reach all noise levels."""
+    shift: float | None = added_as(1.0, None, gt=0)
+    """The shift S; empty means the teacher's own (SD3 and SD3.5: 3), 1 means none."""
 
 
 class StudentTimeConfig(Frozen):
     """The noise levels at which the student is trained (LADD, section 4)."""
 
     grid: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)
-    """The student's sampling grid, from pure noise down; saved with the student."""
+    """The student's sampling grid before the shift, from pure noise down. Evenly spaced, stock
+    diffusers samples on it by itself; any other is handed to it as `sigmas` (the model card says
+    so).
+    """
+    shift: float | None = added_as(1.0, None, gt=0)
+    """Each level t becomes S t / (1 + (S - 1) t). Empty means the teacher's own S (SD3 and SD3.5:
+    3); 1 leaves the grid as it stands.
+    """
     probabilities: tuple[Probability, ...] = (0.7, 0.1, 0.1, 0.1)
     """Probability of each grid level."""
     warmup_probabilities: tuple[Probability, ...] = (0.0, 0.0, 0.5, 0.5)
@@ -380,10 +394,6 @@ class StudentTimeConfig(Frozen):
             or len(set(self.grid)) != len(self.grid)
         ):
             raise ValueError("grid must fall from 1.0, each level once")
-        last, gaps = self.grid[-1], max(len(self.grid) - 1, 1)
-        even = [1 - (1 - last) * i / gaps for i in range(len(self.grid))]
-        if any(abs(a - b) > 1e-6 for a, b in zip(self.grid, even, strict=True)):
-            raise ValueError("grid must be evenly spaced, or stock diffusers cannot sample on it")
         for name in ("probabilities", "warmup_probabilities"):
             values = getattr(self, name)
             if len(values) != len(self.grid) or abs(sum(values) - 1) > 1e-6:
@@ -497,6 +507,11 @@ class DistillConfig(Frozen):
     renoise: RenoiseConfig = RenoiseConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    on_collapse: Literal["warn", "stop", "lower_rate"] = added("warn", alike=["stop"])
+    """What to do at a sign of a bad run (docs/health.md): warn; end the training; or halve the
+    learning rate that is too high. A training that was ended goes on with another choice than stop,
+    from its last checkpoint if that is warn.
+    """
     lora: LoraConfig | None = None
     """Train adapters instead of the student's full weights."""
     init: str | None = outside("model", None, came_later=True)
@@ -542,9 +557,13 @@ class DistillConfig(Frozen):
     sample_prompts: int = runtime(8, ge=0)
     """Held-out prompts in a sample grid; 0 makes no grids."""
     log_every: int = runtime(10, ge=1)
-    """Updates between TensorBoard points and progress reports."""
+    """Updates between points of the curves and progress reports."""
     cache_gb: float = runtime(50.0, ge=0)
     """Local disk per worker, in GB, that caches latents and embeddings of a remote store."""
+    max_skipped: int = runtime(10, ge=0)
+    """Updates in a row that may be skipped because a loss or gradient is not finite; one more ends
+    the training.
+    """
     retries: int = runtime(3, ge=0)
     """How often Ray Train restarts after a worker dies."""
 
@@ -672,6 +691,11 @@ class DpoConfig(Frozen):
     """
     beta: float = Field(2000.0, gt=0)
     """Strength of the pull to the reference; it is large because errors are means over elements."""
+    shift: float | None = added_as(1.0, None, gt=0)
+    """Noise levels are drawn as in SD3's training, sigmoid(N(0, 1)), with this shift S: t becomes
+    S t / (1 + (S - 1) t). Empty means the teacher's own (SD3 and SD3.5: 3), 1 means none. Pairs of
+    the student (`pairs.model`) are learnt at the levels of its grid instead.
+    """
     learning_rate: float = Field(1e-5, gt=0)
     """Learning rate of AdamW."""
     warmup_updates: int = Field(0, ge=0)
@@ -721,7 +745,11 @@ class DpoConfig(Frozen):
     checkpoint_blocks: bool = runtime(False)
     """Activation checkpointing: less memory, about a third more time."""
     log_every: int = runtime(10, ge=1)
-    """Updates between TensorBoard points and progress reports."""
+    """Updates between points of the curves and progress reports."""
+    max_skipped: int = runtime(10, ge=0)
+    """Updates in a row that may be skipped because a loss or gradient is not finite; one more ends
+    the training.
+    """
     retries: int = runtime(3, ge=0)
     """How often Ray Train restarts after a worker dies."""
 
@@ -835,6 +863,10 @@ class PipelineConfig(Frozen):
     """
     ray: RayConfig = runtime(RayConfig())
     failures: FailureLimits = runtime(FailureLimits())
+    trackers: list[TrackerConfig] = runtime([TensorBoardTracker(kind="tensorboard")])
+    """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its
+    name or with settings, such as {kind: wandb, project: mine, mode: offline}.
+    """
     teacher: TeacherConfig
     prompts: PromptsConfig
     synthesize: SynthesizeConfig = SynthesizeConfig()

@@ -20,16 +20,18 @@ from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.teachers import check_start, check_teacher, open_teacher, training_memory
+from stages.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from stages.ladd.backbone import Backbone
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError unless the teacher's folder is whole, and that of the student's start is of
-    the same architecture.
+    """Raise ConfigError unless the teacher's folder is whole, that of the student's start is of the
+    same architecture, and the trackers are installed.
     """
     check_teacher(config.teacher)
+    check_trackers(config)
     if config.distill.init is not None:
         check_start(config.teacher, Path(config.distill.init))
 
@@ -81,10 +83,11 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
     from stages.ladd.checkpoint import load_tensors
     from stages.ladd.ema import averaged_tensors
     from stages.training.start import student_start
-    from stages.training.trace import STATE, TRACE
+    from stages.training.trace import SIGNALS, STATE, TRACE
 
     config, checkpoint = context.config, trained.folder
     teacher = open_teacher(config.teacher)
+    grid = teacher.student_grid(config.distill.student_time)
 
     def load_average(backbone: Backbone) -> None:
         averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
@@ -92,29 +95,29 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
 
     with student_start(context, teacher) as start, tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        start.save_student(
-            model, load_average, config.distill.student_time.grid, lora=config.distill.lora
-        )
+        start.save_student(model, load_average, grid, lora=config.distill.lora)
         files = context.put_folder(model, "model")
     trace = (checkpoint / TRACE).read_text().splitlines()
     files["metrics.jsonl"] = context.store.put(
         checkpoint / TRACE, f"{context.folder}/metrics.jsonl"
     )
     _copy_trunk_samples(context)
-    files |= context.written("samples/", "tensorboard/")
-    last = [json.loads(line) for line in trace[-50:]]
+    files |= context.written("samples/", "tensorboard/", SIGNALS)
+    rows = [json.loads(line) for line in trace]
+    last = [row for row in rows if "student_loss" in row][-50:]
     means = {
         name: float(np.mean([row[name] for row in last]))
         for name in ("student_loss", "discriminator_loss")
     }
     counts = {
         "updates": len(trace),
+        "skipped": sum("skipped" in row for row in rows),
         "samples": sum(plan.sizes.values()),
         "batches_per_epoch": plan.batches_per_epoch,
     }
     details = {
         "model": "model",
-        "grid": config.distill.student_time.grid,
+        "grid": list(grid.levels),
         "samples": sorted(name for name in files if name.startswith("samples/")),
         "short_buckets": plan.short_buckets,
         "training": trained.details,

@@ -27,6 +27,7 @@ from stages.pictures.student import check_steps
 from stages.scores import check_model, check_score
 from stages.teachers import check_teacher, open_teacher
 from stages.texts.judgeable import check_judged
+from stages.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from stages.ladd.backbone import Backbone
@@ -41,6 +42,7 @@ def check(config: PipelineConfig) -> None:
     model's folder that is not whole.
     """
     check_teacher(config.teacher)
+    check_trackers(config)
     pairs = config.pairs
     check_steps("pairs.student_steps", pairs.student_steps, config.distill.student_time.grid)
     check_score("dpo.chooser", config.dpo.chooser.name)
@@ -68,7 +70,7 @@ def course(config: PipelineConfig) -> Course:
 
 def run(context: StageContext) -> StageResult:
     from stages.judging.adapter_scale import try_scales
-    from stages.training.trace import LORA
+    from stages.training.trace import LORA, SIGNALS
 
     student = context.inputs["distill"]
     tuned = finished_shards(context.store, context.folder).get(TUNED) or _tune(context)
@@ -79,7 +81,7 @@ def run(context: StageContext) -> StageResult:
             f"best scale, {sweep.scale:g}: see `scales` in the manifest"
         )
     files = files_of([tuned, *sweep.stats])
-    files |= _save_model(context, sweep.scale) | context.written("tensorboard/")
+    files |= _save_model(context, sweep.scale) | context.written("tensorboard/", SIGNALS)
     return StageResult(
         files=files,
         counts=tuned.counts,
@@ -134,7 +136,7 @@ def _summary(rows: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, floa
     """
     looks = [row for row in rows if "held_out_loss" in row]
     updates = [row for row in rows if "loss" in row]
-    counts = {"updates": len(updates)}
+    counts = {"updates": len(updates), "skipped": sum("skipped" in row for row in rows)}
     if looks:
         best = min(looks, key=lambda row: row["held_out_loss"])
         return counts | {"best_update": best["step"]}, {
@@ -176,5 +178,5 @@ def _save_model(context: StageContext, scale: float) -> dict[str, tuple[int, str
             adapters.merge()
 
         model = Path(scratch) / "model"
-        teacher.save_student(model, merge, student.manifest.details["grid"])
+        teacher.save_student(model, merge)
         return context.put_folder(model, "model")

@@ -132,6 +132,8 @@ def _write_pages(
     from stages.report.page import render_report
 
     teacher = context.config.teacher
+    opened = open_teacher(teacher)
+    grid = opened.student_grid(context.config.distill.student_time)
     is_hub_id = teacher.model is not None and not Path(teacher.model).exists()
     pages = {
         "report.json": report.model_dump_json(indent=2),
@@ -142,7 +144,7 @@ def _write_pages(
         pages[f"{folder}/README.md"] = render_card(
             report,
             licence_of(published(teacher)),
-            open_teacher(teacher).usage(steps),
+            opened.usage(steps, grid),
             kind=kind,
             base_model=teacher.model if is_hub_id else None,
         )

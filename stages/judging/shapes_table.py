@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -167,7 +167,8 @@ def score_table(
     """
     samples = held_out(config, count)
     opened = {title: open_student(folder) for title, folder in students.items()}
-    grids = [grid for _, grid in opened.values()] or [config.distill.student_time.grid]
+    grids: list[Sized] = [grid for _, grid in opened.values()]
+    grids = grids or [config.distill.student_time.grid]
     teacher = open_teacher(config.teacher)
     net = teacher.backbone()
     synthesize = config.synthesize

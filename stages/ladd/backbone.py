@@ -26,6 +26,11 @@ class Conditioning:
     pooled_BP: Tensor
     null_tokens: int = 0
 
+    @property
+    def text_tokens(self) -> int:
+        """Rows of text that the transformer computes: all null tokens are one."""
+        return self.tokens_BLD.shape[1] + (self.null_tokens > 0)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
         return Conditioning(
             self.tokens_BLD.to(device, dtype), self.pooled_BP.to(device, dtype), self.null_tokens

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from stages.ladd.backbone import Backbone, Conditioning
 from stages.ladd.flow import add_noise, draw_seed
+from stages.ladd.grid import shifted
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,20 @@ def draw_pairs(
     slots: range,
     shape_CHW: Sequence[int],
     levels: Sequence[float] | None = None,
+    *,
+    shift: float = 1.0,
 ) -> PairDraws:
     """Noise and noise levels for the pairs `slots` of the global batch of update `step`.
 
     A pair's draws depend only on seed, step and slot. The noise level is one of `levels`; without
-    them it is `sigmoid(N(0, 1))`, as in SD3's training (Esser et al. 2024, section 3.1).
+    them it is `sigmoid(N(0, 1))`, shifted, as in SD3's training (Esser et al. 2024, sections 3.1
+    and 5.3.2).
     """
     sigmas, noises = [], []
     for slot in slots:
         generator = torch.Generator().manual_seed(draw_seed("dpo", seed, step, slot))
         if levels is None:
-            sigmas.append(torch.randn((), generator=generator).sigmoid())
+            sigmas.append(shifted(torch.randn((), generator=generator).sigmoid(), shift))
         else:
             index = torch.randint(len(levels), (), generator=generator)
             sigmas.append(torch.tensor(list(levels))[index])

@@ -34,12 +34,15 @@ from stages.ladd.dpo_loss import (
     preference_loss,
     preference_margin,
 )
+from stages.ladd.health import SKIPPED, Sign, TrainingDiverged, not_finite
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.precision import autocast
-from stages.ladd.trainer import TrainingDiverged
 
 Pairs = tuple[Tensor, Tensor, Conditioning]
 """Latents of winners and of losers (P, C, H, W), and the conditioning of their prompts."""
+
+PASSES = 6
+"""Forward passes of the transformer that an update costs for each pair, as counted above."""
 
 _MEASURES = (
     "loss",
@@ -56,8 +59,8 @@ class DpoTrainer:
     """Trains the adapters of a backbone on `device`: all its parameters that require gradients.
 
     `net` is a `Backbone` and an `Backbone`. Within `reference()` it computes without its adapters.
-    `levels` are the noise levels to train on; None means SD3's. `best` holds the adapters of the
-    best look so far.
+    `levels` are the noise levels to train on; None means SD3's with the configuration's shift, none
+    if it is empty. `best` holds the adapters of the best look so far.
     """
 
     def __init__(
@@ -93,8 +96,8 @@ class DpoTrainer:
     ) -> dict[str, float]:
         """Train on this rank's share of the global batch; returns metrics of the whole batch.
 
-        Raises TrainingDiverged, with all weights unchanged, when a loss or a gradient is not
-        finite.
+        Where a loss or a gradient is not finite, on all ranks alike, the update is `skipped`:
+        adapters and moments stay as they are.
         """
         config = self.config
         rank, world = rank_and_world()
@@ -114,11 +117,13 @@ class DpoTrainer:
         sum_over_ranks([sums])
         metrics = dict(zip(_MEASURES, sums.tolist(), strict=True))
         metrics["grad_norm"] = clip_gradients(self.net, config.clip_norm)
-        self._require_finite(metrics)
-        for group in self.optimizer.param_groups:
-            warm = (self.step + 1) / config.warmup_updates if config.warmup_updates else 1.0
-            group["lr"] = config.learning_rate * min(1.0, warm)
-        self.optimizer.step()
+        if not_finite(metrics):
+            metrics[SKIPPED] = 1.0
+        else:
+            for group in self.optimizer.param_groups:
+                warm = (self.step + 1) / config.warmup_updates if config.warmup_updates else 1.0
+                group["lr"] = config.learning_rate * min(1.0, warm)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return metrics
@@ -126,7 +131,7 @@ class DpoTrainer:
     @torch.no_grad()
     def look(self, batches: Iterable[tuple[range, Pairs]]) -> dict[str, float]:
         """Evaluate the adapters on this rank's held-out pairs; returns metrics over all ranks'
-        pairs, named `held_out_*`.
+        pairs, named `held_out_*`. Raises TrainingDiverged when one is not finite.
 
         A slot gets the same noise at every look, so looks are comparable. Keeps the best adapters
         so far in `best`, and counts the looks since then in `misses`.
@@ -151,7 +156,8 @@ class DpoTrainer:
         metrics = {
             f"held_out_{name}": total / count for name, total in zip(_MEASURES, totals, strict=True)
         }
-        self._require_finite(metrics)
+        if lost := not_finite(metrics):
+            raise TrainingDiverged(f"update {self.step}: {lost[0]} is not a finite number")
         if metrics["held_out_loss"] < self.best_loss:
             self.best_loss, self.best_step, self.misses = (
                 metrics["held_out_loss"],
@@ -163,6 +169,11 @@ class DpoTrainer:
         else:
             self.misses += 1
         return metrics
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of the latest update."""
+        return {"learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     @torch.no_grad()
     def take_best(self) -> None:
@@ -209,19 +220,14 @@ class DpoTrainer:
         return winners.to(self.device), losers.to(self.device), conditioning.to(self.device)
 
     def _draw(self, step: int | str, slots: range, pairs: Pairs) -> PairDraws:
-        shape = pairs[0].shape[1:]
-        return draw_pairs(self.config.seed, step, slots, shape, self.levels).to(self.device)
+        shape, shift = pairs[0].shape[1:], self.config.shift or 1.0
+        draws = draw_pairs(self.config.seed, step, slots, shape, self.levels, shift=shift)
+        return draws.to(self.device)
 
     @torch.no_grad()
     def _reference(self, pairs: Pairs, draws: PairDraws) -> PairErrors:
         with self.reference(), self.autocast():
             return pair_errors(self.net, *pairs, draws)
-
-    def _require_finite(self, metrics: dict[str, float]) -> None:
-        if not all(map(math.isfinite, metrics.values())):
-            raise TrainingDiverged(
-                f"update {self.step}: {metrics} holds a value that is not a finite number"
-            )
 
 
 def _measured(errors: PairErrors, reference: PairErrors, margin_P: Tensor) -> Tensor:
@@ -241,8 +247,8 @@ def _measured(errors: PairErrors, reference: PairErrors, margin_P: Tensor) -> Te
 
 
 class TuningWatch:
-    """Detects known failures of preference tuning, see `docs/method.md`. `observe` takes each
-    update's metrics and returns new warnings.
+    """Detects known failures of preference tuning, see `docs/health.md`. `observe` takes each
+    update's metrics and returns the signs that are new. Skipped updates are ignored.
     """
 
     window = 50
@@ -251,7 +257,9 @@ class TuningWatch:
         self._rows: deque[dict[str, float]] = deque(maxlen=self.window)
         self._said: set[str] = set()
 
-    def observe(self, metrics: dict[str, float]) -> list[str]:
+    def observe(self, metrics: dict[str, float]) -> list[Sign]:
+        if "loss" not in metrics:
+            return []
         signs = {}
         if len(self._rows) == self.window:
             usual = self._mean("loss")
@@ -272,7 +280,7 @@ class TuningWatch:
                     f"{grown[1]:.0%} of the reference's): the net is forgetting; raise dpo.beta or "
                     "lower dpo.learning_rate"
                 )
-        new = [text for sign, text in signs.items() if sign not in self._said]
+        new = [Sign(name, text) for name, text in signs.items() if name not in self._said]
         self._said |= set(signs)
         return new
 

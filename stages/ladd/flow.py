@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from schemas.config import RenoiseConfig, StudentTimeConfig
+from stages.ladd.grid import shifted
 
 
 def add_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
@@ -72,8 +73,10 @@ def draw(
 
     A sample's draws depend only on seed, step and slot: two ranks never draw the same noise, and
     the number of ranks does not matter. Student levels follow LADD's section 4, with the warm-up
-    counted in `student_step`. The discriminator's level is `sigmoid(N(mean, std))` (section 3.2).
-    `near` adds the noise for the R1 penalty.
+    counted in `student_step`: those of `time.grid` as they stand. The discriminator's level is
+    `sigmoid(N(mean, std))` (section 3.2), shifted. The method knows no teacher's shift: an empty
+    one is none here, and `time.shift` is not read (`distill_loop.py` puts both in). `near` adds the
+    noise for the R1 penalty.
     """
     warm = student_step >= time.warmup_steps
     probabilities = torch.tensor(time.probabilities if warm else time.warmup_probabilities)
@@ -106,8 +109,10 @@ def draw(
 
 def _renoise_level(config: RenoiseConfig, generator: torch.Generator) -> Tensor:
     if config.distribution == "uniform":
-        return torch.rand((), generator=generator)
-    return (torch.randn((), generator=generator) * config.std + config.mean).sigmoid()
+        level = torch.rand((), generator=generator)
+    else:
+        level = (torch.randn((), generator=generator) * config.std + config.mean).sigmoid()
+    return shifted(level, config.shift or 1.0)
 
 
 def draw_seed(*parts: int | str) -> int:

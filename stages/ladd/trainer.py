@@ -5,10 +5,8 @@ A resumed trainer repeats an undisturbed one exactly: all randomness comes from 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,14 +25,11 @@ from stages.ladd.checkpoint import (
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.flow import add_noise, draw
 from stages.ladd.heads import DiscriminatorHeads, channel_moments
+from stages.ladd.health import SKIPPED, UNSCALED, Net, not_finite
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.precision import autocast
 from stages.ladd.rollout import rolled_out
 from stages.ladd.update import MicroBatch, Mismatched, Nets, accumulate_gradients
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or gradient is no longer a finite number."""
 
 
 class LaddTrainer:
@@ -67,13 +62,19 @@ class LaddTrainer:
         self.heads_optimizer = _adamw(heads.parameters(), config)
         self.step = 0
 
-    def update(self, x0_BCHW: Tensor, conditioning: Conditioning) -> dict[str, float]:
+    def update(
+        self,
+        x0_BCHW: Tensor,
+        conditioning: Conditioning,
+        rate_scale: Mapping[Net, float] = UNSCALED,
+    ) -> dict[str, float]:
         """Train on this rank's share of the global batch; returns metrics of the whole batch.
 
         Latents and conditioning may be in half precision and on another device. Where the objective
         has a `mismatched_share`, they hold one sample more: the next of the global batch, whose
-        prompt is needed. Raises TrainingDiverged, with all weights unchanged, when a loss or a
-        gradient is not finite.
+        prompt is needed. `rate_scale` multiplies the learning rates. Where a loss or a gradient is
+        not finite, on all ranks alike, the update is `skipped`: weights, moments and average stay
+        as they are, and the next update draws other noise.
         """
         config = self.config
         turn = self.step - config.discriminator.head_start_steps
@@ -84,26 +85,26 @@ class LaddTrainer:
             conditioning.to(self.device).to(self.device, torch.float32),
             student_step,
         )
-        if self.step == 0:
+        if not self.heads_optimizer.state:  # no update so far, or none that was finite
             self._calibrate_heads(batches)
         metrics = self._accumulate(batches, train_student)
-        trained: list[tuple[str, nn.Module, torch.optim.Optimizer, float]]
+        trained: list[tuple[Net, nn.Module, torch.optim.Optimizer, float]]
         trained = [("heads", self.heads, self.heads_optimizer, config.discriminator.learning_rate)]
         if train_student:
             trained.append(("student", self.student, self.student_optimizer, self._student_rate()))
         for name, net, _, _ in trained:
             metrics[f"{name}_grad_norm"] = clip_gradients(net, config.clip_norm)
-        if not all(torch.isfinite(torch.tensor(list(metrics.values())))):
-            raise TrainingDiverged(
-                f"update {self.step}: {metrics} holds a value that is not a finite number"
-            )
-        for _, _, optimizer, rate in trained:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+        if not_finite(metrics):
+            metrics[SKIPPED] = 1.0
+        else:
+            for name, _, optimizer, rate in trained:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * rate_scale[name]
+                optimizer.step()
+            if train_student:
+                self.average.update(self.student, student_step)
+        for _, _, optimizer, _ in trained:
             optimizer.zero_grad(set_to_none=True)
-        if train_student:
-            self.average.update(self.student, student_step)
         self.step += 1
         return metrics
 
@@ -193,6 +194,14 @@ class LaddTrainer:
         sum_over_ranks([moments])
         self.heads.calibrate(moments)
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the latest updates of student and heads."""
+        return {
+            f"{part}_rate": optimizer.param_groups[0]["lr"]
+            for part, _, optimizer in self._learners()
+        }
+
     def autocast(self) -> torch.autocast:
         return autocast(self.device, enabled=self.config.precision == "bfloat16")
 
@@ -245,52 +254,3 @@ def _adamw(parameters: Iterable[nn.Parameter], config: DistillConfig) -> torch.o
     return torch.optim.AdamW(
         parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
-
-
-class HealthWatch:
-    """Looks for the signs of a bad run (docs/method.md): takes each update's metrics, returns new
-    warnings. Updates of the heads' head start, in which the student does not learn, are ignored.
-    """
-
-    window = 50
-
-    def __init__(self) -> None:
-        self._updates: deque[dict[str, float]] = deque(maxlen=4 * self.window)
-        self._said: set[str] = set()
-
-    def observe(self, metrics: dict[str, float]) -> list[str]:
-        if "student_grad_norm" not in metrics:
-            return []
-        self._updates.append(metrics)
-        signs = {}
-        real, fake, loss = (
-            self._means(name) for name in ("real_logit", "fake_logit", "student_loss")
-        )
-        # Beyond 1 the hinge loss has no gradient. The loss cannot tell: it has other terms.
-        if len(self._updates) >= self.window and real[-1] > 1 and fake[-1] < -1:
-            signs["collapse"] = "the heads see every fake: collapse is ahead"
-        rises = [after - before for before, after in pairwise(loss)]
-        if len(self._updates) == self._updates.maxlen and min(rises) > 0.1:
-            signs["drift"] = (
-                "student loss has risen for 200 updates: the student is losing; lower the heads' "
-                "rate"
-            )
-        new = [text for sign, text in signs.items() if sign not in self._said]
-        self._said |= set(signs)
-        return new
-
-    def _means(self, name: str) -> list[float]:
-        """Of each window, the latest last."""
-        values = [row[name] for row in self._updates]
-        ends = range(len(values), 0, -self.window)
-        windows = [values[max(end - self.window, 0) : end] for end in reversed(ends)]
-        return [sum(window) / len(window) for window in windows]
-
-
-def diversity_warnings(student: float, teacher: float) -> list[str]:
-    """Warns when the student's mean distance between pictures of one prompt is below half the
-    teacher's.
-    """
-    if student >= 0.5 * teacher:
-        return []
-    return [f"pictures of one prompt differ {student / teacher:.0%} as much as the teacher's"]

@@ -13,7 +13,7 @@ from pipeline.base.stage import StageContext
 from stages.ladd.backbone import Backbone
 from stages.ladd.ema import ExponentialAverage
 from stages.ladd.grid import step_counts, steps_title, student_sigmas
-from stages.ladd.trainer import diversity_warnings
+from stages.ladd.health import Sign, diversity_signs
 from stages.pictures.contact_sheet import draw_grid
 from stages.pictures.samplers import PlannedSample, student_sampler, teacher_sampler
 from stages.teachers.protocol import Teacher
@@ -36,6 +36,7 @@ class SampleGrids:
         self.context, self.config = context, context.config
         self.teacher, self.frozen, self.student = teacher, frozen, student
         self.average = average
+        self.grid = teacher.student_grid(self.config.distill.student_time)
         self._teacher_pictures: dict[str, np.ndarray] = {}
         self._teacher_distance: float | None = None
         prompts = context.inputs["prompts"]
@@ -43,8 +44,8 @@ class SampleGrids:
             rows = pq.read_table(path).to_pylist()
         self.samples = _one_of_each_bucket(rows, self.config.distill.sample_prompts)
 
-    def put(self, step: int, *, folder: str | None) -> list[str]:
-        """Draw the grid of update `step`; returns warnings about the student's diversity.
+    def put(self, step: int, *, folder: str | None) -> list[Sign]:
+        """Draw the grid of update `step`; returns a sign if the student's diversity is low.
 
         Every rank calls this, because sharded weights need all ranks. The rank with a `folder` of
         the store writes `samples/step-NNNNNN.png` into it.
@@ -54,7 +55,7 @@ class SampleGrids:
         self.average.swap_with(self.student)
         self.student.eval()
         try:
-            png, warnings = self._draw()
+            png, signs = self._draw()
         finally:
             self.student.train()
             self.average.swap_with(self.student)
@@ -62,10 +63,10 @@ class SampleGrids:
                 self.teacher.release()  # training needs no text encoders or autoencoder
         if folder is not None:
             self.context.store.write(f"{folder}/samples/step-{step:06d}.png", png)
-        return warnings
+        return signs
 
-    def _draw(self) -> tuple[bytes, list[str]]:
-        steps, rows = step_counts(self.config.distill.student_time.grid), []
+    def _draw(self) -> tuple[bytes, list[Sign]]:
+        steps, rows = step_counts(self.grid), []
         for sample in self.samples:
             key = sample["key"]
             if key not in self._teacher_pictures:
@@ -78,27 +79,25 @@ class SampleGrids:
         ]
         return draw_grid(columns, rows), self._diversity()
 
-    def _diversity(self) -> list[str]:
+    def _diversity(self) -> list[Sign]:
         """Compare the diversity of the first prompt's pictures, student against teacher."""
         alike = [{**self.samples[0], "seed": self.samples[0]["seed"] + i} for i in range(_ALIKE)]
         if self._teacher_distance is None:
             self._teacher_distance = _distance(self._from_teacher(alike))
-        most_steps = len(self.config.distill.student_time.grid)
-        student = _distance(self._from_student(alike, most_steps))
-        return diversity_warnings(student, self._teacher_distance)
+        student = _distance(self._from_student(alike, len(self.grid)))
+        return diversity_signs(student, self._teacher_distance)
 
     def _from_teacher(self, samples: list[PlannedSample]) -> torch.Tensor:
         how = self.config.synthesize
         return teacher_sampler(self.teacher, self.frozen, self.teacher.device, how)(samples)
 
     def _from_student(self, samples: list[PlannedSample], steps: int) -> torch.Tensor:
-        distill = self.config.distill
         draw = student_sampler(
             self.teacher,
             self.student,
             self.teacher.device,
-            student_sigmas(distill.student_time.grid, steps),
-            bfloat16=distill.precision == "bfloat16",
+            student_sigmas(self.grid, steps),
+            bfloat16=self.config.distill.precision == "bfloat16",
         )
         return draw(samples)
 

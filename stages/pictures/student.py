@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import ArtifactError, ConfigError
-from stages.ladd.grid import step_counts, student_sigmas
+from stages.ladd.grid import StudentGrid, step_counts, student_sigmas
 from stages.teachers import folder_config, open_teacher
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stages.teachers.protocol import Teacher
 
 
-def open_student(folder: Path) -> tuple[Backbone, list[float]]:
+def open_student(folder: Path) -> tuple[Backbone, StudentGrid]:
     """Open a student; returns its backbone in float32 and its sampling grid. Raises ArtifactError
     when the folder holds no student, or a damaged one.
     """
@@ -41,14 +41,14 @@ def reading_student() -> Iterator[None]:
         raise ArtifactError(f"the student cannot be opened: {problem}") from error
 
 
-def check_steps(field: str, steps: int, grid: Sequence[float]) -> None:
+def check_steps(field: str, steps: int, grid: Sized) -> None:
     """Raise ConfigError naming the field unless `steps` steps stay on levels of the grid."""
     if steps not in step_counts(grid):
         taken = " or ".join(map(str, step_counts(grid)))
         raise ConfigError(f"{field} is {steps}, but the student takes {taken} steps on its grid")
 
 
-def student_of(artifact: Artifact, device: torch.device) -> tuple[Backbone, list[float]]:
+def student_of(artifact: Artifact, device: torch.device) -> tuple[Backbone, StudentGrid]:
     """Call `open_student` on a `distill` or `dpo` artifact; the backbone is on `device`."""
     with artifact.local_folder("model") as folder:
         backbone, grid = open_student(folder)
@@ -58,7 +58,7 @@ def student_of(artifact: Artifact, device: torch.device) -> tuple[Backbone, list
 def pairs_sampler(
     teacher: Teacher,
     backbone: Backbone,
-    grid: list[float],
+    grid: StudentGrid,
     config: PipelineConfig,
     device: torch.device,
 ) -> Sampler:

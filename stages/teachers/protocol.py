@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from schemas.bucket import Bucket
-from schemas.config import LoraConfig, SamplerName
+from schemas.config import LoraConfig, SamplerName, StudentTimeConfig
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.grid import StudentGrid
 from stages.ladd.sampling import Solver
 
 
@@ -126,6 +127,13 @@ class Teacher(Protocol):
         """(C, H, W) of a bucket's latents."""
         ...
 
+    def forward_flops(self, bucket: Bucket, text_tokens: int) -> int:
+        """Floating-point operations of the transformer's velocity for one sample with so many rows
+        of text (`Conditioning.text_tokens`): matrix products and convolutions, a multiply-add as
+        two. Counted from the geometry, without weights.
+        """
+        ...
+
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
         """The teacher's own noise levels for this many steps: falling from 1, with a final 0."""
         ...
@@ -136,23 +144,37 @@ class Teacher(Protocol):
         """
         ...
 
+    @property
+    def shift(self) -> float:
+        """The shift S of the noise levels on which the teacher was trained and is sampled, as in
+        `stages.ladd.grid.shifted`; 1 for none. Raises ConfigError for a teacher without one shift
+        for all sizes of pictures.
+        """
+        ...
+
+    def student_grid(self, time: StudentTimeConfig) -> StudentGrid:
+        """The grid of a student of this teacher, with the teacher's shift unless `time` states one.
+        Its levels are exactly those at which stock diffusers will sample the saved student.
+        """
+        ...
+
     def save_student(
         self,
         folder: Path,
         load_weights: Callable[[Backbone], None],
-        grid: Sequence[float],
+        grid: StudentGrid | None = None,
         *,
         lora: LoraConfig | None = None,
     ) -> None:
         """Write a complete diffusers folder for a student that samples on `grid` in stock
-        diffusers.
+        diffusers; without a grid, on that of the student in this teacher's own folder.
 
         `load_weights` fills the new backbone that it is given. Adapters are merged, and also saved
         separately in the subfolder `lora`.
         """
         ...
 
-    def student(self) -> tuple[Backbone, list[float]]:
+    def student(self) -> tuple[Backbone, StudentGrid]:
         """The student that `save_student` wrote to this teacher's folder: its backbone in float32,
         ready to sample, and its sampling grid.
 
@@ -161,6 +183,8 @@ class Teacher(Protocol):
         """
         ...
 
-    def usage(self, steps: Sequence[int]) -> str:
-        """Markdown for the model card: how to draw with a saved student in one of `steps`."""
+    def usage(self, steps: Sequence[int], grid: StudentGrid) -> str:
+        """Markdown for the model card: how to draw with a student saved on `grid` in one of
+        `steps`.
+        """
         ...

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,14 +33,16 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from schemas.bucket import Bucket
-from schemas.config import LoraConfig, SamplerName, TeacherConfig
-from schemas.errors import ArtifactError, ConfigError
+from schemas.config import LoraConfig, SamplerName, StudentTimeConfig, TeacherConfig
+from schemas.errors import ConfigError
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.grid import StudentGrid
 from stages.ladd.precision import autocast, computed_dtype
 from stages.ladd.sampling import Euler, Solver
-from stages.teachers.folder_check import ModelFolder, forget_paths, opening
+from stages.teachers.folder_check import ModelFolder, opening
 from stages.teachers.hub import model_folder
 from stages.teachers.sd3_backbone import SD3Backbone
+from stages.teachers.sd3_flops import forward_flops
 from stages.teachers.sd3_folder import (
     FIELD,
     INDEX,
@@ -56,15 +56,13 @@ from stages.teachers.sd3_folder import (
 )
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
 from stages.teachers.sd3_sharded import fill, on_meta
+from stages.teachers.sd3_student import TWINS, read_grid, student_grid, usage, write_student
 from stages.teachers.solvers import multistep_solver
 
 diffusers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
-
-_TWINS = "*.fp16*"
-"""Half-precision copies of the same weights, as in SD3.5's folders. They are never read."""
 
 
 class SD3Teacher:
@@ -148,6 +146,10 @@ class SD3Teacher:
             bucket.width // self.vae_factor,
         )
 
+    def forward_flops(self, bucket: Bucket, text_tokens: int) -> int:
+        rows, columns = bucket.height // self.unit, bucket.width // self.unit
+        return forward_flops(self._json("transformer/config.json"), rows, columns, text_tokens)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         length = self.config.max_sequence_length
@@ -210,70 +212,47 @@ class SD3Teacher:
         tokens = height * width // self.patch_size**2
         return scheduler, calculate_shift(tokens, *(scheduler.config[name] for name in names))
 
+    @property
+    def shift(self) -> float:
+        config = self._json(SCHEDULER)
+        if config.get("use_dynamic_shifting"):
+            raise ConfigError(
+                f"{FIELD}: {self.folder / SCHEDULER} shifts by the size of the picture, so the "
+                "teacher has no one shift: state distill.student_time.shift, distill.renoise.shift "
+                "and dpo.shift"
+            )
+        return float(config["shift"])
+
+    def student_grid(self, time: StudentTimeConfig) -> StudentGrid:
+        return student_grid(time, self.shift if time.shift is None else time.shift)
+
     def save_student(
         self,
         folder: Path,
         load_weights: Callable[[Backbone], None],
-        grid: Sequence[float],
+        grid: StudentGrid | None = None,
         *,
         lora: LoraConfig | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        index = self._json(INDEX)
-        twins = shutil.ignore_patterns(_TWINS)
-        for source in sorted(self.folder.iterdir()):
-            if source.is_dir() and source.name in index.keys() - {"transformer", "scheduler"}:
-                if source.name.endswith("_3") and not self.has_t5:
-                    continue
-                shutil.copytree(source, folder / source.name, dirs_exist_ok=True, ignore=twins)
         backbone = self.backbone(dtype=torch.float32, lora=lora)
         load_weights(backbone)
         if lora is not None:
             save_and_merge(backbone.transformer, folder / "lora")
-        backbone.transformer.to(self.dtype).save_pretrained(
-            folder / "transformer", safe_serialization=True
+        write_student(
+            folder,
+            self.folder,
+            backbone.transformer.to(self.dtype),
+            read_grid(self.folder) if grid is None else grid,
+            with_t5=self.has_t5,
         )
-        student_scheduler(grid).save_pretrained(folder / "scheduler")
-        student_scheduler([1.0]).save_pretrained(folder / "scheduler_one_step")
-        (folder / "student.json").write_text(json.dumps({"grid": list(grid)}) + "\n")
-        if not self.has_t5:
-            index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        forget_paths(folder)
 
-    def student(self) -> tuple[Backbone, list[float]]:
-        try:
-            scheduler = json.loads((self.folder / SCHEDULER).read_text())
-            record = json.loads((self.folder / "student.json").read_text())
-            grid = [float(level) for level in record["grid"]]
-            if not grid:
-                raise ValueError("its student.json holds no grid")
-            student_scheduler(grid)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ArtifactError(f"{self.folder} is not a student's folder: {error}") from error
-        if scheduler.get("shift") != 1.0 or not scheduler.get("stochastic_sampling"):
-            raise ArtifactError(
-                f"{self.folder}/scheduler is not the one that was saved with the student; distill "
-                "again"
-            )
+    def student(self) -> tuple[Backbone, StudentGrid]:
+        grid = read_grid(self.folder)
         return self.backbone(dtype=torch.float32).eval(), grid
 
-    def usage(self, steps: Sequence[int]) -> str:
-        parts = "folder" if self.has_t5 else "folder, text_encoder_3=None, tokenizer_3=None"
-        text = (
-            "```python\n"
-            "from diffusers import StableDiffusion3Pipeline\n\n"
-            f"pipe = StableDiffusion3Pipeline.from_pretrained({parts})\n"
-            f"picture = pipe(prompt, num_inference_steps={max(steps)}, guidance_scale=0)"
-            ".images[0]\n"
-            "```"
-        )
-        if 1 in steps:
-            text += (
-                "\n\nFor a single step, set `pipe.scheduler = FlowMatchEulerDiscreteScheduler"
-                '.from_pretrained(folder, subfolder="scheduler_one_step")` first.'
-            )
-        return text
+    def usage(self, steps: Sequence[int], grid: StudentGrid) -> str:
+        return usage(grid, steps, with_t5=self.has_t5)
 
     def _sharded(
         self,
@@ -306,7 +285,7 @@ class SD3Teacher:
                 INDEX,
                 *(f"{part}/*.{kind}" for part in parts for kind in kinds),
             ],
-            ignored=[_TWINS],
+            ignored=[TWINS],
         )
         return folder, check_folder(folder, use_t5=self.config.use_t5)
 
@@ -411,22 +390,3 @@ class SD3Teacher:
             text_encoder_3=third,
             tokenizer_3=third_tokenizer,
         )
-
-
-def student_scheduler(grid: Sequence[float]) -> FlowMatchEulerDiscreteScheduler:
-    """A stock scheduler that samples an evenly spaced `grid` exactly: in `len(grid)` steps, or in 2
-    steps at its two ends.
-
-    diffusers applies `shift` even to custom sigmas, so `shift` is 1. With a terminal level it
-    divides by zero on one step, so only a grid of several levels gets one. Raises ValueError for an
-    uneven grid, which no setting reproduces.
-    """
-    steps = len(grid)
-    even = [1 - (1 - grid[-1]) * i / max(steps - 1, 1) for i in range(steps)]
-    if any(abs(a - b) > 1e-6 for a, b in zip(grid, even, strict=True)):
-        raise ValueError(
-            f"student_time.grid {list(grid)} must be evenly spaced from 1, or stock "
-            "diffusers cannot sample on it"
-        )
-    terminal = {"shift_terminal": grid[-1]} if steps > 1 else {}
-    return FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=True, **terminal)

@@ -10,18 +10,22 @@ import numpy as np
 import torch
 
 from pipeline.base.training import TrainingRun
+from schemas.bucket import Bucket
 from schemas.config import DistillConfig, PipelineConfig
 from schemas.errors import StageFailed
 from stages.data.latent_batches import LatentData
 from stages.ladd.backbone import Backbone
 from stages.ladd.batch_plan import BatchPlan, slots_of
+from stages.ladd.health import HealthWatch, Sign
 from stages.ladd.parallelize import compile_blocks, spread
 from stages.ladd.precision import computed_dtype
-from stages.ladd.trainer import HealthWatch, LaddTrainer, TrainingDiverged
+from stages.ladd.trainer import LaddTrainer
+from stages.ladd.update import passes
 from stages.pictures.sample_grids import SampleGrids
 from stages.teachers import open_teacher
 from stages.teachers.devices import worker_device
 from stages.teachers.protocol import Teacher
+from stages.training.speed import SpeedMeter
 from stages.training.start import student_start
 from stages.training.trace import TrainingTrace, fill_checkpoint, resume
 
@@ -29,45 +33,52 @@ from stages.training.trace import TrainingTrace, fill_checkpoint, resume
 def train(run: TrainingRun) -> None:
     """The loop of one worker."""
     context, config = run.context, run.context.config
-    distill, trunk = config.distill, config.distill.trunk_steps
     teacher = open_teacher(config.teacher)
     teacher.place(worker_device(run.cpus, run.gpus))
+    distill = _on_teachers_scale(config.distill, teacher)
     cache = int(distill.cache_gb * 1e9)
     latents = context.inputs["encode"]
     with closing(LatentData(latents, teacher.encode_prompts, cache_bytes=cache)) as data:
         plan = BatchPlan(data.sizes, distill.global_batch, distill.seed)
         with student_start(context, teacher) as start:
             student, frozen = _student(start, config), _frozen_teacher(teacher, config)
-        pooled_width = data.conditioning([0]).pooled_BP.shape[1]
+        text = data.conditioning([0])
+        pooled_width = text.pooled_BP.shape[1]
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, teacher.device)
+        forward = {
+            name: teacher.forward_flops(Bucket.parse(name), text.text_tokens) for name in data.sizes
+        }
+        watch = HealthWatch(lower_rate=distill.on_collapse == "lower_rate")
+        speed = SpeedMeter(teacher.device, run.world)
         trace = TrainingTrace(
             run,
             resume(run, trainer),
             total=distill.total_steps,
             log_every=distill.log_every,
-            watch=HealthWatch().observe,
+            watch=watch,
+            max_skipped=distill.max_skipped,
+            signals=lambda: speed.take() | trainer.rates,
         )
         grids = SampleGrids(context, teacher, frozen, student, trainer.average)
 
-        def draw(folder: str) -> None:
-            trace.warn(grids.put(trainer.step, folder=None if run.rank else folder))
+        def draw(folder: str) -> list[Sign]:
+            low = grids.put(trainer.step, folder=None if run.rank else folder)
+            trace.warn([sign.text for sign in low])
+            return low
 
         wanted = _wanted(plan, run, trainer.step, distill)
         with closing(trace), closing(data.ahead(wanted)) as batches:
-            for bucket, latents_BCHW, conditioning in batches:
-                try:
-                    metrics = trainer.update(latents_BCHW, conditioning)
-                except TrainingDiverged as error:
-                    raise StageFailed(
-                        f"distill: {error}; the last good checkpoint is kept, but training from it "
-                        "would diverge again. Lower distill.learning_rate or "
-                        "distill.discriminator.learning_rate: that starts a new training run"
-                    ) from error
-                trace.add(trainer.step, {"bucket": bucket, **metrics})
-                in_tail = trainer.step > trunk
+            for bucket, latents_BCHW, conditioning in speed.fed(batches):
+                metrics = trainer.update(latents_BCHW, conditioning, watch.rate_scale)
+                cost = passes(distill, train_student="student_grad_norm" in metrics)
+                speed.add(distill.global_batch, distill.global_batch * cost * forward[bucket])
+                signs = trace.add(trainer.step, {"bucket": bucket, **metrics})
+                in_tail = trainer.step > distill.trunk_steps
                 if distill.sample_prompts and trainer.step % distill.sample_every == 0:
-                    draw(context.folder if in_tail else context.training_folder)
-                due = trainer.step in (trunk, distill.total_steps)
+                    signs += draw(context.folder if in_tail else context.training_folder)
+                if signs and distill.on_collapse == "stop":
+                    raise _stopped(trainer.step, signs[0])
+                due = trainer.step in (distill.trunk_steps, distill.total_steps)
                 if due or trainer.step % distill.checkpoint_every == 0:
                     run.save(
                         metrics,
@@ -79,6 +90,21 @@ def train(run: TrainingRun) -> None:
                 draw(context.folder)  # a longer training draws none here
 
 
+def _on_teachers_scale(distill: DistillConfig, teacher: Teacher) -> DistillConfig:
+    """The configuration with its noise levels as the method takes them: the student's own levels
+    for its grid, and numbers for shifts.
+    """
+    time, renoise = distill.student_time, distill.renoise
+    levels = list(teacher.student_grid(time).levels)
+    shift = teacher.shift if renoise.shift is None else renoise.shift
+    return distill.model_copy(
+        update={
+            "student_time": time.model_copy(update={"grid": levels, "shift": 1.0}),
+            "renoise": renoise.model_copy(update={"shift": shift}),
+        }
+    )
+
+
 def _wanted(
     plan: BatchPlan, run: TrainingRun, start: int, distill: DistillConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -87,6 +113,13 @@ def _wanted(
     more = 1 if distill.objective.mismatched_share > 0 else 0
     for step in range(start, distill.total_steps):
         yield plan.part(step, mine, more=more)
+
+
+def _stopped(step: int, sign: Sign) -> StageFailed:
+    return StageFailed(
+        f"distill: stopped after update {step}, as distill.on_collapse says: {sign.text}; the last "
+        "checkpoint is kept, and distill.on_collapse=warn goes on from it"
+    )
 
 
 def _student(teacher: Teacher, config: PipelineConfig) -> Backbone:

@@ -10,26 +10,27 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from pipeline.base.stage import StageContext
 from pipeline.base.training import TrainingRun
+from schemas.bucket import Bucket
 from schemas.config import DpoConfig
 from schemas.errors import StageFailed
 from stages.data.pair_batches import PairData
 from stages.ladd.backbone import Backbone
 from stages.ladd.batch_plan import BatchPlan, round_size, slots_of
-from stages.ladd.dpo_trainer import DpoTrainer, Pairs, TuningWatch
+from stages.ladd.dpo_trainer import PASSES, DpoTrainer, Pairs, TuningWatch
 from stages.ladd.grid import student_sigmas
+from stages.ladd.health import TrainingDiverged
 from stages.ladd.precision import computed_dtype
-from stages.ladd.trainer import TrainingDiverged
 from stages.pictures.student import student_of
 from stages.teachers import open_teacher
 from stages.teachers.devices import worker_device
 from stages.teachers.protocol import Teacher
+from stages.training.speed import SpeedMeter
 from stages.training.trace import LORA, TrainingTrace, fill_checkpoint, resume
 
 HELD_OUT_PAIRS = 256
@@ -46,20 +47,31 @@ def train(run: TrainingRun) -> None:
         data = PairData(context.inputs["pairs"], Path(scratch), teacher.encode_prompts)
         plan = BatchPlan(data.sizes["train"], dpo.global_batch, dpo.seed)
         net, levels = _tuned_net(teacher, context)
+        if levels is None and dpo.shift is None:
+            dpo = dpo.model_copy(update={"shift": teacher.shift})
         adapters = teacher.add_adapters(net, dpo.lora, field="dpo.lora", seed=dpo.seed)
         trainer = DpoTrainer(net.train(), adapters.off, dpo, teacher.device, levels)
+        speed = SpeedMeter(teacher.device, run.world)
         trace = TrainingTrace(
             run,
             resume(run, trainer),
             total=dpo.steps,
             log_every=dpo.log_every,
-            watch=TuningWatch().observe,
+            watch=TuningWatch(),
+            max_skipped=dpo.max_skipped,
+            signals=lambda: speed.take() | trainer.rates,
         )
-        mine = slots_of(dpo.global_batch, run.rank, run.world)
 
         def look() -> None:
             held_out = held_out_batches(data, dpo, run.rank, run.world)
-            trace.add_look(trainer.step, trainer.look(held_out))
+            try:
+                looked = trainer.look(held_out)
+            except TrainingDiverged as error:
+                raise StageFailed(
+                    f"dpo: {error}; the last good checkpoint is kept, but training from it would "
+                    "diverge again. Lower dpo.learning_rate: that starts a new training run"
+                ) from error
+            trace.add_look(trainer.step, looked)
 
         def fill(folder: Path) -> None:
             fill_checkpoint(folder, trainer, trace, run.rank)
@@ -70,18 +82,17 @@ def train(run: TrainingRun) -> None:
                 trainer.take_best()
                 adapters.save(folder / LORA)
 
-        with _explained():
-            while not trainer.done:
-                bucket, rows = plan.batch(trainer.step)
-                batch = data.batch("train", bucket, rows[mine.start : mine.stop])
-                metrics = trainer.update(*batch)
-                trace.add(trainer.step, {"bucket": bucket, **metrics})
-                if data.sizes["held_out"] and trainer.step % dpo.watch_every == 0:
-                    look()
-                if trainer.done or trainer.step % dpo.checkpoint_every == 0:
-                    run.save(metrics, fill, trainer.step)
-            if data.sizes["held_out"] and "held_out_loss" not in json.loads(trace.lines[-1]):
+        for bucket, batch in speed.fed(_batches(data, plan, trainer, run)):
+            metrics = trainer.update(*batch)
+            forward = teacher.forward_flops(Bucket.parse(bucket), batch[2].text_tokens)
+            speed.add(dpo.global_batch, dpo.global_batch * PASSES * forward)
+            trace.add(trainer.step, {"bucket": bucket, **metrics})
+            if data.sizes["held_out"] and trainer.step % dpo.watch_every == 0:
                 look()
+            if trainer.done or trainer.step % dpo.checkpoint_every == 0:
+                run.save(metrics, fill, trainer.step)
+        if data.sizes["held_out"] and "held_out_loss" not in json.loads(trace.lines[-1]):
+            look()
         run.save({}, fill_last, trainer.step, in_tail=True)
         if trainer.stopped_early:
             trace.warn(
@@ -93,16 +104,14 @@ def train(run: TrainingRun) -> None:
         trace.close()
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn a divergence into a sentence for the user."""
-    try:
-        yield
-    except TrainingDiverged as error:
-        raise StageFailed(
-            f"dpo: {error}; the last good checkpoint is kept, but training from it would diverge "
-            "again. Lower dpo.learning_rate: that starts a new training run"
-        ) from error
+def _batches(
+    data: PairData, plan: BatchPlan, trainer: DpoTrainer, run: TrainingRun
+) -> Iterator[tuple[str, Pairs]]:
+    """Yield the bucket and this worker's pairs of every update until the training is done."""
+    mine = slots_of(trainer.config.global_batch, run.rank, run.world)
+    while not trainer.done:
+        bucket, rows = plan.batch(trainer.step)
+        yield bucket, data.batch("train", bucket, rows[mine.start : mine.stop])
 
 
 def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[Backbone, list[float] | None]:

@@ -1,22 +1,25 @@
-"""What a training run records: checkpoints, and each update's metrics in the trace, on TensorBoard
-and in the progress.
+"""What a training run records: checkpoints, each update's metrics in the trace, on trackers and in
+the progress, and what is measured beside them.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.base.stage import StageContext
 from pipeline.base.store import json_object
 from pipeline.base.training import TrainingRun
-from schemas.errors import ArtifactError
+from schemas.errors import ArtifactError, StageFailed
 from stages.ladd.checkpoint import CheckpointError
+from stages.ladd.health import SKIPPED, Sign, not_finite
+from stages.training.trackers import Trackers
 
-_BOARD = "tensorboard"
+SIGNALS = "signals.jsonl"
+"""Speed, memory and learning rates at every point of the curves; not reproducible."""
 STATE, TRACE, LORA = "state", "trace.jsonl", "lora"
 """The contents of a checkpoint's folder: the trainer's state, the lines of its trace, and at the
 end of `dpo` the adapters.
@@ -81,14 +84,18 @@ def fill_checkpoint(folder: Path, trainer: Trainer, trace: TrainingTrace, rank: 
         trace.publish()
 
 
-Watch = Callable[[dict[str, Any]], list[str]]
-"""Takes an update's metrics and returns new warnings."""
+class Watch(Protocol):
+    """Takes each update's metrics and returns the signs of a bad run that are new."""
+
+    def observe(self, metrics: dict[str, Any]) -> list[Sign]: ...
 
 
 class TrainingTrace:
-    """Metrics of every update. All ranks keep the lines; only rank 0 shows them.
+    """Metrics of every update. All ranks keep the lines and watch them; only rank 0 shows them.
 
-    `resumed` are the lines of the checkpoint that the training resumes from.
+    `resumed` are the lines of the checkpoint that the training resumes from. The lines depend on
+    nothing but the training, so they repeat exactly; what `signals` returns at every point of the
+    curves (speed, memory) may differ and goes to the trackers and to `signals.jsonl`.
     """
 
     def __init__(
@@ -99,33 +106,43 @@ class TrainingTrace:
         total: int,
         log_every: int,
         watch: Watch,
+        max_skipped: int,
+        signals: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.lines = resumed
         self._context, self._total, self._log_every = run.context, total, log_every
-        self._watch = watch
+        self._watch, self._max_skipped, self._signals = watch, max_skipped, signals
         self._latest: dict[str, Any] = {}
-        self._step = json.loads(resumed[-1])["step"] if resumed else 0
-        self._board = None
+        self._skipped = self._skipped_in_row = 0
+        rows = [json.loads(line) for line in resumed]
+        self._step = rows[-1]["step"] if rows else 0
+        for row in rows:
+            if "bucket" in row:  # an update, not a look
+                self._observe(row)
+        self._trackers = None
         if run.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Elsewhere TensorBoard's own writer would not know what fsspec knows: keys, endpoint.
-            store, self._scratch = run.context.store, None
-            if store.is_local:
-                where = store.path(f"{run.context.folder}/{_BOARD}")
-            else:
-                self._scratch = tempfile.TemporaryDirectory(prefix="ladd-tensorboard-")
-                where = self._scratch.name
-            self._board = SummaryWriter(where, purge_step=self._step + 1 if resumed else None)
+            self._trackers = Trackers(run.context, self._step)
+            self._signal_lines = _signals_until(run.context, self._step)
             self._context.report("updates", self._step, total)
 
-    def add(self, step: int, metrics: dict[str, Any]) -> None:
-        """Record the metrics of update `step`, counted from 1."""
+    def add(self, step: int, metrics: dict[str, Any]) -> list[Sign]:
+        """Record the metrics of update `step`, counted from 1; returns the signs that are new.
+
+        A skipped update leaves only that it was skipped. Raises StageFailed when more than
+        `max_skipped` updates in a row were skipped.
+        """
+        lost = ", ".join(not_finite(metrics))
+        if SKIPPED in metrics:
+            metrics = {name: metrics[name] for name in ("bucket", SKIPPED) if name in metrics}
         self._keep(step, metrics)
-        self.warn(self._watch(metrics))
+        signs = self._observe(metrics)
+        if SKIPPED in metrics:
+            self._tell_skipped(step, lost)
+        self.warn([sign.text for sign in signs])
         self._latest |= metrics  # updates that train only the heads lack some metrics
         if step % self._log_every == 0 or step == self._total:
-            self._show(step, self._latest)
+            self._show(step, self._latest | {SKIPPED: self._skipped} | self._signal(step))
+        return signs
 
     def add_look(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a held-out look after update `step`."""
@@ -133,31 +150,72 @@ class TrainingTrace:
         self._show(step, metrics)
 
     def warn(self, warnings: list[str]) -> None:
-        if self._board is not None:
+        if self._trackers is not None:
             for text in warnings:
                 self._context.warn(text)
 
     def publish(self) -> None:
-        """Upload TensorBoard's files, where the store is not a folder."""
-        if self._board is None or self._scratch is None:
-            return
-        self._board.flush()
-        for path in Path(self._scratch.name).iterdir():
-            self._context.store.put(path, f"{self._context.folder}/{_BOARD}/{path.name}")
+        """Bring curves and signals to the store."""
+        if self._trackers is not None:
+            self._trackers.publish()
+            content = "".join(f"{line}\n" for line in self._signal_lines)
+            self._context.store.write(f"{self._context.folder}/{SIGNALS}", content.encode())
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.close()
             self.publish()
 
     def _keep(self, step: int, metrics: dict[str, Any]) -> None:
         self._step = step
         self.lines.append(json.dumps({"step": step, **metrics}))
 
+    def _observe(self, metrics: dict[str, Any]) -> list[Sign]:
+        skipped = SKIPPED in metrics
+        self._skipped += skipped
+        self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0
+        return self._watch.observe(metrics)
+
+    def _tell_skipped(self, step: int, lost: str) -> None:
+        """Warn of the first, second, fourth, eighth, ... skipped update; end the run if there were
+        too many in a row.
+        """
+        stage, count = self._context.stage, self._skipped
+        if self._skipped_in_row > self._max_skipped:
+            raise StageFailed(
+                f"{stage}: update {step}: {lost} is not a finite number; the last good checkpoint "
+                f"is kept, but after {self._skipped_in_row} such updates in a row training from it "
+                f"would diverge again. Lower the learning rates of {stage}: that starts a new "
+                "training run"
+            )
+        if count & (count - 1) == 0:
+            self.warn(
+                [
+                    f"update {step} is skipped, number {count} of this training: {lost} is not a "
+                    "finite number"
+                ]
+            )
+
+    def _signal(self, step: int) -> dict[str, float]:
+        if self._trackers is None:
+            return {}
+        signals = self._signals()
+        self._signal_lines.append(json.dumps({"step": step, **signals}))
+        return signals
+
     def _show(self, step: int, metrics: dict[str, Any]) -> None:
-        if self._board is None:
+        if self._trackers is None:
             return
-        for name, value in metrics.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
+        numbers = {
+            name: value for name, value in metrics.items() if isinstance(value, (int, float))
+        }
+        self._trackers.log(step, numbers)
         self._context.report("updates", step, self._total)
+
+
+def _signals_until(context: StageContext, step: int) -> list[str]:
+    """The lines of an earlier start's signals up to the update that it resumes from."""
+    content = context.store.read(f"{context.folder}/{SIGNALS}") if step else None
+    lines = content.decode(errors="replace").splitlines() if content is not None else []
+    rows = ((line, json_object(line.encode()) or {}) for line in lines)
+    return [line for line, row in rows if 0 < row.get("step", 0) <= step]

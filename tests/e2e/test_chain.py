@@ -250,6 +250,7 @@ def test_divergence_aborts_once_and_keeps_the_last_good_checkpoint(finished, tmp
     copy = tmp_path / "store"
     subprocess.run(["cp", "-r", store, copy], check=True)
     settings = [f"store={copy}", "distill.learning_rate=1e18", "distill.checkpoint_every=1"]
+    settings += ["distill.max_skipped=0"]
     arguments = [part for setting in settings for part in ("--set", setting)]
     result = call_here("run", "-c", config, "--until", "distill", *arguments, ray=True)
     assert result.returncode == 1

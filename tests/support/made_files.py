@@ -7,10 +7,17 @@ from pathlib import Path
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of all that a stage has made, but for what holds times (TensorBoard's files and what lists
-    them, statistics, report, model card).
+    """Of all that a stage has made, but for what holds times (TensorBoard's files, signals and what
+    lists them, statistics, report, model card).
     """
-    apart = ("tensorboard/", "manifest.json", "config.yaml", "inputs.json", "report.")
+    apart = (
+        "tensorboard/",
+        "signals.jsonl",
+        "manifest.json",
+        "config.yaml",
+        "inputs.json",
+        "report.",
+    )
     paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,12 +19,14 @@ from schemas.config import PipelineConfig, ScoreConfig
 from schemas.report import ScoreCard
 from stages import pairs, prompts
 from stages.data.pair_files import parts_of
+from stages.ladd.grid import StudentGrid
 from stages.teachers import open_teacher
 from stages.texts.choice import chosen_prompts
 from tests.support.context import commit, make_context
 from tests.support.tiny_sd3 import make_tiny_config
 
 GRID = [1.0, 0.75, 0.5, 0.25]
+EVEN = StudentGrid(tuple(GRID), terminal=GRID[-1])
 
 
 class ChannelMean:
@@ -92,7 +94,7 @@ def made_student(config: PipelineConfig) -> Artifact:
             for parameter in backbone.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
-    open_teacher(config.teacher).save_student(folder, move, GRID)
+    open_teacher(config.teacher).save_student(folder, move, EVEN)
     files = {
         f"model/{path.relative_to(folder).as_posix()}": context.store.write(
             f"{context.folder}/model/{path.relative_to(folder).as_posix()}", path.read_bytes()

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schemas.bucket import Bucket
-from schemas.config import LoraConfig, SamplerName, TeacherConfig
+from schemas.config import LoraConfig, SamplerName, StudentTimeConfig, TeacherConfig
 from schemas.errors import ArtifactError, ConfigError
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.ladd.grid import StudentGrid, shifted
 from stages.ladd.sampling import Euler, Solver
 
 FACTOR, CHANNELS, WIDTH, BLOCKS = 2, 12, 16, 3
@@ -140,7 +141,7 @@ class TinyAdapters:
 class TinyTeacher:
     """A `stages.teachers.protocol.Teacher`."""
 
-    vae_factor, max_tokens = FACTOR, WORDS
+    vae_factor, max_tokens, shift = FACTOR, WORDS, 1.0
 
     def __init__(self, config: TeacherConfig) -> None:
         self.device, self.dtype = torch.device("cpu"), getattr(torch, config.dtype)
@@ -234,6 +235,14 @@ class TinyTeacher:
     def latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
         return CHANNELS, bucket.height // FACTOR, bucket.width // FACTOR
 
+    def forward_flops(self, bucket: Bucket, text_tokens: int) -> int:
+        tokens = (bucket.height // FACTOR) * (bucket.width // FACTOR)
+        square = WIDTH**2
+        to_image = 4 * tokens * square + 2 * tokens**2 * WIDTH
+        to_text = 2 * (tokens + text_tokens) * square + 2 * tokens * text_tokens * WIDTH
+        block = WIDTH + to_image + to_text + 4 * tokens * square
+        return 2 * (2 * tokens * CHANNELS * WIDTH + BLOCKS * block)
+
     def sigmas(self, steps: int, bucket: Bucket) -> list[float]:
         return [1 - i / steps for i in range(steps)] + [0.0]
 
@@ -242,11 +251,15 @@ class TinyTeacher:
             raise ConfigError(f"synthesize.sampler: a tiny teacher has no {sampler}; set euler")
         return Euler(self.sigmas(steps, bucket))
 
+    def student_grid(self, time: StudentTimeConfig) -> StudentGrid:
+        shift = self.shift if time.shift is None else time.shift
+        return StudentGrid(tuple(shifted(level, shift) for level in time.grid))
+
     def save_student(
         self,
         folder: Path,
         load_weights: Callable[[Backbone], None],
-        grid: Sequence[float],
+        grid: StudentGrid | None = None,
         *,
         lora: LoraConfig | None = None,
     ) -> None:
@@ -260,16 +273,17 @@ class TinyTeacher:
         save_file(backbone.state_dict(), folder / "backbone.safetensors")
         for name in ("words.safetensors", "model_index.json"):
             shutil.copyfile(self.folder / name, folder / name)
-        (folder / "student.json").write_text(json.dumps({"grid": list(grid)}))
+        grid = grid or self.student()[1]
+        (folder / "student.json").write_text(json.dumps({"grid": list(grid.levels)}))
 
-    def student(self) -> tuple[Backbone, list[float]]:
+    def student(self) -> tuple[Backbone, StudentGrid]:
         try:
-            grid = json.loads((self.folder / "student.json").read_text())["grid"]
+            levels = json.loads((self.folder / "student.json").read_text())["grid"]
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"{self.folder} is not a student's folder: {error}") from error
-        return self.backbone(dtype=torch.float32).eval(), grid
+        return self.backbone(dtype=torch.float32).eval(), StudentGrid(tuple(levels))
 
-    def usage(self, steps: Sequence[int]) -> str:
+    def usage(self, steps: Sequence[int], grid: StudentGrid) -> str:
         return f"`ladd-pipeline sample PROMPT --student FOLDER --steps {max(steps)}`"
 
 

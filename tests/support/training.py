@@ -48,6 +48,7 @@ class Run:
         *,
         in_tail: bool = False,
     ) -> None:
+        self.folder.mkdir(exist_ok=True)
         fill(self.folder)
 
 

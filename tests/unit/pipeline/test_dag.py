@@ -33,16 +33,37 @@ def test_identity_fields_change_the_keys_of_what_lies_behind(config, store, sett
     assert tuple(name for name in ALL if keys[0][name] != keys[1][name]) == changed
 
 
-def test_key_is_golden():
-    """A refactor must not change keys: that would cost every user their artifacts."""
+def keys_of(**sections) -> list[str]:
     config = validate(
         {
             "teacher": {"family": "sd3", "model": "m"},
             "prompts": {"sources": [{"kind": "grammar"}], "count": 3, "buckets": {"64x64": 1}},
+            **sections,
         }
     )
-    keys = [s.key for s in make_plan(config, ArtifactStore("memory://golden"), Selection())]
-    assert keys == GOLDEN_KEYS
+    return [s.key for s in make_plan(config, ArtifactStore("memory://golden"), Selection())]
+
+
+def test_key_is_golden():
+    """A refactor must not change keys: that would cost every user their artifacts. These are from
+    before noise levels could be shifted.
+    """
+    unshifted = {"student_time": {"shift": 1}, "renoise": {"shift": 1}}
+    assert keys_of(distill=unshifted, dpo={"shift": 1}) == GOLDEN_KEYS
+
+
+def test_the_teachers_shift_makes_another_student():
+    same = [a == b for a, b in zip(keys_of(), GOLDEN_KEYS, strict=True)]
+    assert same == [True, True, True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("preset", "key"), [("shapes", "bd75ee26bd89033e"), ("shapes-smoke", "8291f0d5f1b17d9d")]
+)
+def test_the_embedded_presets_keep_their_keys(preset, key):
+    """The key of `eval` holds those of all other stages."""
+    config = open_config(preset=preset, environment={})
+    assert make_plan(config, ArtifactStore("memory://golden"), Selection())[-1].key == key
 
 
 GOLDEN_KEYS = [

@@ -14,11 +14,3 @@ def test_read_only_store(refused, tmp_path):
     code, text = refused("run", store="/proc/ladd-store")
     assert code == 4, text
     assert "store /proc/ladd-store: cannot write runs/" in text
-
-
-def test_uneven_grid(refused):
-    code, text = refused(
-        "run", distill={"student_time": {"grid": [1.0, 0.9, 0.5, 0.25], "warmup_steps": 1}}
-    )
-    assert code == 2, text
-    assert "evenly spaced" in text

@@ -83,7 +83,8 @@ def test_plan_says_which_field_changed_from_what_to_what(config, store):
 
 def test_changed_fields_reach_into_lists_and_missing_sections():
     assert changed_fields({"a": {"b": 1}}, {"a": {"b": 2, "c": None}}) == [
-        "a.b changed from 1 to 2"
+        "a.b changed from 1 to 2",
+        "a.c changed from nothing to null",
     ]
 
 

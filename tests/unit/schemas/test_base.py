@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.commands.opening import open_config
-from schemas.base import Frozen, added, identity_of
+from schemas.base import Frozen, added, added_as, identity_of
+from schemas.config import DistillConfig
 
 
 def test_runtime_fields_are_not_in_the_identity():
@@ -22,3 +23,22 @@ def test_an_added_field_enters_the_identity_only_when_it_is_set():
 
     assert identity_of(Section()) == {"steps": 3}
     assert identity_of(Section(column="text")) == {"steps": 3, "column": "text"}
+
+
+def test_a_field_with_a_new_default_is_left_out_where_it_says_what_was_done_before():
+    """Bug: leave it out at its default; then what is made anew takes the place of what was made."""
+
+    class Section(Frozen):
+        shift: float | None = added_as(1.0, None)
+
+    assert identity_of(Section()) == {"shift": None}
+    assert identity_of(Section(shift=1)) == {}
+    assert identity_of(Section(shift=3)) == {"shift": 3.0}
+
+
+def test_values_that_are_alike_have_the_identity_of_the_default():
+    def identity(choice: str) -> dict:
+        return identity_of(DistillConfig(on_collapse=choice))
+
+    assert identity("stop") == identity("warn") == identity_of(DistillConfig())
+    assert identity("lower_rate") == identity("warn") | {"on_collapse": "lower_rate"}

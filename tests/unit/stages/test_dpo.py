@@ -198,10 +198,10 @@ def test_stock_diffusers_draws_with_the_adapters_what_the_merged_student_draws(
 
 
 def contents(artifact) -> dict[str, str]:
-    """Digests of all files but TensorBoard's, which hold times, and the configuration of the
-    transformer, in which diffusers writes where it was loaded from.
+    """Digests of all files but TensorBoard's and the signals, which hold times, and the
+    configuration of the transformer, in which diffusers writes where it was loaded from.
     """
-    apart = ("tensorboard/", "model/transformer/config.json")
+    apart = ("tensorboard/", "signals.jsonl", "model/transformer/config.json")
     return {f.path: f.sha256 for f in artifact.manifest.files if not f.path.startswith(apart)}
 
 
@@ -297,6 +297,17 @@ def test_the_student_is_tuned_on_its_own_levels(tiny_sd3, tmp_path, monkeypatch)
     assert made.manifest.details["tuned"] == "student"
 
 
+def test_the_teacher_is_tuned_with_its_own_shift(tiny_sd3, tmp_path, monkeypatch):
+    """Bug: hand the configuration on with its empty shift, which the trainer takes for none."""
+
+    def stop(net, reference, config, device, levels):
+        raise StageFailed(f"levels {levels}, shift {config.shift}")
+
+    monkeypatch.setattr(dpo_loop, "DpoTrainer", stop)
+    with pytest.raises(StageFailed, match=r"levels None, shift 3\.0"):
+        tuned_stage(tiny_sd3, tmp_path / "store", monkeypatch)
+
+
 def test_too_few_pairs_for_a_batch_is_one_clear_sentence(tiny_sd3, tmp_path, monkeypatch):
     monkeypatch.setitem(TUNING, "global_batch", 64)
     with pytest.raises(ConfigError, match=r"dpo\.global_batch is 64.*32x32: \d+.*pairs\.prompts"):
@@ -305,5 +316,6 @@ def test_too_few_pairs_for_a_batch_is_one_clear_sentence(tiny_sd3, tmp_path, mon
 
 def test_divergence_is_one_clear_sentence(tiny_sd3, tmp_path, monkeypatch):
     monkeypatch.setitem(TUNING, "learning_rate", 1e30)
-    with pytest.raises(StageFailed, match=r"dpo: update \d.*Lower dpo\.learning_rate"):
+    monkeypatch.setitem(TUNING, "max_skipped", 0)
+    with pytest.raises(StageFailed, match=r"dpo: update \d.*Lower .*learning.rate"):
         tuned_stage(tiny_sd3, tmp_path / "store", monkeypatch)

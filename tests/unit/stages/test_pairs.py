@@ -23,7 +23,7 @@ from stages.texts.choice import chosen_prompts
 from stages.texts.identity import HELD_OUT, seed_of
 from tests.support.pairs import (
     BLUE,
-    GRID,
+    EVEN,
     RED,
     made_pairs,
     made_prompts,
@@ -181,7 +181,7 @@ def test_the_student_draws_on_its_own_grid(tiny_sd3, tmp_path):
     planned, student = made_prompts(config), made_student(config)
     made = made_pairs(config, planned, student)
     net, grid = open_student(Path(student.store.path(student.folder, "model")))
-    assert grid == GRID
+    assert grid == EVEN
     teacher = open_teacher(config.teacher)
     members = members_of(made)
     for row in rows_of(made):

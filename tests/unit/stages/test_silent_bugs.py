@@ -21,6 +21,7 @@ from stages.ladd.sampling import Euler, initial_noise, sample_consistency, sampl
 from stages.ladd.update import MicroBatch, Nets, accumulate_gradients
 from stages.teachers.sd3_backbone import SD3Backbone
 from tests.support.context import make_context
+from tests.support.pairs import EVEN
 from tests.support.tiny_sd3 import make_tiny_config, tiny_transformer
 
 SIGMAS = [1.0, 0.75, 0.5, 0.25]
@@ -248,7 +249,7 @@ def test_09_the_average_is_what_is_sampled_and_saved(tiny_teacher, tmp_path):
     torch.testing.assert_close(seen[0], original)
     torch.testing.assert_close(student.transformer.proj_out.bias, original + 1)
 
-    tiny_teacher.save_student(tmp_path / "model", average.copy_to, SIGMAS)
+    tiny_teacher.save_student(tmp_path / "model", average.copy_to, EVEN)
     saved = SD3Transformer2DModel.from_pretrained(tmp_path / "model" / "transformer").proj_out.bias
     torch.testing.assert_close(saved, original)
 

@@ -20,10 +20,11 @@ from stages.judging.shapes_table import (
     score_table,
     student_lines,
 )
+from stages.ladd.grid import StudentGrid
 
 
-def grid_of(levels: int) -> list[float]:
-    return [1 - 0.2 * i for i in range(levels)]
+def grid_of(levels: int) -> StudentGrid:
+    return StudentGrid(tuple(1 - 0.2 * i for i in range(levels)))
 
 
 def test_each_student_is_judged_at_the_steps_of_its_own_grid(monkeypatch):

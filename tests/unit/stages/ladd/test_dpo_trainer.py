@@ -20,7 +20,7 @@ from stages.ladd.dpo_loss import (
     preference_margin,
 )
 from stages.ladd.dpo_trainer import DpoTrainer, TuningWatch
-from stages.ladd.trainer import TrainingDiverged
+from stages.ladd.health import TrainingDiverged
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters
 from tests.support.preference import BETA, CPU, oracle, pairs_of, tiny_net
@@ -43,14 +43,16 @@ def make_trainer(**changes) -> tuple[DpoTrainer, SD3Adapters]:
     return DpoTrainer(net.train(), adapters.off, config, CPU), adapters
 
 
-def test_an_update_takes_the_step_that_the_oracle_gives():
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_an_update_takes_the_step_that_the_oracle_gives(shift):
     """The whole update: draws, reference, gradients and AdamW's first step."""
-    trainer, _ = make_trainer(clip_norm=1e9)
+    trainer, _ = make_trainer(clip_norm=1e9, shift=shift)
     twin, _ = tiny_net(moved=False)
     base = SD3Backbone(tiny_transformer())
     batch = pairs_of(1)
     draws = draw_pairs(3, 0, range(4), batch[0].shape[1:])
-    loss = oracle(twin, base, *batch, draws.sigma_P, draws.noise_PCHW, BETA)
+    sigma_P = shift * draws.sigma_P / (1 - draws.sigma_P + shift * draws.sigma_P)
+    loss = oracle(twin, base, *batch, sigma_P, draws.noise_PCHW, BETA)
     trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     loss.backward()
     torch.optim.AdamW(trained.values(), lr=3e-3, weight_decay=0.0).step()
@@ -104,13 +106,22 @@ def test_adapters_are_float32_on_a_base_in_bfloat16(monkeypatch):
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < losses[0]
 
 
-def test_divergence_leaves_the_adapters_as_they_were():
+def test_an_update_that_is_not_finite_is_skipped_and_leaves_no_trace():
     trainer, _ = make_trainer()
-    before = {n: p.clone() for n, p in trainer.adapters.items()}
+    trainer.update(*pairs_of(0))
+    before = {n: x.clone() for n, x in trainer._tensors().items() if n != "step"}
     winners, losers, conditioning = pairs_of(0)
-    with pytest.raises(TrainingDiverged, match="update 0"):
-        trainer.update(winners * float("nan"), losers, conditioning)
-    assert all(torch.equal(p, before[n]) for n, p in trainer.adapters.items())
+    assert trainer.update(winners * float("nan"), losers, conditioning)["skipped"] == 1
+    assert all(torch.equal(x, trainer._tensors()[n]) for n, x in before.items())
+    assert trainer.step == 2
+    assert "skipped" not in trainer.update(*pairs_of(1))
+
+
+def test_a_look_that_is_not_finite_ends_the_training():
+    trainer, _ = make_trainer()
+    (slots, (winners, losers, text)), _ = looked_at()
+    with pytest.raises(TrainingDiverged, match="update 0: held_out_loss is not a finite number"):
+        trainer.look([(slots, (winners * float("nan"), losers, text))])
 
 
 def looked_at(step: int = 90):
@@ -205,9 +216,10 @@ def test_the_watch_warns_of_errors_that_grow_together_and_of_spikes():
         "loser_reference_error": 1.0,
     }
     watch = TuningWatch()
-    said = [text for _ in range(60) for text in watch.observe(row)]
+    said = [sign.text for _ in range(60) for sign in watch.observe(row)]
     assert len(said) == 1 and "grow together" in said[0] and "120%" in said[0]
-    assert "jumped to 3.00" in watch.observe({**row, "loss": 3.0})[0]
+    assert "jumped to 3.00" in watch.observe({**row, "loss": 3.0})[0].text
+    assert watch.observe({"skipped": 1.0}) == []
     calm = TuningWatch()
     sane = {**row, "winner_error": 0.9}
     assert not [text for _ in range(60) for text in calm.observe(sane)]

@@ -82,16 +82,21 @@ def oracle(student, teacher, heads, x0, conditioning, draws, objective):
     )
 
 
+def levels(shift: float, *unshifted: float) -> torch.Tensor:
+    return torch.tensor([shift * t / (1 - t + shift * t) for t in unshifted])
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_update_equals_plain_autograd(objective, tiny_backbones, tiny_batch):
+def test_update_equals_plain_autograd(objective, shift, tiny_backbones, tiny_batch):
     student, teacher = tiny_backbones
     latents, conditioning = tiny_batch
     torch.manual_seed(4)
     heads = DiscriminatorHeads(teacher.tap_widths, 24, DiscriminatorConfig(channels=8))
     draws = Draws(
-        torch.tensor([1.0, 0.75, 0.5, 0.25]),
+        levels(shift, 1.0, 0.75, 0.5, 0.25),
         torch.randn(latents.shape),
-        torch.tensor([0.9, 0.4, 0.7, 0.1]),
+        levels(shift, 0.9, 0.4, 0.7, 0.1),
         torch.randn(latents.shape),
         torch.randn(latents.shape),
     )

@@ -6,6 +6,7 @@ import pytest
 
 from schemas.errors import ConfigError
 from stages.pictures.sample import draw_prompts
+from tests.support.pairs import EVEN
 
 
 @pytest.fixture
@@ -13,9 +14,7 @@ def student(tiny_teacher, tmp_path):
     """A student's folder on the default grid."""
     folder = tmp_path / "student"
     net = tiny_teacher.backbone()
-    tiny_teacher.save_student(
-        folder, lambda model: model.load_state_dict(net.state_dict()), [1.0, 0.75, 0.5, 0.25]
-    )
+    tiny_teacher.save_student(folder, lambda model: model.load_state_dict(net.state_dict()), EVEN)
     return folder
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from huggingface_hub import ModelCard
 
 from schemas.config import TeacherConfig
 from schemas.report import Report
 from stages.report.model_card import licence_of, render_card
-from stages.teachers.sd3 import SD3Teacher
+from stages.teachers import sd3_student
 from tests.support.example_report import example_report
+from tests.support.pairs import EVEN
 
 
 def card_of(
@@ -19,7 +18,7 @@ def card_of(
     """The card as an evaluation writes it."""
     kind = options.get("kind", "student")
     steps = [system.steps for system in report.systems if system.kind == kind]
-    usage = SD3Teacher.usage(SimpleNamespace(has_t5=has_t5), steps)
+    usage = sd3_student.usage(EVEN, steps, with_t5=has_t5)
     licence = licence_of(TeacherConfig(family="sd3", model=model))
     text = render_card(report, licence, usage, **options)
     assert usage in text

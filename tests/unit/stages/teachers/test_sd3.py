@@ -4,7 +4,6 @@ encoders.
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -16,7 +15,6 @@ from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
 from stages.ladd.sampling import Euler, Guidance, initial_noise, sample_flow
 from stages.teachers import open_teacher
-from stages.teachers.sd3 import student_scheduler
 
 
 def test_teacher_folder_without_a_transformer(refused, tiny_sd3, tmp_path):
@@ -82,53 +80,3 @@ def test_geometry_and_bucket_checks(tiny_teacher):
 def test_tokens_are_the_teachers_own(tiny_teacher):
     assert tiny_teacher.max_tokens == 14
     assert tiny_teacher.count_tokens(["a red circle", "", "zebra"]) == [3, 0, 5]
-
-
-@pytest.mark.parametrize(("steps", "sigmas"), [(4, [1, 0.75, 0.5, 0.25, 0]), (2, [1, 0.25, 0])])
-def test_stock_scheduler_samples_on_the_grid(steps, sigmas):
-    scheduler = student_scheduler([1.0, 0.75, 0.5, 0.25])
-    scheduler.set_timesteps(steps)
-    assert scheduler.sigmas.tolist() == pytest.approx(sigmas)
-    assert scheduler.timesteps.tolist() == pytest.approx([1000 * s for s in sigmas[:-1]])
-    assert scheduler.config.stochastic_sampling and scheduler.config.shift == 1.0
-
-
-def test_one_step_scheduler_is_finite():
-    scheduler = student_scheduler([1.0])
-    scheduler.set_timesteps(1)
-    assert scheduler.sigmas.tolist() == [1, 0]
-
-
-def test_uneven_grid_is_refused():
-    with pytest.raises(ValueError, match="evenly spaced"):
-        student_scheduler([1.0, 0.9, 0.25])
-
-
-def test_student_folder_is_complete_and_loads(tiny_teacher, tmp_path):
-    with torch.no_grad():
-        tiny_teacher.save_student(
-            tmp_path / "m", lambda b: [p.zero_() for p in b.parameters()], [1.0, 0.5]
-        )
-    pipe = StableDiffusion3Pipeline.from_pretrained(
-        tmp_path / "m", text_encoder_3=None, tokenizer_3=None
-    )
-    assert all(p.abs().sum() == 0 for p in pipe.transformer.parameters())
-    assert json.loads((tmp_path / "m" / "student.json").read_text()) == {"grid": [1.0, 0.5]}
-    pipe.scheduler.set_timesteps(2)
-    assert pipe.scheduler.sigmas.tolist() == pytest.approx([1, 0.5, 0])
-
-
-def test_a_student_takes_along_only_what_the_pipeline_names(tiny_sd3, tmp_path):
-    """SD3.5's folders hold the same weights up to four times."""
-    model, student = tmp_path / "model", tmp_path / "student"
-    shutil.copytree(tiny_sd3, model)
-    weights = model / "text_encoder" / "model.safetensors"
-    shutil.copy(weights, weights.with_name("model.fp16.safetensors"))
-    shutil.copytree(model / "text_encoder", model / "text_encoders")
-    teacher = open_teacher(TeacherConfig(family="sd3", model=str(model), use_t5=False))
-    net = teacher.backbone()
-    teacher.save_student(student, lambda new: new.load_state_dict(net.state_dict()), [1.0, 0.5])
-    assert not (student / "text_encoders").exists()
-    assert [path.name for path in (student / "text_encoder").glob("*.safetensors")] == [
-        weights.name
-    ]

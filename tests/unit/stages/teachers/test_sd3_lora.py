@@ -14,6 +14,7 @@ from schemas.errors import ConfigError
 from stages.teachers import open_teacher
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import add_adapters
+from tests.support.pairs import EVEN
 from tests.support.preference import pairs_of, tiny_net
 from tests.support.tiny_sd3 import tiny_transformer
 
@@ -55,9 +56,6 @@ def test_the_same_adapters_give_the_same_bytes(tmp_path):
     assert len({file.read_bytes() for file in files}) == 1
 
 
-GRID = [1.0, 0.75, 0.5, 0.25]
-
-
 def test_adapters_alone_are_trained(tiny_sd3):
     teacher = open_teacher(TeacherConfig(model=str(tiny_sd3), use_t5=False, dtype="float32"))
     lora = LoraConfig(rank=2)
@@ -83,7 +81,7 @@ def test_an_adapter_student_is_saved_merged_and_as_diffusers_lora(tiny_sd3, tmp_
 
     fill(student)
     generator.manual_seed(0)
-    teacher.save_student(tmp_path, fill, GRID, lora=lora)
+    teacher.save_student(tmp_path, fill, EVEN, lora=lora)
     shape = (1, 4, 8, 12)
     x, sigma = torch.randn(shape, generator=generator), torch.tensor([0.7])
     conditioning = teacher.encode_prompts(["a dog"])

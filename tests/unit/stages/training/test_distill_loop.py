@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.base.store import Artifact, ArtifactStore
+from schemas.errors import StageFailed
 from stages import encode, prompts, synthesize
+from stages.ladd import health, trainer
+from stages.ladd.health import HealthWatch
 from stages.pictures import sample_grids
 from stages.training import distill_loop
 from stages.training.trace import STATE, TRACE
@@ -73,37 +77,84 @@ def test_the_loop_visits_what_the_plan_says_and_draws_at_the_end(alone, data):
 def test_sample_grids_are_drawn_on_the_levels_that_are_trained(
     tiny_sd3, data, tmp_path, monkeypatch
 ):
-    levels = [1.0, 0.6, 0.2]
-    drawn = []
-    paint = sample_grids.student_sampler
+    drawn, trained = [], set()
+    paint, draw = sample_grids.student_sampler, trainer.draw
 
     def record(teacher, student, device, sigmas, **options):
         drawn.append(sigmas)
         return paint(teacher, student, device, sigmas, **options)
 
+    def train_at(*arguments, **options):
+        draws = draw(*arguments, **options)
+        trained.update(draws.student_sigma_B.tolist())
+        return draws
+
     monkeypatch.setattr(sample_grids, "student_sampler", record)
-    even = {"probabilities": [0.4, 0.3, 0.3], "warmup_probabilities": [0.0, 0.5, 0.5]}
-    train(tiny_sd3, *data, Run(tmp_path), "levels", student_time={"grid": levels, **even})
+    monkeypatch.setattr(trainer, "draw", train_at)
+    thirds = {"probabilities": [0.4, 0.3, 0.3], "warmup_probabilities": [0.4, 0.3, 0.3]}
+    student_time = {"grid": [1.0, 0.6, 0.2], **thirds}
+    train(tiny_sd3, *data, Run(tmp_path), "levels", student_time=student_time)
     assert {len(sigmas) for sigmas in drawn} == {3, 2, 1}
-    assert {round(sigma, 6) for sigmas in drawn for sigma in sigmas} == set(levels)
+    assert {sigma for sigmas in drawn for sigma in sigmas} == trained
+    assert sorted(trained) == pytest.approx([0.429, 0.818, 1.0], abs=0.003)  # the teacher's shift
 
 
-def test_a_loop_that_was_cut_goes_on_where_its_checkpoint_is(
-    alone, tiny_sd3, data, tmp_path, monkeypatch
-):
-    """In the middle of an epoch: the reader must begin at the batch of the checkpoint."""
+@pytest.fixture
+def die_at_first_save(monkeypatch):
+    """A context in which a training ends as soon as its first checkpoint is saved."""
     save = Run.save
 
     def save_and_die(run, *saved, **where):
         save(run, *saved, **where)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_sd3, *data, Run(tmp_path), "cut")
+    @contextmanager
+    def dying():
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "save", save_and_die)
+            yield
+
+    return dying
+
+
+def test_a_loop_that_was_cut_goes_on_where_its_checkpoint_is(
+    alone, tiny_sd3, data, tmp_path, die_at_first_save
+):
+    """In the middle of an epoch: the reader must begin at the batch of the checkpoint."""
+    with die_at_first_save(), pytest.raises(KeyboardInterrupt):
+        train(tiny_sd3, *data, Run(tmp_path), "cut")
     assert len((tmp_path / TRACE).read_text().splitlines()) == 3
     assert train(tiny_sd3, *data, Run(tmp_path), "cut") == alone
+
+
+@pytest.fixture
+def sick(monkeypatch):
+    """Every window shows a sign; its last update comes behind the first checkpoint."""
+    monkeypatch.setattr(health, "WINDOW", 4)
+    monkeypatch.setattr(HealthWatch, "_signs", lambda watch: [health._COLLAPSE])
+
+
+def test_at_a_sign_the_run_stops_if_it_is_told_to(alone, sick, tiny_sd3, data, tmp_path):
+    with pytest.raises(StageFailed, match=r"stopped after update 4.*on_collapse=warn goes on"):
+        train(tiny_sd3, *data, Run(tmp_path), "stopped", on_collapse="stop")
+    assert train(tiny_sd3, *data, Run(tmp_path), "stopped") == alone
+
+
+def test_lowered_rates_survive_a_kill(alone, sick, tiny_sd3, data, tmp_path, die_at_first_save):
+    lowered = train(tiny_sd3, *data, Run(tmp_path / "whole"), "whole", on_collapse="lower_rate")
+    assert lowered[:5] == alone[:5] and lowered[5] != alone[5]
+    with die_at_first_save(), pytest.raises(KeyboardInterrupt):
+        train(tiny_sd3, *data, Run(tmp_path / "cut"), "cut", on_collapse="lower_rate")
+    assert train(tiny_sd3, *data, Run(tmp_path / "cut"), "cut", on_collapse="lower_rate") == lowered
+
+
+def test_signals_are_measured_beside_the_trace(alone, data):
+    store = ArtifactStore(data[0])
+    rows = [json.loads(x) for x in store.read("artifacts/distill/alone/signals.jsonl").splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert all(row["samples_per_second"] > 0 and 0 <= row["data_wait"] < 1 for row in rows)
+    assert all(0 < row["tflops_per_worker"] < 100 and row["memory_gb"] > 0.01 for row in rows)
+    assert rows[-1]["student_rate"] == 1e-3 and rows[-1]["heads_rate"] == 1e-4
 
 
 def test_a_low_precision_teacher_judges_in_the_precision_of_the_training(tiny_sd3, data, tmp_path):

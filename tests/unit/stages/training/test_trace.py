@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline.base.store import ArtifactStore
-from schemas.errors import ArtifactError
-from stages.training.trace import STATE, TRACE, TrainingTrace, fill_checkpoint, resume
+from schemas.errors import ArtifactError, StageFailed
+from stages.ladd.health import Sign
+from stages.training.trace import SIGNALS, STATE, TRACE, TrainingTrace, fill_checkpoint, resume
 from tests.support.context import make_context
 from tests.support.tiny_sd3 import make_tiny_config
 
@@ -30,9 +32,21 @@ def context_of(folder, said):
     )
 
 
-def make_trace(folder, said, *, rank=0, resumed=None, watch=lambda row: []):
+class Watch:
+    """Finds a sign in a loss above 1, and remembers all that it has seen."""
+
+    def __init__(self):
+        self.seen = []
+
+    def observe(self, metrics):
+        self.seen.append(metrics)
+        return [Sign("high", "too high")] if metrics.get("loss", 0) > 1 else []
+
+
+def make_trace(folder, said, *, rank=0, resumed=None, watch=None, **changes):
     run = SimpleNamespace(rank=rank, context=context_of(folder, said))
-    return TrainingTrace(run, resumed or [], total=10, log_every=4, watch=watch)
+    options = {"total": 10, "log_every": 4, "watch": watch or Watch(), "max_skipped": 2} | changes
+    return TrainingTrace(run, resumed or [], **options)
 
 
 def test_every_update_and_look_is_a_line(tmp_path, said):
@@ -57,17 +71,71 @@ def test_progress_goes_on_from_the_last_line(tmp_path, said):
 
 
 def test_one_rank_alone_speaks(tmp_path, said):
-    def watch(row):
-        return ["too high"] if row["loss"] > 1 else []
-
-    quiet = make_trace(tmp_path, said, rank=1, watch=watch)
+    quiet = make_trace(tmp_path, said, rank=1)
     quiet.add(4, {"loss": 2.0})
     assert said == [] and len(quiet.lines) == 1
     assert not (tmp_path / "artifacts").exists()
-    loud = make_trace(tmp_path, said, watch=watch)
-    loud.add(1, {"loss": 2.0})
+    loud = make_trace(tmp_path, said)
+    assert [sign.name for sign in loud.add(1, {"loss": 2.0})] == ["high"]
     loud.close()
     assert said[-1] == "too high"
+
+
+NAN = {"bucket": "64x64", "loss": math.nan, "grad_norm": 1.0, "skipped": 1.0}
+
+
+def test_a_skipped_update_leaves_a_mark_and_too_many_in_a_row_end_the_run(tmp_path, said):
+    trace = make_trace(tmp_path, said)
+    for step, metrics in enumerate((NAN, {"bucket": "64x64", "loss": 0.5}, NAN, NAN), 1):
+        trace.add(step, metrics)
+    assert [json.loads(line) for line in trace.lines[1:3]] == [
+        {"step": 2, "bucket": "64x64", "loss": 0.5},
+        {"step": 3, "bucket": "64x64", "skipped": 1.0},
+    ]
+    told = [text for text in said if "is skipped" in text]
+    assert [text.split()[1] for text in told] == ["1", "3"]  # the third of all is not worth a word
+    assert "number 2 of this training: loss is not a finite number" in told[1]
+    with pytest.raises(StageFailed, match=r"dpo: update 5: loss is not.*after 3 such"):
+        trace.add(5, NAN)
+    resumed = make_trace(tmp_path, said, resumed=trace.lines[:4])
+    with pytest.raises(StageFailed, match="update 5"):
+        resumed.add(5, NAN)
+
+
+def test_a_resumed_watch_has_seen_what_an_undisturbed_one_has(tmp_path, said):
+    watch, resumed = Watch(), Watch()
+    trace = make_trace(tmp_path, said, watch=watch)
+    trace.add(1, {"bucket": "64x64", "loss": 0.1 + 0.2})
+    trace.add(2, {"bucket": "64x64", "loss": 3.0})
+    trace.add_look(2, {"held_out_loss": 0.25})
+    trace.add(3, NAN)
+    warned = said.count("too high")
+    make_trace(tmp_path, said, watch=resumed, resumed=trace.lines)
+    for seen, expected in zip(resumed.seen, watch.seen, strict=True):
+        assert {**seen, "step": 0} == {**expected, "step": 0}
+    assert said.count("too high") == warned == 1
+
+
+def test_signals_of_a_killed_start_that_are_measured_again_stand_once(tmp_path, said):
+    def measured(speed):
+        return lambda: {"samples_per_second": speed}
+
+    context, checkpoint = context_of(tmp_path, said), tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    killed = make_trace(tmp_path, said, log_every=1, signals=measured(1.0))
+    for step in (1, 2, 3):
+        killed.add(step, {"loss": 0.5})
+        if step == 2:
+            lines = list(killed.lines)
+    killed.publish()
+    resumed = make_trace(tmp_path, said, log_every=1, signals=measured(2.0), resumed=lines)
+    resumed.add(3, {"loss": 0.5})
+    resumed.close()
+    content = context.store.read(f"{context.folder}/{SIGNALS}").decode()
+    assert [json.loads(line) for line in content.splitlines()] == [
+        {"step": step, "samples_per_second": speed} for step, speed in ((1, 1), (2, 1), (3, 2))
+    ]
+    assert all("samples_per_second" not in line for line in resumed.lines)
 
 
 class Counter:
@@ -164,7 +232,7 @@ def test_tensorboard_goes_through_the_store_where_that_is_no_folder(tmp_path, sa
     config = make_tiny_config(tmp_path, tmp_path)
     context = make_context("dpo", config, store, report=lambda *_: None, warn=said.append)
     run = SimpleNamespace(rank=0, context=context)
-    trace = TrainingTrace(run, [], total=10, log_every=1, watch=lambda row: [])
+    trace = TrainingTrace(run, [], total=10, log_every=1, watch=Watch(), max_skipped=0)
     trace.add(1, {"loss": 0.5})
     folder = tmp_path / "checkpoint"
     folder.mkdir()

@@ -1,0 +1,146 @@
+"""The signs of a bad LADD run, read from the metrics of its updates (docs/health.md).
+
+Knows nothing but these metrics. The same trace gives the same signs, so a resumed training rebuilds
+its watch from the trace of its checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Literal
+
+Net = Literal["student", "heads"]
+UNSCALED: Mapping[Net, float] = {"student": 1.0, "heads": 1.0}
+SKIPPED = "skipped"
+"""Marks the metrics of an update that was not made."""
+
+WINDOW = 50
+"""Updates of the student over which a sign is measured."""
+LOWERED = 0.5
+"""What `on_collapse: lower_rate` multiplies a learning rate by at each sign."""
+
+
+class TrainingDiverged(RuntimeError):
+    """What is measured is no longer a finite number."""
+
+
+def not_finite(metrics: Mapping[str, object]) -> list[str]:
+    """Names of the metrics that are numbers but not finite."""
+    return [
+        name
+        for name, value in metrics.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of a bad run."""
+
+    name: str
+    text: str
+    """What is seen, what it means and what to do, in one sentence."""
+    lower: tuple[Net, ...] = ()
+    """The nets whose learning rate is too high."""
+
+
+class HealthWatch:
+    """Takes each update's metrics and returns the signs that are new.
+
+    Updates in which the student does not learn (the heads' head start, skipped updates) are
+    ignored. With `lower_rate` a sign multiplies the learning rates that it names by `LOWERED`; the
+    watch then begins a new window, and the same sign may come again.
+    """
+
+    def __init__(self, *, lower_rate: bool = False) -> None:
+        self.rate_scale = dict(UNSCALED)
+        """What is left of each configured learning rate."""
+        self._lower_rate = lower_rate
+        self._updates: deque[Mapping[str, float]] = deque(maxlen=4 * WINDOW)
+        self._said: set[str] = set()
+        self._heads_knew = False
+
+    def observe(self, metrics: Mapping[str, float]) -> list[Sign]:
+        if "student_grad_norm" not in metrics:
+            return []
+        self._updates.append(metrics)
+        if len(self._updates) < WINDOW:
+            return []
+        signs = [sign for sign in self._signs() if sign.name not in self._said]
+        return [self._answer(sign) for sign in signs]
+
+    def _answer(self, sign: Sign) -> Sign:
+        """Remember a sign, or lower the rates that it names."""
+        if not (self._lower_rate and sign.lower):
+            self._said.add(sign.name)
+            return sign
+        for net in sign.lower:
+            self.rate_scale[net] *= LOWERED
+        self._updates.clear()
+        left = " and ".join(f"{net} {self.rate_scale[net]:g}" for net in sign.lower)
+        return Sign(sign.name, f"{sign.text}; learning rates lowered to this share: {left}")
+
+    def _signs(self) -> list[Sign]:
+        """All signs that the latest updates show. Logits above 0 mean real; beyond 1 and -1 the
+        hinge has no gradient. The losses alone cannot tell: they have other terms.
+        """
+        real, fake, loss = map(self._means, ("real_logit", "fake_logit", "student_loss"))
+        self._heads_knew |= real[-1] - fake[-1] > 0.1
+        signs = []
+        if real[-1] > 1 and fake[-1] < -1:
+            signs.append(_COLLAPSE)
+        if len(real) > 1 and not self._heads_knew and max(real) < 0.1:
+            signs.append(_IGNORANCE)
+        if fake[-1] > 0.5 and real[-1] > 0.2:
+            signs.append(_HASTE)
+        rises = [after - before for before, after in pairwise(loss)]
+        if len(self._updates) == self._updates.maxlen and min(rises) > 0.1:
+            signs.append(_DRIFT)
+        return signs
+
+    def _means(self, name: str) -> list[float]:
+        """Of each whole window, the latest last."""
+        values = [row[name] for row in self._updates]
+        ends = range(len(values), WINDOW - 1, -WINDOW)
+        return [fmean(values[end - WINDOW : end]) for end in reversed(ends)]
+
+
+_COLLAPSE = Sign(
+    "collapse",
+    "the heads see every fake, and their loss has no gradient left: collapse is ahead; lower the "
+    "heads' learning rate",
+    ("heads",),
+)
+_IGNORANCE = Sign(
+    "ignorance",
+    "the heads know nothing: after 100 updates they cannot tell data from fakes, so the student "
+    "learns noise; raise the heads' learning rate or their head start",
+)
+_HASTE = Sign(
+    "haste",
+    "the heads take fakes for real: the student moves faster than they can learn, and fools them "
+    "instead of learning; lower distill.learning_rate",
+    ("student",),
+)
+_DRIFT = Sign(
+    "drift",
+    "student loss has risen for 200 updates: the student is losing; lower the heads' rate",
+    ("heads",),
+)
+
+
+def diversity_signs(student: float, teacher: float) -> list[Sign]:
+    """Of the mean distances between pictures of one prompt: a sign when the student's is below half
+    the teacher's.
+    """
+    if student >= 0.5 * teacher:
+        return []
+    share = student / teacher
+    return [
+        Sign("diversity", f"pictures of one prompt differ {share:.0%} as much as the teacher's")
+    ]
