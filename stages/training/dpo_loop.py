@@ -64,14 +64,7 @@ def train(run: TrainingRun) -> None:
 
         def look() -> None:
             held_out = held_out_batches(data, dpo, run.rank, run.world)
-            try:
-                looked = trainer.look(held_out)
-            except TrainingDiverged as error:
-                raise StageFailed(
-                    f"dpo: {error}; the last good checkpoint is kept, but training from it would "
-                    "diverge again. Lower dpo.learning_rate: that starts a new training run"
-                ) from error
-            trace.add_look(trainer.step, looked)
+            trace.add_look(trainer.step, _looked(trainer, held_out))
 
         def fill(folder: Path) -> None:
             fill_checkpoint(folder, trainer, trace, run.rank)
@@ -102,6 +95,17 @@ def train(run: TrainingRun) -> None:
                 ]
             )
         trace.close()
+
+
+def _looked(trainer: DpoTrainer, held_out: Iterator[tuple[range, Pairs]]) -> dict[str, float]:
+    """What a look finds. Raises StageFailed for errors that are not finite."""
+    try:
+        return trainer.look(held_out)
+    except TrainingDiverged as error:
+        raise StageFailed(
+            f"dpo: {error}; the last good checkpoint is kept, but training from it would diverge "
+            "again. Lower dpo.learning_rate: that starts a new training run"
+        ) from error
 
 
 def _batches(
