@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,14 @@ if TYPE_CHECKING:
 
 def check(config: PipelineConfig) -> None:
     """Raise ConfigError unless the teacher's folder is whole, that of the student's start is of the
-    same architecture, and the trackers are installed.
+    same architecture, and what is asked for is installed.
     """
     check_teacher(config.teacher)
+    if config.distill.optimizer_bits == 8 and find_spec("torchao") is None:
+        raise ConfigError(
+            "distill.optimizer_bits: moments in 8 bits need torchao; pip install "
+            "'ladd-pipeline[low-bit]'"
+        )
     check_trackers(config)
     if config.distill.init is not None:
         check_start(config.teacher, Path(config.distill.init))
