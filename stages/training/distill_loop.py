@@ -27,6 +27,7 @@ from stages.teachers import open_teacher
 from stages.teachers.devices import worker_device
 from stages.teachers.protocol import Teacher
 from stages.training.speed import SpeedMeter
+from stages.training.start import student_start
 from stages.training.trace import TrainingTrace, fill_checkpoint, resume
 
 
@@ -40,7 +41,8 @@ def train(run: TrainingRun) -> None:
     latents = context.inputs["encode"]
     with closing(LatentData(latents, teacher.encode_prompts, cache_bytes=cache)) as data:
         plan = BatchPlan(data.sizes, distill.global_batch, distill.seed)
-        student, frozen = _nets(teacher, config)
+        with student_start(context, teacher) as start:
+            student, frozen = _nets(teacher, start, config)
         text = data.conditioning([0])
         pooled_width = text.pooled_BP.shape[1]
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, teacher.device)
@@ -59,6 +61,12 @@ def train(run: TrainingRun) -> None:
             signals=lambda: speed.take() | trainer.rates,
         )
         grids = SampleGrids(context, teacher, frozen, student, trainer.average)
+
+        def draw(folder: str) -> list[Sign]:
+            low = grids.put(trainer.step, folder=None if run.rank else folder)
+            trace.warn([sign.text for sign in low])
+            return low
+
         wanted = _wanted(plan, run, trainer.step, distill)
         with closing(trace), closing(data.ahead(wanted)) as batches:
             for bucket, latents_BCHW, conditioning in speed.fed(batches):
@@ -66,17 +74,21 @@ def train(run: TrainingRun) -> None:
                 cost = passes(distill, train_student="student_grad_norm" in metrics)
                 speed.add(distill.global_batch, distill.global_batch * cost * forward[bucket])
                 signs = trace.add(trainer.step, {"bucket": bucket, **metrics})
-                done = trainer.step == distill.total_steps
-                if distill.sample_prompts and (done or trainer.step % distill.sample_every == 0):
-                    low = grids.put(trainer.step, keep=run.rank == 0)
-                    trace.warn([sign.text for sign in low])
-                    signs += low
+                in_tail = trainer.step > distill.trunk_steps
+                if distill.sample_prompts and trainer.step % distill.sample_every == 0:
+                    signs += draw(context.folder if in_tail else context.training_folder)
                 if signs and distill.on_collapse == "stop":
                     raise _stopped(trainer.step, signs[0])
-                if done or trainer.step % distill.checkpoint_every == 0:
+                due = trainer.step in (distill.trunk_steps, distill.total_steps)
+                if due or trainer.step % distill.checkpoint_every == 0:
                     run.save(
-                        metrics, lambda folder: fill_checkpoint(folder, trainer, trace, run.rank)
+                        metrics,
+                        lambda folder: fill_checkpoint(folder, trainer, trace, run.rank),
+                        trainer.step,
+                        in_tail=in_tail,
                     )
+            if distill.sample_prompts and trainer.step % distill.sample_every:
+                draw(context.folder)  # a longer training draws none here
 
 
 def _on_teachers_scale(distill: DistillConfig, teacher: Teacher) -> DistillConfig:
@@ -111,17 +123,20 @@ def _stopped(step: int, sign: Sign) -> StageFailed:
     )
 
 
-def _nets(teacher: Teacher, config: PipelineConfig) -> tuple[Backbone, Backbone]:
+def _nets(teacher: Teacher, start: Teacher, config: PipelineConfig) -> tuple[Backbone, Backbone]:
     """Student and frozen teacher. With `lora` they share one copy of the weights, in the teacher's
-    precision, with float32 adapters that are off for the teacher.
+    precision, with float32 adapters that are off for the teacher; unless the student starts from
+    other weights.
     """
     distill = config.distill
     gathered = computed_dtype(getattr(torch, distill.precision), teacher.device)
     frozen_dtype = computed_dtype(getattr(torch, config.frozen_dtype), teacher.device)
     if distill.lora is not None:
-        student = _backbone(teacher, config, gathered, dtype=frozen_dtype, lora=distill.lora)
-        return student, WithoutAdapters(student, teacher.adapters(student).off)
-    student = _backbone(teacher, config, gathered, dtype=torch.float32)
+        student = _backbone(start, config, gathered, dtype=frozen_dtype, lora=distill.lora)
+        if start is teacher:
+            return student, WithoutAdapters(student, teacher.adapters(student).off)
+    else:
+        student = _backbone(start, config, gathered, dtype=torch.float32)
     gathered_teacher = frozen_dtype if distill.shard_teacher else None
     return student, _backbone(teacher, config, gathered_teacher, dtype=frozen_dtype, frozen=True)
 
