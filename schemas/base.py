@@ -56,10 +56,12 @@ def outside(kind: Literal["files", "model"], default: Any = ..., **constraints: 
 
 def outside_fields(value: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:
     """Yield the path, the kind and the value of each field below `value` that names something
-    outside the store and is set.
+    outside the store and is set. What runtime fields name is left out: it changes no result.
     """
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
+            if is_runtime(value, name):
+                continue
             content, path = getattr(value, name), f"{where}.{name}" if where else name
             kind = _marks(field).get("outside")
             if kind is None:

@@ -466,6 +466,38 @@ class DiscriminatorConfig(Frozen):
     """Head updates per student update, each on a new batch."""
 
 
+class ScoreConfig(Frozen):
+    """A score of pictures, or a feature space."""
+
+    name: str
+    """A module in stages/scores."""
+    model: str | None = outside("model", None)
+    """Folder or hub id of its weights; the embedded scores need none."""
+    revision: str | None = None
+    """Hub revision of the weights; pinned as the teacher's is."""
+
+
+class LookConfig(Frozen):
+    """A look at held-out prompts while a training runs. The averaged weights and the teacher draw
+    each prompt from the same two seeds.
+    """
+
+    every: int = Field(500, ge=1)
+    """Updates between looks; there is one after each multiple of it."""
+    prompts: int = Field(64, ge=2)
+    """Held-out prompts. Those are taken last that an evaluation takes first, so that as few as can
+    be are in both.
+    """
+    scores: list[ScoreConfig] = Field([ScoreConfig(name="clip_score")])
+    """Scores whose means are figures of a look."""
+    features: ScoreConfig = ScoreConfig(name="dino_features")
+    """The feature space of distance and diversity. The distance is KID, in clip_features CMMD."""
+    steps: int | None = Field(None, ge=1)
+    """Sampling steps of the student; empty means the most that its grid has."""
+    micro_batch: int = runtime(8, ge=1)
+    """Pictures sampled together on each worker. Another value only rounds sums differently."""
+
+
 class DistillConfig(Frozen):
     """Distillation with LADD (Sauer et al. 2024)."""
 
@@ -541,6 +573,8 @@ class DistillConfig(Frozen):
     """Updates between sample grids."""
     sample_prompts: int = runtime(8, ge=0)
     """Held-out prompts in a sample grid; 0 makes no grids."""
+    look: LookConfig | None = runtime(None)
+    """A look at held-out prompts while the student trains; empty means none."""
     log_every: int = runtime(10, ge=1)
     """Updates between points of the curves and progress reports."""
     cache_gb: float = runtime(50.0, ge=0)
@@ -591,17 +625,6 @@ class DistillConfig(Frozen):
                 f"{self.micro_batch}"
             )
         return self
-
-
-class ScoreConfig(Frozen):
-    """A score of pictures, or a feature space."""
-
-    name: str
-    """A module in stages/scores."""
-    model: str | None = outside("model", None)
-    """Folder or hub id of its weights; the embedded scores need none."""
-    revision: str | None = None
-    """Hub revision of the weights; pinned as the teacher's is."""
 
 
 class PairsConfig(Frozen):

@@ -14,10 +14,13 @@ import numpy as np
 
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.training import TrainingPlan, train_on_ray
-from schemas.config import PipelineConfig
+from schemas.config import LookConfig, PipelineConfig
 from schemas.errors import ConfigError
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
+from stages.pictures.student import check_steps
+from stages.scores import FEATURES, check_model, check_score
 from stages.teachers import check_teacher, open_teacher, training_memory
+from stages.texts.judgeable import check_judged
 from stages.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -25,9 +28,27 @@ if TYPE_CHECKING:
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError unless the teacher's folder is whole and the trackers are installed."""
+    """Raise ConfigError unless the teacher's folder is whole, the trackers are installed, and a
+    look can be taken.
+    """
     check_teacher(config.teacher)
     check_trackers(config)
+    if config.distill.look is not None:
+        _check_look(config, config.distill.look)
+
+
+def _check_look(config: PipelineConfig, look: LookConfig) -> None:
+    if config.prompts.held_out_fraction == 0:
+        raise ConfigError("distill.look: prompts.held_out_fraction is 0, there is nothing to see")
+    if look.steps is not None:
+        check_steps("distill.look.steps", look.steps, config.distill.student_time.grid)
+    for score in look.scores:
+        check_score("distill.look.scores", score.name)
+    check_score("distill.look.features", look.features.name, FEATURES)
+    for model in (*look.scores, look.features):
+        check_model(model)
+    names = [score.name for score in look.scores]
+    check_judged(config, "distill.look.scores", names, "held_out")
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -98,7 +119,7 @@ def _finish(
         for name in ("student_loss", "discriminator_loss")
     }
     counts = {
-        "updates": len(trace),
+        "updates": sum("bucket" in row for row in rows),
         "skipped": sum("skipped" in row for row in rows),
         "samples": sum(plan.sizes.values()),
         "batches_per_epoch": plan.batches_per_epoch,

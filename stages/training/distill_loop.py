@@ -14,6 +14,7 @@ from schemas.bucket import Bucket
 from schemas.config import DistillConfig, PipelineConfig
 from schemas.errors import StageFailed
 from stages.data.latent_batches import LatentData
+from stages.judging.look import HeldOutLook
 from stages.ladd.backbone import Backbone
 from stages.ladd.batch_plan import BatchPlan, slots_of
 from stages.ladd.health import HealthWatch, Sign
@@ -58,6 +59,11 @@ def train(run: TrainingRun) -> None:
             signals=lambda: speed.take() | trainer.rates,
         )
         grids = SampleGrids(context, teacher, frozen, student, trainer.average)
+        look = (
+            HeldOutLook(context, distill.look, teacher, frozen, student, trainer.average)
+            if distill.look is not None
+            else None
+        )
         wanted = _wanted(plan, run, trainer.step, distill)
         with closing(trace), closing(data.ahead(wanted)) as batches:
             for bucket, latents_BCHW, conditioning in speed.fed(batches):
@@ -70,6 +76,8 @@ def train(run: TrainingRun) -> None:
                     low = grids.put(trainer.step, keep=run.rank == 0)
                     trace.warn([sign.text for sign in low])
                     signs += low
+                if look is not None and trainer.step % look.config.every == 0:
+                    trace.add_look(trainer.step, look.take())
                 if signs and distill.on_collapse == "stop":
                     raise _stopped(trainer.step, signs[0])
                 if done or trainer.step % distill.checkpoint_every == 0:
