@@ -118,7 +118,7 @@ def test_looks_show_the_student_next_to_the_teacher_and_change_no_update(
     alone, tiny_sd3, data, tmp_path
 ):
     looks = [row for row in alone if "bucket" not in row]
-    assert [row.pop("step") for row in looks] == [2, 4, 6]
+    assert [row["step"] for row in looks] == [2, 4, 6]
     assert all(math.isfinite(value) for row in looks for value in row.values())
     of_teacher = [{n: v for n, v in row.items() if n.startswith("teacher_")} for row in looks]
     assert of_teacher[0] == of_teacher[1] == of_teacher[2] != {}
