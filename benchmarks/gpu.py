@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from schemas.bucket import Bucket
 from schemas.config import DiscriminatorConfig, DistillConfig, LoraConfig
-from stages.ladd.backbone import Conditioning
+from stages.ladd.backbone import Backbone, Conditioning, WithoutAdapters
 from stages.ladd.flow import draw
 from stages.ladd.grid import StudentGrid, student_sigmas
 from stages.ladd.parallelize import compile_blocks
@@ -165,10 +165,12 @@ class Bench:
         """One update by a schedule, from data in the CPU's memory."""
         config = self.config(setting, batch)
         student = self.backbone(setting.model, device, torch.float32)
-        teacher = copy.deepcopy(student).to(low_dtype(device))
+        frozen = copy.deepcopy(student).to(low_dtype(device))
+        teacher: Backbone = frozen
         if config.lora is not None:
-            add_adapters(student.transformer, config.lora)
-        for net in (student, teacher):
+            student = frozen
+            teacher = WithoutAdapters(student, add_adapters(student.transformer, config.lora).off)
+        for net in {student, frozen}:
             net.checkpoint_blocks = config.checkpoint_blocks and device != META
             if config.compile_blocks and device != META:
                 compile_blocks(net)

@@ -1,10 +1,13 @@
 """Compares the memory that `plan` predicts for an update with what updates actually use.
 
     python benchmarks/memory.py
+    python benchmarks/memory.py --large
 
 Each configuration is built and makes two updates (the second has the optimizer's moments), in
 separate processes: one measures what the system sees (resident set, or the GPU's peak), the other
-uses torch's profiler, which sees every CPU tensor. Prints the ratio of the estimate to each.
+uses torch's profiler, which sees every CPU tensor. Prints the ratio of the estimate to each, and
+the same for the weights alone. `--large` measures SD3.5-medium's geometry with random weights, in
+up to 8 GB. 8-bit moments need `ladd-pipeline[low-bit]`.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from peak_memory import allocated_peak, in_own_process, resident_peak
 
-from schemas.config import DistillConfig, LoraConfig
-from stages.ladd.backbone import Conditioning
+from schemas.config import DistillConfig
+from stages.ladd.backbone import Backbone, Conditioning, WithoutAdapters
+from stages.ladd.low_bit import quantize_blocks
 from stages.ladd.precision import computed_dtype, cpu_has_bfloat16
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers.sd3_backbone import SD3Backbone
@@ -56,21 +60,50 @@ class Case:
     def estimate(self) -> Memory:
         return update_memory(self.transformer, self.teacher_dtype, self.config, self.shapes)
 
-    def train(self) -> None:
-        """Build everything and make two updates."""
+    def build(self) -> LaddTrainer:
         torch.manual_seed(0)
+        width = self.transformer["pooled_projection_dim"]
+        return LaddTrainer(*self._nets(), width, self.config, DEVICE)
+
+    def _nets(self) -> tuple[Backbone, Backbone]:
+        """Student and frozen teacher, as the workers of `distill` build them."""
         config = self.config
         dtype = computed_dtype(getattr(torch, self.teacher_dtype), DEVICE)
-        student, teacher = (SD3Transformer2DModel(**self.transformer) for _ in range(2))
-        teacher.to(dtype)
         if config.lora is not None:
-            add_adapters(student, config.lora)
-        nets = (
-            SD3Backbone(net, checkpoint_blocks=config.checkpoint_blocks).to(DEVICE)
-            for net in (student, teacher)
-        )
+            student = self._backbone(dtype)
+            adapters = add_adapters(student.transformer, config.lora)
+            self._quantize(student)
+            return student.to(DEVICE), WithoutAdapters(student, adapters.off)
+        teacher = self._backbone(dtype).requires_grad_(False)
+        self._quantize(teacher)
+        return self._backbone(torch.float32).to(DEVICE), teacher.to(DEVICE)
+
+    def _backbone(self, dtype: torch.dtype) -> SD3Backbone:
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # a large net is never there in float32
+        net = SD3Transformer2DModel(**self.transformer).to(dtype)
+        torch.set_default_dtype(usual)
+        return SD3Backbone(net, checkpoint_blocks=self.config.checkpoint_blocks)
+
+    def _quantize(self, net: SD3Backbone) -> None:
+        if self.config.frozen_weights != "full":
+            quantize_blocks(net, self.config.frozen_weights)
+
+    def resident_weights(self) -> int:
+        """Bytes of the weights of student, teacher and heads, each storage counted once."""
+        trainer = self.build()
+        nets = (trainer.student, trainer.teacher, trainer.heads)
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for net in nets
+            for tensor in (*net.parameters(), *net.buffers())
+        }
+        return sum(storages.values())
+
+    def train(self) -> None:
+        """Build everything and make two updates."""
+        config, trainer = self.config, self.build()
         width = self.transformer["pooled_projection_dim"]
-        trainer = LaddTrainer(*nets, width, config, DEVICE)
         batch = config.global_batch + (config.objective.mismatched_share > 0)
         patch = self.transformer["patch_size"]
         latents = torch.randn(
@@ -115,7 +148,7 @@ CASES = {
     ),
     "adapters, bfloat16": Case(
         geometry(8, 6, qk_norm=None),
-        {"global_batch": 6, "lora": LoraConfig(rank=32).model_dump()},
+        {"global_batch": 6, "lora": {"rank": 32}},
         rows=12,
         columns=20,
         teacher_dtype="bfloat16",
@@ -132,29 +165,76 @@ CASES = {
     "a float32 teacher under bfloat16": Case(
         geometry(6, 6), {"global_batch": 4}, rows=20, columns=12
     ),
+    "adapters, int8": Case(
+        geometry(8, 6, qk_norm=None),
+        {"global_batch": 6, "lora": {"rank": 32}, "frozen_weights": "int8"},
+        rows=12,
+        columns=20,
+        teacher_dtype="bfloat16",
+    ),
+    "full weights, int8 teacher": Case(
+        geometry(8, 6), {"global_batch": 4, "frozen_weights": "int8"}, teacher_dtype="bfloat16"
+    ),
+    "full weights, 8-bit moments": Case(
+        geometry(8, 6), {"global_batch": 4, "optimizer_bits": 8}, teacher_dtype="bfloat16"
+    ),
+}
+
+
+def medium(blocks: int, **distill: Any) -> Case:
+    """The first blocks of SD3.5-medium; the published model has 24, of which 13 are dual."""
+    transformer = geometry(
+        blocks,
+        24,
+        joint_attention_dim=4096,
+        pooled_projection_dim=2048,
+        pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(min(blocks, 13))),
+    )
+    options = {"global_batch": 1, "checkpoint_blocks": True, **distill}
+    return Case(transformer, options, rows=8, columns=8, text=16, teacher_dtype="bfloat16")
+
+
+LARGE_CASES = {
+    "SD3.5-medium, adapters": medium(24, lora={"rank": 64}),
+    "SD3.5-medium, adapters, int8": medium(24, lora={"rank": 64}, frozen_weights="int8"),
+    "SD3.5-medium's first 2 blocks, full weights, int8 teacher": medium(2, frozen_weights="int8"),
+    "SD3.5-medium's first 2 blocks, full weights, 8-bit moments": medium(2, optimizer_bits=8),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, help="measure only this case")
-    parser.add_argument("--measure", choices=["resident", "allocated"], help=argparse.SUPPRESS)
+    cases = CASES | LARGE_CASES
+    parser.add_argument("--case", choices=cases, help="measure only this case")
+    parser.add_argument("--large", action="store_true", help="measure those of SD3.5-medium")
+    parser.add_argument(
+        "--measure", choices=["weights", "resident", "allocated"], help="only in this way"
+    )
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        peak = {"resident": resident_peak, "allocated": allocated_peak}[args.measure]
-        print(json.dumps(peak(CASES[args.case].train)))
+    if args.here:
+        print(json.dumps(measured(cases[args.case], args.measure)))
         return
-    ways = ["resident"] if DEVICE.type == "cuda" else ["resident", "allocated"]
-    for name in [args.case] if args.case else CASES:
-        expected = CASES[name].estimate()
-        size = parameters(CASES[name].transformer) / 1e6
+    ways = ["weights", "resident", *(["allocated"] if DEVICE.type == "cpu" else [])]
+    for name in [args.case] if args.case else LARGE_CASES if args.large else CASES:
+        expected = cases[name].estimate()
+        size = parameters(cases[name].transformer) / 1e6
         print(
-            f"{name}, {size:.0f} M parameters: {expected.total / 1e6:.0f} MB predicted", flush=True
+            f"{name}, {size:.0f} M parameters: {expected.total / 1e6:.0f} MB predicted, "
+            f"{expected.weights / 1e6:.0f} of them weights",
+            flush=True,
         )
-        for way in ways:
-            measured = in_own_process("--case", name, "--measure", way)
-            ratio = expected.total / measured
-            print(f"    {way:9} {measured / 1e6:6.0f} MB, ratio {ratio:.2f}", flush=True)
+        for way in [args.measure] if args.measure else ways:
+            found = in_own_process("--case", name, "--measure", way, "--here")
+            ratio = (expected.weights if way == "weights" else expected.total) / found
+            print(f"    {way:9} {found / 1e6:6.0f} MB, ratio {ratio:.2f}", flush=True)
+
+
+def measured(case: Case, way: str) -> int:
+    if way == "weights":
+        return case.resident_weights()
+    return {"resident": resident_peak, "allocated": allocated_peak}[way](case.train)
 
 
 if __name__ == "__main__":

@@ -443,6 +443,15 @@ class LoraConfig(Frozen):
     """
 
 
+class StudentLoraConfig(LoraConfig):
+    """Adapters of the student, on the one copy of the weights that it shares with its teacher."""
+
+    base: Literal["shared"] = "shared"
+    """Stands in the key: students with adapters on a float32 copy of their own, as they were
+    trained before, are rounded differently.
+    """
+
+
 class DiscriminatorConfig(Frozen):
     """The discriminator heads on the frozen teacher's attention blocks."""
 
@@ -543,8 +552,20 @@ class DistillConfig(Frozen):
     learning rate that is too high. A training that was ended goes on with another choice than stop,
     from its last checkpoint if that is warn.
     """
-    lora: LoraConfig | None = None
-    """Train adapters instead of the student's full weights."""
+    lora: StudentLoraConfig | None = None
+    """Train float32 adapters instead of the student's full weights. Student and teacher then share
+    one copy of the frozen weights, in the teacher's precision.
+    """
+    frozen_weights: Literal["full", "int8", "float8"] = added("full")
+    """Precision of the frozen weights in the transformer's blocks: the teacher's, and with `lora`
+    those that student and teacher share. `int8` and `float8` take one byte a number, half of
+    bfloat16, and cost time to restore them. Adapters are saved merged into the teacher's own
+    weights.
+    """
+    optimizer_bits: Literal[32, 8] = added(32)
+    """Precision of AdamW's moments of the student. 8 takes 2 bytes a weight in place of 8; needs
+    `pip install 'ladd-pipeline[low-bit]'`.
+    """
     shard_over: int = runtime(1, ge=1)
     """Workers that share one copy of the student's weights (FSDP2); 1 keeps a full copy on each."""
     shard_teacher: bool = runtime(False)
@@ -602,6 +623,18 @@ class DistillConfig(Frozen):
             raise ValueError("objective.mismatched_share needs a global_batch of at least 2")
         if self.shard_teacher and self.shard_over == 1:
             raise ValueError("shard_teacher needs a shard_over above 1: with 1 nothing is sharded")
+        if self.frozen_weights != "full" and (
+            self.shard_teacher or (self.lora is not None and self.shard_over > 1)
+        ):
+            raise ValueError(
+                f"frozen_weights {self.frozen_weights} are not sharded: they need shard_teacher "
+                "false, and with lora a shard_over of 1"
+            )
+        if self.optimizer_bits == 8 and self.shard_over > 1:
+            raise ValueError(
+                "optimizer_bits 8 needs a shard_over of 1: moments that share a scale would "
+                "otherwise differ with the number of workers"
+            )
         if self.student_time.rollout > 0 and self.objective.regression_weight > 0:
             raise ValueError(
                 "student_time.rollout does not go with objective.regression_weight: a rolled-out "
@@ -853,7 +886,7 @@ class PipelineConfig(Frozen):
 
     @property
     def frozen_dtype(self) -> str:
-        """Precision of the teacher during distillation: without autocast, teacher and student must
-        have the same one.
+        """Precision of the frozen weights during distillation: without autocast, teacher and
+        student must have the same one.
         """
         return "float32" if self.distill.precision == "float32" else self.teacher.dtype

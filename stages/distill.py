@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,15 @@ if TYPE_CHECKING:
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError unless the teacher's folder is whole, the trackers are installed, and a
+    """Raise ConfigError unless the teacher's folder is whole, what is asked for is installed, and a
     look can be taken.
     """
     check_teacher(config.teacher)
+    if config.distill.optimizer_bits == 8 and find_spec("torchao") is None:
+        raise ConfigError(
+            "distill.optimizer_bits: moments in 8 bits need torchao; pip install "
+            "'ladd-pipeline[low-bit]'"
+        )
     check_trackers(config)
     if config.distill.look is not None:
         _check_look(config, config.distill.look)

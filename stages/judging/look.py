@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -175,16 +174,11 @@ class HeldOutLook:
             rows: np.ndarray = np.load(path, allow_pickle=False)
             return rows
 
-    @cached_property
+    @property
     def _shard(self) -> str:
-        """The teacher's numbers under a name of all that they depend on."""
-        config = self._context.config
-        depends = {
-            "look": identity_of(self.config.model_copy(update={"every": 1, "steps": None})),
-            "synthesize": identity_of(config.synthesize),
-            "dtype": config.frozen_dtype,
-            "samples": [[sample["key"], sample["seed"]] for sample in self._samples],
-        }
+        """The teacher's numbers, under a name of what they depend on beside the training's key."""
+        look = self.config.model_copy(update={"every": 1, "steps": None})
+        depends = [identity_of(look), identity_of(self._context.config.synthesize)]
         return f"shards/look-{digest_of(depends)[:16]}"
 
     def _draw(self, draw: Sampler, what: str) -> dict[int, np.ndarray]:

@@ -6,8 +6,10 @@ h and w token rows and columns, L text tokens, P pooled width, K taps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,7 @@ class Conditioning:
 
 class Backbone(nn.Module):
     """A rectified-flow transformer, teacher or student; a teacher family derives its own from this.
+    It computes the same in training and in evaluation mode.
 
     Flow: `x_t = (1 - t) x0 + t eps` with t = sigma in [0, 1], sigma = 1 pure noise; velocity `eps -
     x0`.
@@ -86,3 +89,42 @@ class Backbone(nn.Module):
         Does not run the layers after the last block. Gradient reaches `latents_BCHW`.
         """
         raise NotImplementedError
+
+
+class WithoutAdapters(Backbone):
+    """What a backbone computes with its adapters off: the frozen net that they were put on, as a
+    view of the same weights. `off` is the adapters' `Adapters.off`.
+
+    The weights are the adapted net's, which trains them: `train`, `eval` and `requires_grad_` of
+    the view do nothing.
+    """
+
+    def __init__(self, adapted: Backbone, off: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self.adapted, self.off = adapted, off
+        self.tap_widths = adapted.tap_widths
+
+    def velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        *,
+        skip_layers: Collection[int] = (),
+    ) -> Tensor:
+        with self.off():
+            return self.adapted.velocity(
+                latents_BCHW, sigma_B, conditioning, skip_layers=skip_layers
+            )
+
+    def features(
+        self, latents_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning
+    ) -> list[Tensor]:
+        with self.off():
+            return self.adapted.features(latents_BCHW, sigma_B, conditioning)
+
+    def train(self, mode: bool = True) -> Self:
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        return self

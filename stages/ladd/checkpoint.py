@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from stages.ladd.parallel import rank_and_world
 
@@ -118,14 +119,28 @@ def _quiet() -> Iterator[None]:
 
 
 def optimizer_tensors(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and step counts, keyed by weight name; empty before the first step."""
+    """AdamW's moments and step counts, keyed by weight name; empty before the first step. Moments
+    in 8 bits are their codes, scales and table.
+    """
     tensors = {
-        f"{name}.{key}": value
-        for name, parameter in net.named_parameters()
+        name: tensor
+        for weight, parameter in net.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
+        for name, tensor in _parts(f"{weight}.{key}", value)
     }
     assert tensors or not optimizer.state, "the optimizer trains weights that are not of this net"
     return tensors
+
+
+def _parts(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A tensor itself, or the plain tensors that a quantised one consists of."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    if not is_traceable_wrapper_subclass(local):
+        yield name, value
+        return
+    attributes, _ = local.__tensor_flatten__()
+    for attribute in attributes:
+        yield f"{name}.{attribute}", getattr(local, attribute)
 
 
 def begin_optimizer(net: nn.Module, optimizer: Optimizer, names: Collection[str]) -> None:
@@ -134,8 +149,17 @@ def begin_optimizer(net: nn.Module, optimizer: Optimizer, names: Collection[str]
     """
     optimizer.state.clear()  # a failed load may have left some state
     for name, parameter in net.named_parameters():
-        if f"{name}.step" in names:
-            optimizer.state[parameter] = {
+        if f"{name}.step" not in names:
+            continue
+        if isinstance(optimizer, torch.optim.AdamW):
+            state = {
                 "step": torch.zeros((), device=parameter.device),
                 **{key: torch.zeros_like(parameter) for key in _MOMENTS},
             }
+        else:
+            new_buffer: Any = optimizer._new_buffer  # type: ignore[attr-defined]  # torchao's
+            state = {
+                "step": torch.zeros(()),
+                **{key: new_buffer(parameter, signed=key == "exp_avg") for key in _MOMENTS},
+            }
+        optimizer.state[parameter] = state

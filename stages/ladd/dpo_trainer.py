@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -58,15 +57,15 @@ _MEASURES = (
 class DpoTrainer:
     """Trains the adapters of a backbone on `device`: all its parameters that require gradients.
 
-    `net` is a `Backbone` and an `Backbone`. Within `reference()` it computes without its adapters.
-    `levels` are the noise levels to train on; None means SD3's with the configuration's shift, none
-    if it is empty. `best` holds the adapters of the best look so far.
+    `reference` is `net` without them. `levels` are the noise levels to train on; None means SD3's
+    with the configuration's shift, none if it is empty. `best` holds the adapters of the best look
+    so far.
     """
 
     def __init__(
         self,
         net: Backbone,
-        reference: Callable[[], AbstractContextManager[None]],
+        reference: Backbone,
         config: DpoConfig,
         device: torch.device,
         levels: Sequence[float] | None = None,
@@ -226,8 +225,8 @@ class DpoTrainer:
 
     @torch.no_grad()
     def _reference(self, pairs: Pairs, draws: PairDraws) -> PairErrors:
-        with self.reference(), self.autocast():
-            return pair_errors(self.net, *pairs, draws)
+        with self.autocast():
+            return pair_errors(self.reference, *pairs, draws)
 
 
 def _measured(errors: PairErrors, reference: PairErrors, margin_P: Tensor) -> Tensor:

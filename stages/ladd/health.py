@@ -87,12 +87,13 @@ class HealthWatch:
 
     def _signs(self) -> list[Sign]:
         """All signs that the latest updates show. Logits above 0 mean real; beyond 1 and -1 the
-        hinge has no gradient. The losses alone cannot tell: they have other terms.
+        hinge has no gradient, so the means of heads that have won lie near these. Losses alone
+        cannot tell: they have other terms.
         """
         real, fake, loss = map(self._means, ("real_logit", "fake_logit", "student_loss"))
         self._heads_knew |= real[-1] - fake[-1] > 0.1
         signs = []
-        if real[-1] > 1 and fake[-1] < -1:
+        if real[-1] > 0.8 and fake[-1] < -0.8:
             signs.append(_COLLAPSE)
         if len(real) > 1 and not self._heads_knew and max(real) < 0.1:
             signs.append(_IGNORANCE)

@@ -5,7 +5,7 @@ A resumed trainer repeats an undisturbed one exactly: all randomness comes from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from stages.ladd.ema import ExponentialAverage
 from stages.ladd.flow import add_noise, draw
 from stages.ladd.heads import DiscriminatorHeads, channel_moments
 from stages.ladd.health import SKIPPED, UNSCALED, Net, not_finite
+from stages.ladd.optimizer import adamw, step
 from stages.ladd.parallel import clip_gradients, rank_and_world, sum_over_ranks
 from stages.ladd.precision import autocast
 from stages.ladd.rollout import rolled_out
@@ -58,8 +59,8 @@ class LaddTrainer:
         away = torch.device("cpu") if config.ema_device == "cpu" else None
         self.average = ExponentialAverage(student, config.ema_decay, away)
         trained = [p for p in student.parameters() if p.requires_grad]
-        self.student_optimizer = _adamw(trained, config)
-        self.heads_optimizer = _adamw(heads.parameters(), config)
+        self.student_optimizer = adamw(trained, config, config.optimizer_bits)
+        self.heads_optimizer = adamw(heads.parameters(), config)
         self.step = 0
 
     def update(
@@ -98,9 +99,7 @@ class LaddTrainer:
             metrics[SKIPPED] = 1.0
         else:
             for name, _, optimizer, rate in trained:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * rate_scale[name]
-                optimizer.step()
+                step(optimizer, rate * rate_scale[name])
             if train_student:
                 self.average.update(self.student, student_step)
         for _, _, optimizer, _ in trained:
@@ -198,7 +197,7 @@ class LaddTrainer:
     def rates(self) -> dict[str, float]:
         """The learning rates of the latest updates of student and heads."""
         return {
-            f"{part}_rate": optimizer.param_groups[0]["lr"]
+            f"{part}_rate": float(optimizer.param_groups[0]["lr"])
             for part, _, optimizer in self._learners()
         }
 
@@ -250,10 +249,3 @@ class LaddTrainer:
             done = turn // config.discriminator.updates_per_student
             scale *= min(1.0, (done + 1) / config.warmup_updates)
         return config.learning_rate * scale
-
-
-def _adamw(parameters: Iterable[nn.Parameter], config: DistillConfig) -> torch.optim.Optimizer:
-    """The trainer sets the learning rate before every step."""
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from schemas.config import PipelineConfig, TeacherConfig, WorkerPool
     from stages.teachers.protocol import Teacher
 
-# transformers warns at import that torchvision is absent; this project does not need it.
+# At import transformers warns that torchvision is absent, which this project does not need, and
+# diffusers and torch warn of a torchao that is present.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+for _library in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_library).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ class Adapters(Protocol):
     """Low-rank adapters on one backbone."""
 
     def off(self) -> AbstractContextManager[None]:
-        """A context in which the backbone computes as if it had no adapters."""
+        """A context in which the backbone computes as if it had no adapters. The backward pass of
+        what is computed in it may run outside of it, and blocks that it recomputes have none.
+        """
         ...
 
     def scale(self, factor: float) -> None:
@@ -87,6 +89,10 @@ class Teacher(Protocol):
 
         Raises ConfigError naming `field` for a target that matches no layer.
         """
+        ...
+
+    def adapters(self, backbone: Backbone) -> Adapters:
+        """The adapters on a backbone that was made with `lora`."""
         ...
 
     def load_adapters(self, backbone: Backbone, folder: Path) -> Adapters:

@@ -127,6 +127,9 @@ class SD3Teacher:
     ) -> SD3Adapters:
         return add_adapters(backbone.transformer, lora, field=field, seed=seed)
 
+    def adapters(self, backbone: SD3Backbone) -> SD3Adapters:
+        return SD3Adapters(backbone.transformer)
+
     def load_adapters(self, backbone: SD3Backbone, folder: Path) -> SD3Adapters:
         return load_adapters(backbone.transformer, folder)
 

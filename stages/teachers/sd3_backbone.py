@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from functools import partial
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.teachers.sd3_lora import as_in_forward
 
 
 class SD3Backbone(Backbone):
@@ -83,7 +85,13 @@ class SD3Backbone(Backbone):
                 continue
             if self.checkpoint_blocks and torch.is_grad_enabled():
                 text_BLD, image_BND = checkpoint(
-                    block, image_BND, text_BLD, temb_BD, kwargs, use_reentrant=False
+                    block,
+                    image_BND,
+                    text_BLD,
+                    temb_BD,
+                    kwargs,
+                    use_reentrant=False,
+                    context_fn=partial(as_in_forward, block),
                 )
             else:
                 text_BLD, image_BND = block(image_BND, text_BLD, temb_BD, kwargs)

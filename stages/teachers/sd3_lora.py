@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,6 +11,8 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from schemas.config import LoraConfig
 from schemas.errors import ArtifactError, ConfigError
@@ -83,6 +84,40 @@ def save_and_merge(transformer: SD3Transformer2DModel, folder: Path) -> None:
     adapters.merge()
 
 
+def as_in_forward(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """The contexts of `torch.utils.checkpoint` for a block: its adapters are on or off when it is
+    recomputed in the backward pass, as they are now.
+    """
+    off = any(layer.disable_adapters for layer in _adapted_layers(block))
+    return nullcontext(), _Switched(block, off=off)
+
+
+class _Switched(AbstractContextManager[None]):
+    """A context, to be entered any number of times, in which the adapters of a module are off, or
+    on.
+
+    It sets peft's mark itself: `disable_adapters` would also turn off `requires_grad` of weights
+    whose backward pass is still to come.
+    """
+
+    def __init__(self, module: nn.Module, *, off: bool) -> None:
+        self._layers, self._off = _adapted_layers(module), off
+        self._before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self._before = [layer.disable_adapters for layer in self._layers]
+        for layer in self._layers:
+            layer._disable_adapters = self._off
+
+    def __exit__(self, *_: object) -> None:
+        for layer, before in zip(self._layers, self._before, strict=True):
+            layer._disable_adapters = before
+
+
+def _adapted_layers(module: nn.Module) -> list[BaseTunerLayer]:
+    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
 class SD3Adapters:
     """The adapters on one transformer."""
 
@@ -90,14 +125,9 @@ class SD3Adapters:
         self._transformer = transformer
         (self._name,) = transformer.peft_config
 
-    @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> AbstractContextManager[None]:
         """A context in which the transformer computes as if it had no adapters."""
-        self._transformer.disable_adapters()
-        try:
-            yield
-        finally:
-            self._transformer.enable_adapters()
+        return _Switched(self._transformer, off=True)
 
     def scale(self, factor: float) -> None:
         """Set the adapters' strength to `factor` times that of their training."""

@@ -18,6 +18,8 @@ from schemas.config import DiscriminatorConfig, DistillConfig, PipelineConfig
 from stages.ladd.batch_plan import mismatched_slots
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CODING = 40
+"""Temporary bytes per value while moments are quantised, where that is not compiled."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Memory:
     """Bytes on one worker's device at the peak of an update."""
 
     weights: int
-    """Of student, teacher and heads."""
+    """Of student, teacher and heads; with adapters, student and teacher have one copy."""
     average: int
     moments: int
     working: int
@@ -138,13 +140,22 @@ def parameters(transformer: dict[str, Any]) -> int:
     return linear + patch * width + width + norms
 
 
+def adapter_layers(
+    transformer: dict[str, Any], rank: int, targets: list[str]
+) -> Iterator[tuple[str, int, int]]:
+    """Name, inputs and outputs of both layers of each low-rank adapter: on the layers whose names
+    end in one of `targets`.
+    """
+    for name, inputs, outputs in linear_layers(transformer):
+        if any(name == target or name.endswith(f".{target}") for target in targets):
+            yield f"{name}.lora_A", inputs, rank
+            yield f"{name}.lora_B", rank, outputs
+
+
 def adapter_parameters(transformer: dict[str, Any], rank: int, targets: list[str]) -> int:
-    """Parameters of low-rank adapters on the layers whose names end in one of `targets`."""
-    return sum(
-        rank * (inputs + outputs)
-        for name, inputs, outputs in linear_layers(transformer)
-        if any(name == target or name.endswith(f".{target}") for target in targets)
-    )
+    """Number of parameters of these adapters."""
+    layers = adapter_layers(transformer, rank, targets)
+    return sum(inputs * outputs for _, inputs, outputs in layers)
 
 
 def head_parameters(transformer: dict[str, Any], discriminator: DiscriminatorConfig) -> int:
@@ -157,26 +168,46 @@ def head_parameters(transformer: dict[str, Any], discriminator: DiscriminatorCon
     return _heads(transformer, discriminator) * (convolutions + norms + condition)
 
 
+def frozen_bytes(transformer: dict[str, Any], dtype: str, distill: DistillConfig) -> int:
+    """Bytes of a frozen transformer in `dtype`, with the linear layers of its blocks quantised
+    where `frozen_weights` says so.
+    """
+    number = _BYTES[dtype]
+    if distill.frozen_weights == "full":
+        return number * parameters(transformer)
+    saved = sum(
+        (number - 1) * inputs * outputs - 4 * outputs
+        for _, inputs, outputs in _in_blocks(transformer)
+    )
+    return number * parameters(transformer) - saved
+
+
+def _in_blocks(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+    return (row for row in linear_layers(transformer) if row[0].startswith("transformer_blocks."))
+
+
 def update_memory(
     transformer: dict[str, Any], teacher_dtype: str, distill: DistillConfig, shapes: Shapes
 ) -> Memory:
     """Memory of an update on each worker, after the first update (which makes the moments)."""
     if not shapes.has_bfloat16:
         teacher_dtype = "float32"
-    whole = trained = parameters(transformer)
+    trained, shards = parameters(transformer), distill.shard_over
+    table = transformer["pos_embed_max_size"] ** 2 * _width(transformer)
+    tables, shares_base = table * (4 + _BYTES[teacher_dtype]), distill.lora is not None
     if distill.lora is not None:
         trained = adapter_parameters(transformer, distill.lora.rank, distill.lora.targets)
-        whole += trained
+        tables = table * _BYTES[teacher_dtype]
     heads = head_parameters(transformer, distill.discriminator)
-    frozen = parameters(transformer) * _BYTES[teacher_dtype]
-    shards = distill.shard_over
-    table = transformer["pos_embed_max_size"] ** 2 * _width(transformer)
-    weights = 4 * (whole // shards + heads) + frozen // (shards if distill.shard_teacher else 1)
+    frozen = frozen_bytes(transformer, teacher_dtype, distill)
+    frozen //= shards if distill.shard_teacher or shares_base else 1
     away = distill.ema_device == "cpu" and shapes.on_gpu
+    # In 8 bits, 256 values share a float32 scale.
+    moment = 1 + 4 / 256 if distill.optimizer_bits == 8 else 4
     return Memory(
-        weights=weights + table * (4 + _BYTES[teacher_dtype]),
+        weights=4 * (trained // shards + heads) + frozen + tables,
         average=0 if away else 4 * trained // shards,
-        moments=8 * (trained // shards + heads),
+        moments=int(2 * moment * trained) // shards + 8 * heads,
         working=_Working(transformer, teacher_dtype, distill, shapes).most(
             4 * trained // shards, 4 * heads
         ),
@@ -198,8 +229,11 @@ class _Working:
         self.is_low = distill.precision == "bfloat16" and shapes.has_bfloat16
         self.number = 2 if self.is_low else 4
         """Bytes per element of an activation."""
-        self.casts_teacher = self.is_low and teacher_dtype == "float32"
+        self.is_quantized = distill.frozen_weights != "full"
+        self.casts_frozen = self.is_low and teacher_dtype == "float32" and not self.is_quantized
         self.is_full = distill.lora is None
+        self.stored = 4 if self.is_full else _BYTES[teacher_dtype]
+        """Bytes per element of the student's weights but its adapters."""
         self.image = self.batch * shapes.rows * shapes.columns * _width(transformer)
         self.text = self.batch * shapes.text * _width(transformer)
 
@@ -214,9 +248,10 @@ class _Working:
         # FSDP2 gathers the current block and the next one, in float32 where nothing is sharded,
         # and reduces gradients in float32.
         block = _block_weights(self.transformer) if distill.workers > 1 else 0
-        number = self.number if distill.shard_over > 1 else 4
-        gathered, reduced = 2 * block * number, block * (number + 6)
-        teacher_gathered = gathered if distill.shard_teacher else 0
+        number = self.number if distill.shard_over > 1 else self.stored
+        gathered = 0 if not self.is_full and self.is_quantized else 2 * block * number
+        reduced = block * (number + 6) if self.is_full else 0
+        teacher_gathered = gathered if distill.shard_teacher or not self.is_full else 0
         # 1. The backward pass begins: everything is in memory; the teacher's last block runs.
         begin = copies + teacher_copies + judged + teacher.passing + teacher_gathered
         if distill.checkpoint_blocks:
@@ -237,8 +272,10 @@ class _Working:
             sides += max(len(slots) / distill.global_batch, 1 / self.batch)
         real = gradients + judged + sides * (maps + self._judged())
         real += teacher.passing + teacher_gathered
-        # 4. The optimizers step.
+        # 4. The optimizers step; in 8 bits, one weight after another, compiled on a GPU.
         step = gradients + head_gradients
+        if distill.optimizer_bits == 8 and not self.shapes.on_gpu:
+            step += _CODING * max(inputs * outputs for _, inputs, outputs in self._trained())
         return int(max(begin, end, real, step)) + self._inputs()
 
     def _blocks(self, kind: str) -> _Blocks:
@@ -267,7 +304,18 @@ class _Working:
         whole += dual * ((second + norms) * image + second_scores)
         if kind != "frozen":
             whole += 3 * image * number  # after the last block
-        return _Blocks(whole, block, max(scores + joint, 8 * (image + text) * number))
+        passing = max(scores + joint, 8 * (image + text) * number)
+        if kind != "trained" and self.is_quantized:
+            largest = max(inputs * outputs for _, inputs, outputs in _in_blocks(transformer))
+            passing = max(passing, (8 + number % 4) * largest)  # one layer's restored weights
+        return _Blocks(whole, block, passing)
+
+    def _trained(self) -> Iterator[tuple[str, int, int]]:
+        """Name, inputs and outputs of the linear layers that are trained."""
+        lora = self.distill.lora
+        if lora is None:
+            return linear_layers(self.transformer)
+        return adapter_layers(self.transformer, lora.rank, lora.targets)
 
     def _judged(self) -> int:
         """Bytes that autograd keeps of the heads for one set of features."""
@@ -291,12 +339,14 @@ class _Working:
             for name, inputs, outputs in linear_layers(self.transformer)
             if not ("norm" in name or name.startswith("time_text_embed"))
         ]
-        student = 2 * (parameters(self.transformer) if self.is_full else sum(inner))
-        teacher = 2 * sum(inner) if self.casts_teacher else 0
+        frozen = 2 * sum(inner) if self.casts_frozen else 0
         if self.distill.checkpoint_blocks:
-            # Autocast's cache still keeps the copies of trained weights.
-            student, teacher = student if self.is_full else 0, 0
-        return 0 if self.distill.shard_over > 1 else student, teacher
+            frozen = 0  # Autocast's cache still keeps the copies of trained weights.
+        is_sharded = self.distill.shard_over > 1
+        if self.is_full:
+            return 0 if is_sharded else 2 * parameters(self.transformer), frozen
+        adapters = 2 * sum(inputs * outputs for _, inputs, outputs in self._trained())
+        return (0, 0) if is_sharded else (adapters + frozen, frozen)
 
     def _inputs(self) -> int:
         """Latents at their various noise levels, and the conditioning of the worker's samples."""

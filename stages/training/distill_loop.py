@@ -15,9 +15,10 @@ from schemas.config import DistillConfig, PipelineConfig
 from schemas.errors import StageFailed
 from stages.data.latent_batches import LatentData
 from stages.judging.look import HeldOutLook
-from stages.ladd.backbone import Backbone
+from stages.ladd.backbone import Backbone, WithoutAdapters
 from stages.ladd.batch_plan import BatchPlan, slots_of
 from stages.ladd.health import HealthWatch, Sign
+from stages.ladd.low_bit import quantize_blocks
 from stages.ladd.parallelize import compile_blocks, spread
 from stages.ladd.precision import computed_dtype
 from stages.ladd.trainer import LaddTrainer
@@ -40,7 +41,7 @@ def train(run: TrainingRun) -> None:
     latents = context.inputs["encode"]
     with closing(LatentData(latents, teacher.encode_prompts, cache_bytes=cache)) as data:
         plan = BatchPlan(data.sizes, distill.global_batch, distill.seed)
-        student, frozen = _student(teacher, config), _frozen_teacher(teacher, config)
+        student, frozen = _nets(teacher, config)
         text = data.conditioning([0])
         pooled_width = text.pooled_BP.shape[1]
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, teacher.device)
@@ -118,29 +119,40 @@ def _stopped(step: int, sign: Sign) -> StageFailed:
     )
 
 
-def _student(teacher: Teacher, config: PipelineConfig) -> Backbone:
-    """The student in float32, spread over the workers; its weights are gathered in `precision`."""
-    gathered = computed_dtype(getattr(torch, config.distill.precision), teacher.device)
-    return _backbone(teacher, config, gathered, dtype=torch.float32, lora=config.distill.lora)
-
-
-def _frozen_teacher(teacher: Teacher, config: PipelineConfig) -> Backbone:
-    """The frozen teacher: whole on each worker, or with `shard_teacher` spread like the student."""
-    dtype = computed_dtype(getattr(torch, config.frozen_dtype), teacher.device)
-    gathered = dtype if config.distill.shard_teacher else None
-    return _backbone(teacher, config, gathered, dtype=dtype)
+def _nets(teacher: Teacher, config: PipelineConfig) -> tuple[Backbone, Backbone]:
+    """Student and frozen teacher. With `lora` they share one copy of the weights, in the teacher's
+    precision, with float32 adapters that are off for the teacher.
+    """
+    distill = config.distill
+    gathered = computed_dtype(getattr(torch, distill.precision), teacher.device)
+    frozen_dtype = computed_dtype(getattr(torch, config.frozen_dtype), teacher.device)
+    if distill.lora is not None:
+        student = _backbone(teacher, config, gathered, dtype=frozen_dtype, lora=distill.lora)
+        return student, WithoutAdapters(student, teacher.adapters(student).off)
+    student = _backbone(teacher, config, gathered, dtype=torch.float32)
+    gathered_teacher = frozen_dtype if distill.shard_teacher else None
+    return student, _backbone(teacher, config, gathered_teacher, dtype=frozen_dtype, frozen=True)
 
 
 def _backbone(
-    teacher: Teacher, config: PipelineConfig, gathered: torch.dtype | None, **options: Any
+    teacher: Teacher,
+    config: PipelineConfig,
+    gathered: torch.dtype | None,
+    *,
+    frozen: bool = False,
+    **options: Any,
 ) -> Backbone:
-    """Load a backbone, and compile its blocks if the configuration says so. Unless `gathered` is
-    None, the backbone is spread over the workers and its weights are gathered in that dtype; if
-    they are sharded, each worker loads only its shards.
+    """Load a backbone; quantise what is frozen of it and compile its blocks if the configuration
+    says so. Unless `gathered` is None, the backbone is spread over the workers and its weights are
+    gathered in that dtype; if they are sharded, each worker loads only its shards.
     """
     distill = config.distill
 
     def prepare(net: Backbone) -> None:
+        if frozen:
+            net.requires_grad_(False)
+        if distill.frozen_weights != "full":
+            quantize_blocks(net, distill.frozen_weights)
         if distill.compile_blocks:
             compile_blocks(net)
         if gathered is not None:

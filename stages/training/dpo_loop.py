@@ -15,7 +15,7 @@ from schemas.bucket import Bucket
 from schemas.config import DpoConfig
 from schemas.errors import StageFailed
 from stages.data.pair_batches import PairData
-from stages.ladd.backbone import Backbone
+from stages.ladd.backbone import Backbone, WithoutAdapters
 from stages.ladd.batch_plan import BatchPlan, round_size, slots_of
 from stages.ladd.dpo_trainer import PASSES, DpoTrainer, Pairs, TuningWatch
 from stages.ladd.grid import student_sigmas
@@ -45,7 +45,8 @@ def train(run: TrainingRun) -> None:
         if levels is None and dpo.shift is None:
             dpo = dpo.model_copy(update={"shift": teacher.shift})
         adapters = teacher.add_adapters(net, dpo.lora, field="dpo.lora", seed=dpo.seed)
-        trainer = DpoTrainer(net.train(), adapters.off, dpo, teacher.device, levels)
+        reference = WithoutAdapters(net, adapters.off)
+        trainer = DpoTrainer(net.train(), reference, dpo, teacher.device, levels)
         speed = SpeedMeter(teacher.device, run.world)
         trace = TrainingTrace(
             run,

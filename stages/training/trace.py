@@ -158,13 +158,16 @@ class TrainingTrace:
         """Bring curves and signals to the store."""
         if self._trackers is not None:
             self._trackers.publish()
-            content = "".join(f"{line}\n" for line in self._signal_lines)
-            self._context.store.write(f"{self._context.folder}/{SIGNALS}", content.encode())
+            self._write_signals()
 
     def close(self) -> None:
         if self._trackers is not None:
             self._trackers.close()
-            self.publish()
+            self._write_signals()
+
+    def _write_signals(self) -> None:
+        content = "".join(f"{line}\n" for line in self._signal_lines)
+        self._context.store.write(f"{self._context.folder}/{SIGNALS}", content.encode())
 
     def _keep(self, step: int, metrics: dict[str, Any]) -> None:
         self._step = step

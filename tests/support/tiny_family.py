@@ -127,7 +127,8 @@ class TinyAdapters:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.contiguous() for k, v in get_peft_model_state_dict(self.backbone).items()}
-        save_file(tensors, folder / "adapters.safetensors", {"lora": self.lora.model_dump_json()})
+        lora = self.lora.model_dump_json(include=set(LoraConfig.model_fields))
+        save_file(tensors, folder / "adapters.safetensors", {"lora": lora})
 
     def merge(self) -> None:
         for name, layer in list(self.backbone.named_modules()):
@@ -183,6 +184,7 @@ class TinyTeacher:
             if target not in layers:
                 raise ConfigError(f"{field}.targets: no layer of the backbone ends in {target}")
         backbone.requires_grad_(False)
+        backbone.lora = lora
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             alpha = lora.rank if lora.alpha is None else lora.alpha
@@ -193,6 +195,9 @@ class TinyTeacher:
             if "lora_" in name:
                 parameter.data = parameter.data.float()
         return TinyAdapters(backbone, lora)
+
+    def adapters(self, backbone: Backbone) -> TinyAdapters:
+        return TinyAdapters(backbone, backbone.lora)
 
     def load_adapters(self, backbone: Backbone, folder: Path) -> TinyAdapters:
         from safetensors import safe_open

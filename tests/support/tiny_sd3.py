@@ -13,7 +13,11 @@ from schemas.config import PipelineConfig
 
 
 def tiny_transformer(
-    *, dual: tuple[int, ...] = (), qk_norm: str | None = "rms_norm", layers: int = 3
+    *,
+    dual: tuple[int, ...] = (),
+    qk_norm: str | None = "rms_norm",
+    layers: int = 3,
+    width: int = 16,
 ):
     from diffusers import SD3Transformer2DModel
 
@@ -24,10 +28,10 @@ def tiny_transformer(
         in_channels=4,
         out_channels=4,
         num_layers=layers,
-        attention_head_dim=8,
+        attention_head_dim=width // 2,
         num_attention_heads=2,
         joint_attention_dim=24,
-        caption_projection_dim=16,
+        caption_projection_dim=width,
         pooled_projection_dim=24,
         pos_embed_max_size=16,
         qk_norm=qk_norm,

@@ -8,6 +8,8 @@ from pipeline.base.store import ArtifactStore
 from pipeline.commands.opening import open_config
 from pipeline.config import validate
 from pipeline.planning import Selection, make_plan
+from schemas.base import identity_of
+from schemas.config import DistillConfig, DpoConfig
 
 ALL = ("prompts", "synthesize", "encode", "distill", "pairs", "dpo", "eval")
 
@@ -19,6 +21,7 @@ ALL = ("prompts", "synthesize", "encode", "distill", "pairs", "dpo", "eval")
         ("synthesize.steps=20", ALL[1:]),
         ("encode.dtype=float32", ("encode", "distill", "dpo", "eval")),
         ("distill.seed=5", ("distill", "dpo", "eval")),
+        ("distill.frozen_weights=int8", ("distill", "dpo", "eval")),
         ("pairs.margin=0.5", ("pairs", "dpo", "eval")),
         ("dpo.beta=5", ("dpo", "eval")),
         ("eval.bootstrap=200", ("eval",)),
@@ -31,6 +34,13 @@ def test_identity_fields_change_the_keys_of_what_lies_behind(config, store, sett
     other = open_config(preset="shapes", settings=[setting], environment={})
     keys = [{s.name: s.key for s in make_plan(c, store, Selection())} for c in (config, other)]
     assert tuple(name for name in ALL if keys[0][name] != keys[1][name]) == changed
+
+
+def test_adapters_on_a_shared_base_are_told_from_those_on_a_copy_of_their_own():
+    """They are rounded differently; adapters of `dpo` are trained as before."""
+    identity = identity_of(DistillConfig.model_validate({"lora": {"rank": 4}}))
+    assert identity["lora"]["base"] == "shared"
+    assert "base" not in identity_of(DpoConfig())["lora"]
 
 
 def keys_of(**sections) -> list[str]:

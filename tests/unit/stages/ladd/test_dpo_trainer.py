@@ -13,6 +13,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from schemas.config import DpoConfig, LoraConfig
+from stages.ladd.backbone import WithoutAdapters
 from stages.ladd.dpo_loss import (
     draw_pairs,
     pair_errors,
@@ -40,7 +41,7 @@ def make_trainer(**changes) -> tuple[DpoTrainer, SD3Adapters]:
         | changes
     )
     net, adapters = tiny_net(moved=False)
-    return DpoTrainer(net.train(), adapters.off, config, CPU), adapters
+    return DpoTrainer(net.train(), WithoutAdapters(net, adapters.off), config, CPU), adapters
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -101,7 +102,7 @@ def test_adapters_are_float32_on_a_base_in_bfloat16(monkeypatch):
     trained = [p for p in net.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
     config = DpoConfig(global_batch=4, precision="bfloat16", beta=BETA, learning_rate=1e-2)
-    trainer = DpoTrainer(net.train(), adapters.off, config, CPU)
+    trainer = DpoTrainer(net.train(), WithoutAdapters(net, adapters.off), config, CPU)
     losses = [trainer.update(*pairs_of(0))["loss"] for _ in range(8)]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < losses[0]
 
@@ -142,8 +143,7 @@ def test_a_look_is_a_mean_over_pairs_with_fixed_noise():
         draws = draw_pairs(3, "look", slots, pairs[0].shape[1:])
         with torch.no_grad():
             errors = pair_errors(trainer.net, *pairs, draws)
-            with trainer.reference():
-                reference = pair_errors(trainer.net, *pairs, draws)
+            reference = pair_errors(trainer.reference, *pairs, draws)
         by_hand.append(preference_margin(errors, reference, BETA))
     margins = torch.cat(by_hand)
     assert second["held_out_margin"] == pytest.approx(margins.mean().item(), rel=1e-3, abs=1e-5)

@@ -20,7 +20,9 @@ from pipeline.commands.opening import open_config
 from pipeline.planning import Selection, make_plan
 from schemas.config import DiscriminatorConfig, DistillConfig, LoraConfig
 from stages.ladd.heads import DiscriminatorHeads
+from stages.ladd.low_bit import quantize_blocks
 from stages.teachers import training_memory
+from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_memory import (
     Shapes,
     adapter_parameters,
@@ -162,6 +164,51 @@ def test_what_saves_memory_says_so():
     assert memory(lora=LoraConfig(rank=4)).moments < usual.moments
     on_cpu = update_memory(config, "bfloat16", plain, replace(SHAPES, on_gpu=False))
     assert on_cpu.working > usual.working, "attention weights are kept there"
+
+
+@pytest.mark.parametrize("frozen_weights", ["full", "int8"])
+def test_with_adapters_student_and_teacher_are_one_copy(frozen_weights):
+    """On SD3.5-medium's geometry, without its memory."""
+    config = medium_geometry()
+    distill = DistillConfig(lora={"rank": 64}, frozen_weights=frozen_weights)
+    transformer, _ = on_meta(config, torch.bfloat16, distill.lora)
+    net = SD3Backbone(transformer)
+    if frozen_weights == "int8":
+        quantize_blocks(net, "int8")
+    held = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+    heads = head_parameters(config, distill.discriminator)
+    assert update_memory(config, "bfloat16", distill, SHAPES).weights == held + 4 * heads
+    adapters = adapter_parameters(config, 64, distill.lora.targets)
+    one_copy = 2 * (parameters(config) + 384**2 * 1536)
+    assert held == one_copy + 4 * adapters if frozen_weights == "full" else held < 0.7 * one_copy
+
+
+def medium_geometry() -> dict[str, Any]:
+    return geometry(
+        num_layers=24,
+        num_attention_heads=24,
+        attention_head_dim=64,
+        joint_attention_dim=4096,
+        caption_projection_dim=1536,
+        pooled_projection_dim=2048,
+        pos_embed_max_size=384,
+        out_channels=16,
+        qk_norm="rms_norm",
+        dual_attention_layers=tuple(range(13)),
+    )
+
+
+def test_low_bits_save_memory_and_say_so():
+    plain = DistillConfig(global_batch=8)
+
+    def memory(**changes: Any):
+        config = plain.model_copy(update=changes)
+        return update_memory(medium_geometry(), "bfloat16", config, SHAPES)
+
+    usual = memory()
+    assert memory(optimizer_bits=8).moments < 0.3 * usual.moments
+    saved = usual.weights - memory(frozen_weights="float8").weights
+    assert saved == pytest.approx(parameters(medium_geometry()), rel=0.05)
 
 
 def distill_line(config) -> str:

@@ -19,6 +19,7 @@ from stages.judging import look
 from stages.ladd import health, trainer
 from stages.ladd.health import HealthWatch
 from stages.pictures import sample_grids
+from stages.teachers.sd3 import SD3Teacher
 from stages.training import distill_loop
 from stages.training.trace import STATE, TRACE
 from tests.support.context import commit, make_context
@@ -190,6 +191,20 @@ def test_a_low_precision_teacher_judges_in_the_precision_of_the_training(tiny_sd
     """Bug: load the frozen copy in the teacher's dtype; without autocast the two do not meet."""
     low = train(tiny_sd3, *data, Run(tmp_path), "low", teacher={"dtype": "bfloat16"})
     assert all(math.isfinite(row["student_loss"]) for row in updates_of(low))
+
+
+def test_with_adapters_the_weights_are_loaded_once(tiny_sd3, data, tmp_path, monkeypatch):
+    loaded, load = [], SD3Teacher.backbone
+
+    def count(self, **options):
+        loaded.append(options)
+        return load(self, **options)
+
+    monkeypatch.setattr(SD3Teacher, "backbone", count)
+    adapted = {"lora": {"rank": 2}, "frozen_weights": "int8", "checkpoint_blocks": True}
+    rows = train(tiny_sd3, *data, Run(tmp_path), "adapted", **adapted)
+    assert len(loaded) == 1
+    assert all(math.isfinite(row["student_loss"]) for row in rows)
 
 
 def _rank(rank: int, model: Path, data: tuple, folder: Path) -> None:
