@@ -49,7 +49,7 @@ def measure(count: int) -> dict[str, float]:
         ]
         config = load_config(preset="shapes", settings=settings)
         store = ArtifactStore(f"{folder}/store")
-        context = StageContext("prompts", "k", config, store, {}, lambda *a: None)
+        context = StageContext("prompts", "k", "", config, store, {}, lambda *a: None)
         kept = []
         started = time.perf_counter()
         peak = anonymous_peak(lambda: kept.append(prompts.run(context).counts["kept"]))

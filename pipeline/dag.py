@@ -48,9 +48,23 @@ _ENTRIES = (
         _latents_from,
         "latents",
     ),
-    Stage("distill", 3, ("distill", "teacher"), _always("prompts", "encode"), "student"),
+    Stage(
+        "distill",
+        3,
+        ("distill", "teacher"),
+        _always("prompts", "encode"),
+        "student",
+        taken=("distill.steps", "distill.decay_share"),
+    ),
     Stage("pairs", 2, ("pairs", "synthesize", "teacher"), _pairs_from, "preference pairs"),
-    Stage("dpo", 1, ("dpo", "teacher"), _always("prompts", "pairs", "distill"), "tuned student"),
+    Stage(
+        "dpo",
+        1,
+        ("dpo", "teacher"),
+        _always("prompts", "pairs", "distill"),
+        "tuned student",
+        taken=("dpo.steps", "dpo.scales", "dpo.chooser", "dpo.chooser_prompts"),
+    ),
     Stage("eval", 1, ("eval", "synthesize", "teacher"), _evaluated, "evaluated student"),
 )
 """In execution order: each stage comes after its inputs."""

@@ -55,6 +55,7 @@ def execute(
         config=config,
         store=store,
         keys={s.name: s.key for s in plan},
+        trainings={s.name: s.training for s in plan},
         inputs={s.name: s.inputs for s in plan},
         outside={s.name: s.outside for s in plan},
         running=frozenset(s.name for s in running),

@@ -13,7 +13,7 @@ from pipeline.base.stage import Stage
 from pipeline.base.store import Artifact, ArtifactStore, json_object, to_json
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ServiceUnavailable, StageFailed
-from schemas.manifest import OutsideInput
+from schemas.manifest import Manifest, OutsideInput
 
 Seen = dict[str, OutsideInput]
 """Fingerprints by field."""
@@ -70,8 +70,9 @@ def find_keyed(asked: Asked, look: Look, *, forced: bool = False, needed: bool =
         if (needed and not forced) or isinstance(error, ServiceUnavailable):
             raise
         artifact = None
-    if artifact is None and not forced and (seen or asked.pins):
-        before = _made_before(asked, seen)
+    if artifact is None and not forced:
+        before = _made_before(asked, seen) if seen or asked.pins else None
+        before = before or _made_with_retired(asked, seen)
         if before is not None:
             return before
     return Keyed(key, artifact, seen, _note(unseen))
@@ -122,6 +123,35 @@ def _made_before(asked: Asked, seen: Seen) -> Keyed | None:
         return None
     note = "" if taken or not seen else "made before contents entered the keys"
     return Keyed(key, artifact, seen, note)
+
+
+def _made_with_retired(asked: Asked, seen: Seen) -> Keyed | None:
+    """Find an artifact that was made when a field that no longer does entered the key."""
+    retired = asked.stage.retired(asked.config)
+    if not retired:
+        return None
+    identity = asked.stage.identity(asked.config)
+    for manifest in committed(asked.store, asked.stage.name):
+        without = {
+            section: fields | retired.get(section, {}) if isinstance(fields, dict) else fields
+            for section, fields in manifest.identity.items()
+        }
+        if without == identity and _reads_the_same(manifest, asked, seen):
+            artifact = asked.store.find(asked.stage.name, manifest.key)
+            return Keyed(manifest.key, artifact, seen)
+    return None
+
+
+def _reads_the_same(manifest: Manifest, asked: Asked, seen: Seen) -> bool:
+    """Whether an artifact was made by this version of its stage, from the same inputs and the same
+    contents outside the store.
+    """
+    return (
+        manifest.version == asked.stage.version
+        and [ref.key for ref in manifest.inputs] == asked.input_keys
+        and {field: row.digest for field, row in manifest.outside.items()}
+        == {field: row.digest for field, row in seen.items()}
+    )
 
 
 def _taken_over(content: bytes | None) -> Seen:

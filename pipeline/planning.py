@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.base.course import Course, number_list, saved_in
 from pipeline.base.fingerprints import Look, Notice, open_digests
 from pipeline.base.lineage import committed
 from pipeline.base.pins import read_pins
@@ -15,6 +17,9 @@ from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
 from schemas.manifest import Manifest
 from schemas.suggest import did_you_mean
+
+_MOST_STEPS = 10**9
+"""More than any training has."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class PlannedStage:
     action: str
     why: str
     estimate: str
+    training: str = ""
+    """The key of its training, if it trains."""
     outside: Seen = field(default_factory=dict, repr=False)
     """Fingerprints of what it reads outside the store."""
     manifest: Manifest | None = field(default=None, repr=False)
@@ -131,14 +138,14 @@ def make_plan(
     planned = []
     for name, node in nodes.items():
         inputs = tuple(above.name for above in node.upstream)
+        above_keys = [keyed[above].key for above in inputs]
+        training = STAGES[name].training_key(config, above_keys, keyed[name].seen)
         if name in running:
             rerun = [above for above in inputs if above in running]
-            action, why = (
-                "run",
-                "forced"
-                if name in selection.force
-                else _why(store, config, name, keyed[name], rerun),
-            )
+            action, why = "run", "forced"
+            if name not in selection.force:
+                why = _why(store, config, name, keyed[name], rerun)
+                why += _start(store, config, name, keyed[name].key, training)
         else:
             action, why = ("done", "artifact exists") if found[name] else ("skip", "not needed")
         if keyed[name].note and action != "skip":
@@ -152,6 +159,7 @@ def make_plan(
                 action=action,
                 why=why,
                 estimate=_estimate(name, config, artifact.manifest if artifact else None),
+                training=training,
                 outside=keyed[name].seen,
                 manifest=artifact.manifest if artifact else None,
             )
@@ -242,6 +250,48 @@ def _why(
         return "no artifact yet" + (f", needs {', '.join(rerun)}" if rerun else "")
     return "; ".join(nearest) or (
         "input changed: " + ", ".join(rerun) if rerun else "input changed"
+    )
+
+
+def _start(store: ArtifactStore, config: PipelineConfig, name: str, key: str, training: str) -> str:
+    """Say where in its training a stage starts, if that has checkpoints that serve."""
+    if not training:
+        return ""
+    course: Course = STAGES[name].module().course(config)
+    there = saved_in(store, store.training_folder(name, training))
+    starts = course.starts(there, key)
+    if not starts:
+        return ""
+    first = starts[0]
+    if first.step == course.total:
+        return f"; takes update {first.step:,} of the training {training}"
+    return f"; continues at update {first.step:,} of {course.total:,}"
+
+
+def require_kept(store: ArtifactStore, config: PipelineConfig, stage: PlannedStage) -> None:
+    """Raise ArtifactError unless a stage's artifact exists, or its training has kept the checkpoint
+    from which it is taken.
+    """
+    if stage.action == "done":
+        return
+    name, section = stage.name, getattr(config, stage.name)
+
+    def trunk(steps: int) -> int:
+        changed = config.model_copy(update={name: section.model_copy(update={"steps": steps})})
+        course: Course = STAGES[name].module().course(changed)
+        return course.trunk
+
+    there = saved_in(store, store.training_folder(name, stage.training))
+    kept = {one.step for one in there if not one.tail}
+    if trunk(section.steps) in kept:
+        return
+    choices = range(1, _MOST_STEPS)
+    found = [bisect_left(choices, update, key=trunk) + 1 for update in sorted(kept)]
+    steps = [number for number in found if trunk(number) in kept]
+    raise ArtifactError(
+        f"{name} export: the training keeps no checkpoint for {section.steps:,} steps, but for "
+        f"{number_list(steps) or 'no'} steps; `ladd-pipeline run --until {name} --set "
+        f"{name}.steps={section.steps}` trains them, and {name}.keep_every keeps more"
     )
 
 

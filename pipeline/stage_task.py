@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.base.adopt import adopt_training
 from pipeline.base.lease import clear
 from pipeline.base.stage import StageContext, StageResult, digest_of, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
@@ -45,6 +46,8 @@ class Job:
     config: PipelineConfig
     store: ArtifactStore
     keys: dict[str, str]
+    trainings: dict[str, str]
+    """The training's key of each stage that trains; empty for the others."""
     inputs: dict[str, tuple[str, ...]]
     outside: dict[str, Seen]
     """Fingerprints of what each stage reads outside the store, as the keys have them."""
@@ -57,9 +60,10 @@ class Job:
 def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> dict[str, Any]:
     """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
     enter(job.cwd)
-    store, key = job.store, job.keys[name]
+    store, key, training = job.store, job.keys[name], job.trainings[name]
     if name in job.forced:  # its manifest may be damaged
-        clear(store, name, key)
+        for made in filter(None, (key, training)):
+            clear(store, name, made)
     elif (found := store.find(name, key)) is not None:  # another run has committed it
         return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
     inputs: dict[str, Artifact] = {}
@@ -72,16 +76,21 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
             )
         inputs[upstream] = artifact
     warn = Warner(board, name)
-    _begin(store, name, key, inputs, warn)
+    _begin(store, name, key, training, inputs, warn)
     stage = STAGES[name]
     started, clock = datetime.now(UTC), time.monotonic()
     store.write(
         f"{store.folder(name, key)}/config.yaml",
         yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
     )
-    result = stage.module().run(
-        StageContext(name, key, job.config, store, inputs, Reporter(board, name), warn)
+    context = StageContext(
+        name, key, training, job.config, store, inputs, Reporter(board, name), warn
     )
+    if training:
+        above = [artifact.manifest.key for artifact in inputs.values()]
+        former = stage.key(job.config, above, job.outside[name], former=True)
+        adopt_training(context, stage.module().course(job.config), {key, former})
+    result = stage.module().run(context)
     seconds = time.monotonic() - clock
     require_unchanged(stage, job.config, job.outside[name])
     manifest = _manifest(name, job, inputs, result, started, seconds)
@@ -93,26 +102,30 @@ def _begin(
     store: ArtifactStore,
     name: str,
     key: str,
+    training: str,
     inputs: dict[str, Artifact],
     warn: Callable[[str], None],
 ) -> None:
-    """Delete what an unfinished run made if its inputs have changed since: `--force` may have made
-    them again, with another version of a library say, under the same key.
+    """Delete what an unfinished run or a training made if its inputs have changed since: `--force`
+    may have made them again, with another version of a library say, under the same key.
     """
-    mark = f"{store.folder(name, key)}/inputs.json"
+    marks = {key: f"{store.folder(name, key)}/inputs.json"}
+    if training:
+        marks[training] = f"{store.training_folder(name, training)}/inputs.json"
     files = {
         upstream: digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
         for upstream, artifact in inputs.items()
     }
-    left = store.read(mark)
-    if left is not None and (known := json_object(left)) != files:
-        if known is None:
-            warn(
-                f"{store.url.rstrip('/')}/{mark} cannot be read, so nobody knows from which inputs "
-                "an unfinished run made its files; they are made again"
-            )
-        clear(store, name, key)
-    store.write(mark, json.dumps(files, sort_keys=True).encode())
+    for made, mark in marks.items():
+        left = store.read(mark)
+        if left is not None and (known := json_object(left)) != files:
+            if known is None:
+                warn(
+                    f"{store.url.rstrip('/')}/{mark} cannot be read, so nobody knows from which "
+                    "inputs an unfinished run made its files; they are made again"
+                )
+            clear(store, name, made)
+        store.write(mark, json.dumps(files, sort_keys=True).encode())
 
 
 def _manifest(

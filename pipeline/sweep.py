@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import yaml
 
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.cluster import ray_cluster
+from pipeline.dag import STAGES
 from pipeline.executor import execute, make
 from pipeline.fields import types_at
 from pipeline.observe import Observer
@@ -97,8 +99,10 @@ def run_trials(
     """Make the stage's artifact of each trial, `at_once` in parallel; yield each when it is done.
 
     The stage's inputs are made first, one trial after another, because trials share most of them.
-    A trial that fails does not stop the others. Each trial waits until Ray has the resources that
-    it requests. Raises ConfigError if two trials make the same artifact.
+    Trials of one training, of several lengths say, follow each other, the shortest first: each
+    begins where the one before it ended. A trial that fails does not stop the others. Each trial
+    waits until Ray has the resources that it requests. Raises ConfigError if two trials make the
+    same artifact.
     """
     _require_distinct(stage, trials, store)
     ready = []
@@ -112,7 +116,19 @@ def run_trials(
                 yield trial, error
             else:
                 ready.append(trial)
-        yield from _side_by_side(ready, lambda t: _run(stage, t, store, observer), at_once)
+        groups = _by_training(stage, ready, store)
+        yield from _side_by_side(groups, lambda t: _run(stage, t, store, observer), at_once)
+
+
+def _by_training(stage: str, trials: list[Trial], store: ArtifactStore) -> list[list[Trial]]:
+    """Return the trials of each training, the shortest first."""
+    course = STAGES[stage].module().course
+    groups: dict[str, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda trial: course(trial.config).trunk):
+        planned = make_plan(trial.config, store, Selection(until=stage))
+        training = next(one.training for one in planned if one.name == stage)
+        groups.setdefault(training, []).append(trial)
+    return [*groups.values()]
 
 
 def _require_distinct(stage: str, trials: list[Trial], store: ArtifactStore) -> None:
@@ -141,27 +157,30 @@ def require_judged_alike(trials: list[Trial]) -> None:
 
 
 def _side_by_side(
-    trials: list[Trial], run: Callable[[Trial], Artifact], at_once: int
+    groups: list[list[Trial]], run: Callable[[Trial], Artifact], at_once: int
 ) -> Iterator[tuple[Trial, Artifact | LaddError]]:
-    """Run trials in daemon threads: a stopped command does not wait for its trainings to end."""
-    waiting = deque(trials)
+    """Run groups of trials in daemon threads: a stopped command does not wait for its trainings to
+    end.
+    """
+    waiting = deque(groups)
     finished: SimpleQueue[tuple[Trial, Artifact | BaseException]] = SimpleQueue()
 
     def work() -> None:
         while True:
             try:
-                trial = waiting.popleft()
+                group = waiting.popleft()
             except IndexError:
                 return
-            try:
-                finished.put((trial, run(trial)))
-            except BaseException as error:
-                finished.put((trial, error))
+            for trial in group:
+                try:
+                    finished.put((trial, run(trial)))
+                except BaseException as error:
+                    finished.put((trial, error))
 
-    for _ in range(min(at_once, len(trials))):
+    for _ in range(min(at_once, len(groups))):
         Thread(target=work, daemon=True).start()
     try:
-        for _ in trials:
+        for _ in itertools.chain(*groups):
             trial, result = finished.get()
             if isinstance(result, BaseException) and not isinstance(result, LaddError):
                 raise result

@@ -44,14 +44,31 @@ def _added(left_out: list[Any], default: Any, constraints: dict[str, Any]) -> An
     return Field(default, json_schema_extra={"left_out": left_out}, **constraints)
 
 
-def outside(kind: Literal["files", "model"], default: Any = ..., **constraints: Any) -> Any:
+def retired(default: Any = ..., **constraints: Any) -> Any:
+    """Declare a runtime field that was once an identity field. The identity keeps its default, so
+    that what was made with that keeps its key.
+    """
+    extra: dict[str, Any] = {"runtime": True, "retired": True}
+    return Field(default, json_schema_extra=extra, **constraints)
+
+
+def outside(
+    kind: Literal["files", "model"],
+    default: Any = ...,
+    *,
+    came_later: bool = False,
+    **constraints: Any,
+) -> Any:
     """Declare an identity field that names something outside the store: its contents enter the key
     too (`pipeline.base.fingerprints`).
 
     `files` are addresses or patterns; a `model` is a folder or a hub id, whose `revision` is a
-    field beside it.
+    field beside it. One that `came_later` is left out at its default, as with `added`.
     """
-    return Field(default, json_schema_extra={"outside": kind}, **constraints)
+    extra: dict[str, Any] = {"outside": kind}
+    if came_later:
+        extra["left_out"] = [default]
+    return Field(default, json_schema_extra=extra, **constraints)
 
 
 def outside_fields(value: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -82,12 +99,21 @@ def identity_of(value: Any) -> Any:
             name: identity_of(getattr(value, name))
             for name in type(value).model_fields
             if not is_runtime(value, name) and not _is_left_out(value, name)
-        }
+        } | retired_in(value)
     if isinstance(value, (list, tuple)):
         return [identity_of(item) for item in value]
     if isinstance(value, dict):
         return {str(key): identity_of(item) for key, item in value.items()}
     return value
+
+
+def retired_in(model: BaseModel) -> dict[str, Any]:
+    """Return what the identity keeps of the fields that have left it."""
+    return {
+        name: field.default
+        for name, field in type(model).model_fields.items()
+        if _marks(field).get("retired")
+    }
 
 
 def is_runtime(model: BaseModel, name: str) -> bool:

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from schemas.base import Frozen, added, added_as, outside, runtime
+from schemas.base import Frozen, added, added_as, outside, retired, runtime
 from schemas.bucket import Bucket, BucketName
 from schemas.trackers import TensorBoardTracker, TrackerConfig
 
@@ -514,9 +515,9 @@ class DistillConfig(Frozen):
     """Student updates; the heads' head start and extra updates are not included."""
     global_batch: int = Field(64, ge=1)
     """Samples per update, over all workers and accumulation rounds."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Samples per forward pass; empty means global_batch / workers. An identity field, because sums
-    round differently: lowering it starts a new training.
+    micro_batch: int | None = retired(None, ge=1)
+    """Samples per forward pass; empty means global_batch / workers. Another value only rounds sums
+    differently, so a training goes on with it; the manifest says what was used.
     """
     learning_rate: float = Field(1e-5, gt=0)
     """Learning rate of the student."""
@@ -566,6 +567,14 @@ class DistillConfig(Frozen):
     """Precision of AdamW's moments of the student. 8 takes 2 bytes a weight in place of 8; needs
     `pip install 'ladd-pipeline[low-bit]'`.
     """
+    init: str | None = outside("model", None, came_later=True)
+    """Where the student starts: a transformer's folder, a pipeline's folder such as a student's, a
+    hub id, or a student of this store: its key, or `latest`, which is the newest when this store
+    first uses it, and stays that one (`pins/latest-student.json`; remove the file to move on).
+    Empty starts from the teacher. It must have the teacher's architecture.
+    """
+    init_revision: str | None = added(None)
+    """Hub revision of `init`; pinned as the teacher's is."""
     shard_over: int = runtime(1, ge=1)
     """Workers that share one copy of the student's weights (FSDP2); 1 keeps a full copy on each."""
     shard_teacher: bool = runtime(False)
@@ -589,7 +598,13 @@ class DistillConfig(Frozen):
     checkpoint_every: int = runtime(500, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
-    """Number of latest checkpoints to keep; older ones are deleted."""
+    """Number of latest checkpoints to keep. Of older ones only those stay from which an artifact
+    was taken, or that `keep_every` names.
+    """
+    keep_every: int | None = runtime(None, ge=1)
+    """Updates between checkpoints that are kept for good, a multiple of `checkpoint_every`: an
+    artifact can be taken from each. Empty keeps none of this kind.
+    """
     sample_every: int = runtime(500, ge=1)
     """Updates between sample grids."""
     sample_prompts: int = runtime(8, ge=0)
@@ -612,6 +627,21 @@ class DistillConfig(Frozen):
         """All updates of the heads: the head start, and those for each student update."""
         heads = self.discriminator
         return heads.head_start_steps + self.steps * heads.updates_per_student
+
+    @property
+    def trunk_steps(self) -> int:
+        """The updates before the decay, which are the same for every `steps` and `decay_share`."""
+        updates = range(self.total_steps)
+        return bisect_left(updates, True, key=lambda update: self.decay(update) < 1)
+
+    def decay(self, update: int) -> float:
+        """Factor of the student's learning rate at an update, counted from 0: 1 until it falls
+        linearly to 0.02 over the final `decay_share`.
+        """
+        if self.decay_share == 0:
+            return 1.0
+        falling = self.decay_share * self.steps * self.discriminator.updates_per_student
+        return min(1.0, max(0.02, (self.total_steps - update) / falling))
 
     @model_validator(mode="after")
     def _batches_divide(self) -> DistillConfig:
@@ -657,6 +687,7 @@ class DistillConfig(Frozen):
                 f"a worker's share of {share} samples does not divide by micro_batch "
                 f"{self.micro_batch}"
             )
+        _check_keep_every(self)
         return self
 
 
@@ -710,8 +741,10 @@ class DpoConfig(Frozen):
     """Maximum number of updates; early stopping may end the tuning sooner."""
     global_batch: int = Field(32, ge=1)
     """Pairs per update, over all workers and accumulation rounds."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Pairs per forward pass; empty means global_batch / workers."""
+    micro_batch: int | None = retired(None, ge=1)
+    """Pairs per forward pass; empty means global_batch / workers. Another value only rounds sums
+    differently, so a training goes on with it; the manifest says what was used.
+    """
     beta: float = Field(2000.0, gt=0)
     """Strength of the pull to the reference; it is large because errors are means over elements."""
     shift: float | None = added_as(1.0, None, gt=0)
@@ -758,7 +791,13 @@ class DpoConfig(Frozen):
     checkpoint_every: int = runtime(200, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
-    """Number of latest checkpoints to keep; older ones are deleted."""
+    """Number of latest checkpoints to keep. Of older ones only those stay from which an artifact
+    was taken, or that `keep_every` names.
+    """
+    keep_every: int | None = runtime(None, ge=1)
+    """Updates between checkpoints that are kept for good, a multiple of `checkpoint_every`: an
+    artifact can be taken from each. Empty keeps none of this kind.
+    """
     checkpoint_blocks: bool = runtime(False)
     """Activation checkpointing: less memory, about a third more time."""
     log_every: int = runtime(10, ge=1)
@@ -784,7 +823,16 @@ class DpoConfig(Frozen):
                 f"a worker's share of {share} pairs does not divide by micro_batch "
                 f"{self.micro_batch}"
             )
+        _check_keep_every(self)
         return self
+
+
+def _check_keep_every(config: DistillConfig | DpoConfig) -> None:
+    if config.keep_every is not None and config.keep_every % config.checkpoint_every:
+        raise ValueError(
+            f"keep_every {config.keep_every} is no multiple of checkpoint_every "
+            f"{config.checkpoint_every}"
+        )
 
 
 class EvalConfig(Frozen):

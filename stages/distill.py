@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.base.checkpoints import Trained
+from pipeline.base.course import Course
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.training import TrainingPlan, train_on_ray
 from schemas.config import LookConfig, PipelineConfig
@@ -20,7 +22,7 @@ from schemas.errors import ConfigError
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.pictures.student import check_steps
 from stages.scores import FEATURES, check_model, check_score
-from stages.teachers import check_teacher, open_teacher, training_memory
+from stages.teachers import check_start, check_teacher, open_teacher, training_memory
 from stages.texts.judgeable import check_judged
 from stages.training.trackers import check_trackers
 
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 
 def check(config: PipelineConfig) -> None:
-    """Raise ConfigError unless the teacher's folder is whole, what is asked for is installed, and a
-    look can be taken.
+    """Raise ConfigError unless the teacher's folder is whole, that of the student's start is of the
+    same architecture, what is asked for is installed, and a look can be taken.
     """
     check_teacher(config.teacher)
     if config.distill.optimizer_bits == 8 and find_spec("torchao") is None:
@@ -39,6 +41,8 @@ def check(config: PipelineConfig) -> None:
             "'ladd-pipeline[low-bit]'"
         )
     check_trackers(config)
+    if config.distill.init is not None:
+        check_start(config.teacher, Path(config.distill.init))
     if config.distill.look is not None:
         _check_look(config, config.distill.look)
 
@@ -67,6 +71,11 @@ def estimate(config: PipelineConfig) -> str:
     )
 
 
+def course(config: PipelineConfig) -> Course:
+    """The trunk is the updates before the decay, the tail the decay."""
+    return Course(config.distill.trunk_steps, config.distill.total_steps)
+
+
 def run(context: StageContext) -> StageResult:
     from stages.training.distill_loop import train
 
@@ -87,21 +96,21 @@ def run(context: StageContext) -> StageResult:
         )
     for name in plan.short_buckets:
         context.warn(f"bucket {name} is left out: it holds fewer samples than a batch")
-    with train_on_ray(context, train, TrainingPlan.of(config)) as (checkpoint, hours):
-        return _finish(context, checkpoint, plan, hours)
+    way = course(context.config)
+    with train_on_ray(context, train, TrainingPlan.of(config), way) as trained:
+        return _finish(context, trained, plan)
 
 
-def _finish(
-    context: StageContext, checkpoint: Path, plan: BatchPlan, device_hours: float
-) -> StageResult:
+def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageResult:
     """Turn the last checkpoint into the artifact: a diffusers folder, the trace and the sample
     grids.
     """
     from stages.ladd.checkpoint import load_tensors
     from stages.ladd.ema import averaged_tensors
+    from stages.training.start import student_start
     from stages.training.trace import SIGNALS, STATE, TRACE
 
-    config = context.config
+    config, checkpoint = context.config, trained.folder
     teacher = open_teacher(config.teacher)
     grid = teacher.student_grid(config.distill.student_time)
 
@@ -109,14 +118,15 @@ def _finish(
         averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
         load_tensors(checkpoint / STATE, averages)
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with student_start(context, teacher) as start, tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        teacher.save_student(model, load_average, grid, lora=config.distill.lora)
+        start.save_student(model, load_average, grid, lora=config.distill.lora)
         files = context.put_folder(model, "model")
     trace = (checkpoint / TRACE).read_text().splitlines()
     files["metrics.jsonl"] = context.store.put(
         checkpoint / TRACE, f"{context.folder}/metrics.jsonl"
     )
+    _copy_trunk_samples(context)
     files |= context.written("samples/", "tensorboard/", SIGNALS)
     rows = [json.loads(line) for line in trace]
     last = [row for row in rows if "student_loss" in row][-50:]
@@ -135,7 +145,22 @@ def _finish(
         "grid": list(grid.levels),
         "samples": sorted(name for name in files if name.startswith("samples/")),
         "short_buckets": plan.short_buckets,
+        "training": trained.details,
+        "init": config.distill.init,
     }
     return StageResult(
-        files=files, counts=counts, metrics=means, details=details, device_hours=device_hours
+        files=files,
+        counts=counts,
+        metrics=means,
+        details=details,
+        device_hours=trained.work.device_hours,
     )
+
+
+def _copy_trunk_samples(context: StageContext) -> None:
+    """Copy the sample grids of the trunk, which all lengths share, to the artifact's."""
+    last = f"step-{context.config.distill.trunk_steps:06d}.png"
+    for name in context.store.list(f"{context.training_folder}/samples"):
+        if name <= last:
+            source = f"{context.training_folder}/samples/{name}"
+            context.store.copy(source, f"{context.folder}/samples/{name}")

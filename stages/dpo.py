@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.base.course import Course
 from pipeline.base.shards import ShardWriter, finished_shards
 from pipeline.base.stage import StageContext, StageResult, files_of
 from pipeline.base.training import TrainingPlan, train_on_ray
@@ -62,6 +63,11 @@ def estimate(config: PipelineConfig) -> str:
     )
 
 
+def course(config: PipelineConfig) -> Course:
+    """The trunk is all updates; in the tail, a last look is taken and the adapters are saved."""
+    return Course(config.dpo.steps, config.dpo.steps)
+
+
 def run(context: StageContext) -> StageResult:
     from stages.judging.adapter_scale import try_scales
     from stages.training.trace import LORA, SIGNALS
@@ -89,6 +95,7 @@ def run(context: StageContext) -> StageResult:
             "scales": sweep.rows,
             "chooser": sweep.chooser,
             "short_buckets": tuned.details["short_buckets"],
+            "training": tuned.details.get("training"),
         },
         device_hours=tuned.details["device_hours"] + sweep.device_hours,
     )
@@ -105,14 +112,21 @@ def _tune(context: StageContext) -> ShardStats:
     plan = _plan(sizes, context.config)
     for name in plan.short_buckets:
         context.warn(f"bucket {name} is left out: it holds fewer pairs than a batch")
-    with train_on_ray(context, train, TrainingPlan.of(config)) as (checkpoint, hours):
+    way = course(context.config)
+    with train_on_ray(context, train, TrainingPlan.of(config), way) as trained:
+        checkpoint = trained.folder
         writer = ShardWriter(context.store, context.folder, TUNED)
         for path in sorted((checkpoint / LORA).iterdir()):
             writer.file("", path.read_bytes(), name=f"{LORA}/{path.name}")
         trace = (checkpoint / TRACE).read_text()
         writer.file("", trace.encode(), name="metrics.jsonl")
         counts, metrics = _summary([json.loads(line) for line in trace.splitlines()])
-        details = {"metrics": metrics, "device_hours": hours, "short_buckets": plan.short_buckets}
+        details = {
+            "metrics": metrics,
+            "device_hours": trained.work.device_hours,
+            "short_buckets": plan.short_buckets,
+            "training": trained.details,
+        }
         return writer.commit(counts, details)
 
 

@@ -20,6 +20,9 @@ from schemas.base import outside_fields
 Pins = dict[tuple[str, str | None], str]
 """A hub model and the revision asked for: the commit."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_REVISIONS = {"model": "revision", "init": "init_revision"}
+"""Fields that may name a model of the hub, and the fields of their revisions."""
+_STUDENT = re.compile(r"latest|(distill/)?[0-9a-f]{6,16}")
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -73,6 +76,11 @@ def is_here(model: str) -> bool:
     return Path(model).is_dir()
 
 
+def names_student(model: str) -> bool:
+    """Whether a start of a training is a student of the store: `latest` or a key."""
+    return _STUDENT.fullmatch(model) is not None and not is_here(model)
+
+
 def _asked(config: BaseModel) -> set[tuple[str, str | None]]:
     """Return the hub models that a configuration names without a commit, with their revisions."""
     found: set[tuple[str, str | None]] = set()
@@ -103,7 +111,9 @@ def _mapped(value: Any, revise: Callable[[str, str | None], str | None]) -> Any:
         after = _mapped(before, revise)
         if after is not before and after != before:
             update[name] = after
-    model = getattr(value, "model", None)
-    if "revision" in type(value).model_fields and model is not None and not is_here(model):
-        update["revision"] = revise(model, value.revision)  # type: ignore[attr-defined]
+    for field, revision in _REVISIONS.items():
+        if revision in type(value).model_fields:
+            model = getattr(value, field)
+            if model is not None and not is_here(model) and not names_student(model):
+                update[revision] = revise(model, getattr(value, revision))
     return value.model_copy(update=update) if update else value

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 if TYPE_CHECKING:
     from pipeline.base.store import Artifact, ArtifactStore
     from schemas.config import PipelineConfig
@@ -35,7 +37,8 @@ class Stage:
     - `run(context: StageContext) -> StageResult`, which does the work;
     - `estimate(config) -> str`, one line for `plan`: what the stage would make;
     - optionally `check(config)`, which raises ConfigError before anything starts;
-    - optionally `warnings(config) -> list[str]`, what `plan` should warn of.
+    - optionally `warnings(config) -> list[str]`, what `plan` should warn of;
+    - if it trains, `course(config) -> Course`: which updates its artifact is taken from.
     """
 
     name: str
@@ -49,6 +52,10 @@ class Stage:
     """The stages whose artifacts it reads; None leaves the stage out of the graph."""
     makes: str
     """What the user calls its artifact."""
+    taken: tuple[str, ...] = ()
+    """Of a stage that trains, the fields that say what is taken from a training, such as its
+    length. They are left out of the training's key.
+    """
 
     def identity(self, config: PipelineConfig) -> dict[str, Any]:
         """Return the identity fields of its sections, as JSON values."""
@@ -57,6 +64,24 @@ class Stage:
         return {
             section: identity_of(reduce(getattr, section.split("."), config))
             for section in self.sections
+        }
+
+    def former_identity(self, config: PipelineConfig) -> dict[str, Any]:
+        """Return the identity as it was when fields that have left it still counted."""
+        identity = self.identity(config)
+        for section, kept in self.retired(config).items():
+            identity[section] |= {name: getattr(getattr(config, section), name) for name in kept}
+        return identity
+
+    def retired(self, config: PipelineConfig) -> dict[str, dict[str, Any]]:
+        """Return what the identity keeps of the fields that have left it, by section."""
+        from schemas.base import retired_in
+
+        sections = {name: reduce(getattr, name.split("."), config) for name in self.sections}
+        return {
+            name: kept
+            for name, section in sections.items()
+            if isinstance(section, BaseModel) and (kept := retired_in(section))
         }
 
     def outside(self, config: PipelineConfig) -> Iterator[tuple[str, str, Any]]:
@@ -73,18 +98,46 @@ class Stage:
         config: PipelineConfig,
         input_keys: list[str],
         outside: Mapping[str, OutsideInput] | None = None,
+        *,
+        former: bool = False,
     ) -> str:
         """Return the artifact's key, known before anything runs: 16 hex digits of a sha256 over the
-        identity, the inputs' keys, and the fingerprints of what lies outside the store.
+        identity, the inputs' keys, and the fingerprints of what lies outside the store. With
+        `former`, over the former identity.
         """
         content: dict[str, Any] = {
             "stage": self.name,
             "version": self.version,
-            "config": self.identity(config),
+            "config": self.former_identity(config) if former else self.identity(config),
             "inputs": input_keys,
         }
         if outside:
             content["outside"] = {name: seen.digest for name, seen in outside.items()}
+        return digest_of(content)[:16]
+
+    def training_key(
+        self, config: PipelineConfig, input_keys: list[str], outside: Mapping[str, OutsideInput]
+    ) -> str:
+        """Return the key of the training that the artifact is taken from: artifacts that differ
+        only in what is `taken` share it. Empty for a stage that does not train.
+        """
+        if not self.taken:
+            return ""
+        identity = self.identity(config)
+        for taken in self.taken:
+            section, name = taken.split(".")
+            identity[section].pop(name, None)
+        content = {
+            "training": self.name,
+            "version": self.version,
+            "config": identity,
+            "inputs": input_keys,
+            "outside": {
+                name: seen.digest
+                for name, seen in outside.items()
+                if not name.startswith(self.taken)
+            },
+        }
         return digest_of(content)[:16]
 
     def module(self) -> ModuleType:
@@ -113,6 +166,8 @@ class StageContext:
 
     stage: str
     key: str
+    training: str
+    """The key of the training that the artifact is taken from; empty where nothing is trained."""
     config: PipelineConfig
     store: ArtifactStore
     inputs: dict[str, Artifact]
@@ -125,6 +180,11 @@ class StageContext:
     def folder(self) -> str:
         """Where the stage writes, relative to the store: `artifacts/<stage>/<key>`."""
         return self.store.folder(self.stage, self.key)
+
+    @property
+    def training_folder(self) -> str:
+        """Where the training's checkpoints are, relative to the store."""
+        return self.store.training_folder(self.stage, self.training)
 
     def put_folder(self, local: Path, name: str) -> Files:
         """Upload all files below a local folder into the artifact's folder `name`."""

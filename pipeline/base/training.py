@@ -1,4 +1,4 @@
-"""Trains on Ray Train. A run is named after its artifact's key, so it resumes only itself.
+"""Trains on Ray Train. A run is named after its training's key, so it resumes only itself.
 
 Only this module uses Ray Train: a stage's worker function gets a `TrainingRun` and needs no Ray.
 """
@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs
-
-from pipeline.base.checkpoint_list import mend_checkpoint_list
+from pipeline.base.checkpoints import (
+    Trained,
+    arrow_filesystem,
+    hold_training,
+    result_of,
+    tidy_checkpoints,
+)
+from pipeline.base.course import Course, Keeping, Saved, Work, saved_in
 from pipeline.base.foreign import innermost, loss, sentence
-from pipeline.base.lease import Lease, held
+from pipeline.base.lease import Lease
 from pipeline.base.stage import StageContext, enter
 from pipeline.base.store import json_object
 from schemas.config import DistillConfig, DpoConfig
@@ -49,11 +53,21 @@ class TrainingPlan:
     use_gpu: bool | None
     """None means GPUs if there are any."""
     retries: int
-    checkpoints_kept: int
+    keeping: Keeping
+    micro_batch: int
+    """The most samples in a forward pass."""
 
     @classmethod
     def of(cls, config: DistillConfig | DpoConfig) -> TrainingPlan:
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+        return cls(
+            workers=config.workers,
+            min_workers=config.min_workers,
+            cpus_per_worker=config.cpus_per_worker,
+            use_gpu=config.use_gpu,
+            retries=config.retries,
+            keeping=Keeping(config.checkpoints_kept, config.keep_every),
+            micro_batch=config.micro_batch or -(-config.global_batch // config.workers),
+        )
 
 
 @dataclass(frozen=True)
@@ -132,49 +146,76 @@ class TrainingRun:
     resume from, and a way to save the next one.
     """
 
-    def __init__(self, context: StageContext, share: Share, lease: Lease) -> None:
+    def __init__(
+        self,
+        context: StageContext,
+        share: Share,
+        lease: Lease,
+        plan: TrainingPlan,
+        course: Course,
+    ) -> None:
         from ray import train
 
         self._train, self.context, self._lease = train, context, lease
+        self._plan, self._course = plan, course
         worker = train.get_context()
         self.rank, self.world = worker.get_world_rank(), worker.get_world_size()
         self.cpus, self.gpus = share.cpus, int(share.gpu)
         self._devices = self.world * (self.gpus or self.cpus)
         self._started = time.monotonic()
-        self._hours_before = _device_hours(context)
+        self._work = Work().on(0, plan.micro_batch)
         _note_places(context)
 
     def checkpoint_folders(self) -> Generator[Path, None, None]:
-        """Yield the folders of the kept checkpoints, the latest first. Each folder exists until the
-        next one is requested.
+        """Yield the folders of the checkpoints that the artifact can go on from, the best first.
+        Each folder exists until the next one is requested; what follows goes on from the last.
         """
-        latest = self._train.get_checkpoint()
-        if latest is None:
-            return
-        with latest.as_directory() as folder:
-            yield Path(folder)
-        for reported in reversed(self._train.get_all_reported_checkpoints()):
-            if reported.checkpoint.path != latest.path:
-                with reported.checkpoint.as_directory() as folder:
-                    yield Path(folder)
+        there = saved_in(self.context.store, self.context.training_folder)
+        # Ranks of one node share the copies of these objects.
+        reported = [row.checkpoint for row in self._train.get_all_reported_checkpoints()]
+        by_name = {Path(checkpoint.path).name: checkpoint for checkpoint in reported}
+        for saved in self._course.starts(there, self.context.key):
+            with by_name[saved.name].as_directory() as folder:
+                before = Work.read(Path(folder))
+                if before is None and self.rank == 0:
+                    self.context.warn(
+                        f"the work.json of {saved.name} cannot be read, so the device-hours of "
+                        "earlier starts are not counted"
+                    )
+                self._work = (before or Work()).on(saved.step, self._plan.micro_batch)
+                yield Path(folder)
 
-    def save(self, metrics: dict[str, float], fill: Callable[[Path], None]) -> None:
-        """Save a checkpoint: `fill` writes this rank's files into a folder, and the folders of all
-        ranks are merged. Every rank must call this. Training continues during the upload.
+    def save(
+        self,
+        metrics: dict[str, float],
+        fill: Callable[[Path], None],
+        step: int,
+        *,
+        in_tail: bool = False,
+    ) -> None:
+        """Save the checkpoint after update `step`: `fill` writes this rank's files into a folder,
+        and the folders of all ranks are merged. Every rank must call this. Training continues
+        during the upload. A checkpoint of the trunk serves other artifacts too, one `in_tail` only
+        this one.
 
         Raises Locked if another run has taken this training over.
         """
+        saved = Saved(step, self.context.key if in_tail else "")
         if self.rank == 0:
             self._lease.check()
+            now = min(step, self._course.trunk)
+            tidy_checkpoints(self.context, self._plan.keeping, now)
+            # Ranks of a lost start may have left other files there.
+            self.context.store.remove(f"{self.context.training_folder}/{saved.name}")
         folder = tempfile.mkdtemp(prefix="ladd-checkpoint-")
         fill(Path(folder))
         if self.rank == 0:
             hours = (time.monotonic() - self._started) / 3600 * self._devices
-            total = {"device_hours": self._hours_before + hours}
-            self.context.store.write(_spent(self.context), json.dumps(total).encode())
+            replace(self._work, device_hours=self._work.device_hours + hours).write(Path(folder))
         self._train.report(
             metrics,
             checkpoint=self._train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=saved.name,
             checkpoint_upload_mode=self._train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
@@ -185,41 +226,36 @@ def train_on_ray(
     context: StageContext,
     worker: Callable[[TrainingRun], None],
     plan: TrainingPlan,
-) -> Iterator[tuple[Path, float]]:
-    """Run `worker(run)` on every worker, resuming from the checkpoints of earlier runs of this key.
+    course: Course,
+) -> Iterator[Trained]:
+    """Run `worker(run)` on every worker, going on from the checkpoints of earlier runs of this
+    training, whatever their lengths.
 
-    Gives the last checkpoint's folder, readable until the block ends, and the device hours of all
-    starts, each up to its last checkpoint. Raises the worker's LaddError, ConfigError for workers
-    that will never fit, Locked if another run trains this artifact, ProcessLost if the training
+    Gives what the artifact is taken from. Raises the worker's LaddError, ConfigError for workers
+    that will never fit, Locked if another run trains this training, ProcessLost if the training
     has lost its controller, and StageFailed for anything else that ends it.
     """
     share = _own_share(context, plan)
-    with held(context.store, _folder(context), context.stage) as lease:
-        if _spent_before(context) is None:
-            context.warn(
-                f"{context.store.url.rstrip('/')}/{_spent(context)} cannot be read, so the "
-                "device-hours of earlier starts are not counted"
-            )
-        mend_checkpoint_list(context.store, _folder(context), context.warn)
+    with hold_training(context, course) as lease:
         _free_places(context)
-        trainer = _trainer(context, worker, plan, share, lease)
+        trainer = _trainer(context, worker, plan, course, share, lease)
         try:
-            result = trainer.fit()
+            trainer.fit()
         except Exception as error:
             raise _failure(context, lease) or _ended(context, error) from error
         if failure := _failure(context, lease):
             raise failure
         lease.check()
-        if result.checkpoint is None:
-            raise StageFailed(f"{context.stage}: training ended without a checkpoint")
-        with result.checkpoint.as_directory() as folder:
-            yield Path(folder), _device_hours(context)
+        tidy_checkpoints(context, plan.keeping, course.trunk)
+        with result_of(context, course) as trained:
+            yield trained
 
 
 def _trainer(
     context: StageContext,
     worker: Callable[[TrainingRun], None],
     plan: TrainingPlan,
+    course: Course,
     share: Share,
     lease: Lease,
 ) -> TorchTrainer:
@@ -235,6 +271,8 @@ def _trainer(
             "worker": worker,
             "share": share,
             "lease": lease,
+            "plan": plan,
+            "course": course,
             "context": context,
             "cwd": os.getcwd(),
         },
@@ -244,11 +282,11 @@ def _trainer(
             resources_per_worker={"CPU": share.cpus} | ({"GPU": 1} if share.gpu else {}),
         ),
         run_config=train.RunConfig(
-            name=context.key,
+            name=context.training,
             storage_path=context.store.path(context.store.training_folder(context.stage)),
-            storage_filesystem=_arrow_filesystem(context),
+            storage_filesystem=arrow_filesystem(context),
             failure_config=train.FailureConfig(max_failures=plan.retries),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=plan.checkpoints_kept),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=None),  # see tidy_checkpoints
         ),
     )
 
@@ -267,7 +305,7 @@ def _entry(loop: dict[str, Any]) -> None:
     if _failure(context, lease) is not None:
         return
     enter(loop["cwd"])
-    run = TrainingRun(context, loop["share"], lease)
+    run = TrainingRun(context, loop["share"], lease, loop["plan"], loop["course"])
     try:
         loop["worker"](run)
     except ServiceUnavailable:
@@ -304,15 +342,11 @@ def _free_places(context: StageContext) -> None:
 
 
 def _places(context: StageContext) -> str:
-    return f"ladd/{context.stage}/{context.key}/places"
-
-
-def _folder(context: StageContext) -> str:
-    return context.store.training_folder(context.stage, context.key)
+    return f"ladd/{context.stage}/{context.training}/places"
 
 
 def _verdict(context: StageContext) -> str:
-    return f"{_folder(context)}/error.json"
+    return f"{context.training_folder}/error.json"
 
 
 def _failure(context: StageContext, lease: Lease) -> LaddError | None:
@@ -324,43 +358,6 @@ def _failure(context: StageContext, lease: Lease) -> LaddError | None:
     if verdict is None or verdict.get("run") != lease.token:
         return None
     return load_error(verdict["error"])
-
-
-def _spent(context: StageContext) -> str:
-    return f"{_folder(context)}/spent.json"
-
-
-def _spent_before(context: StageContext) -> float | None:
-    """Return the recorded device hours, None if the record is damaged."""
-    content = context.store.read(_spent(context))
-    if content is None:
-        return 0.0
-    hours = (json_object(content) or {}).get("device_hours")
-    if isinstance(hours, (int, float)) and 0 <= hours < math.inf:
-        return float(hours)
-    return None
-
-
-def _device_hours(context: StageContext) -> float:
-    """Return the device hours of this run up to its latest checkpoint, over all its starts."""
-    return _spent_before(context) or 0.0
-
-
-class _ObjectStore(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
-    """A handler that makes no folders: object stores have none, and making one may need permissions
-    on the bucket.
-    """
-
-    def create_dir(self, path: str, recursive: bool) -> None:
-        pass
-
-
-def _arrow_filesystem(context: StageContext) -> pyarrow.fs.FileSystem:
-    if context.store.is_local:
-        folder = context.store.path(context.store.training_folder(context.stage))
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        return pyarrow.fs.LocalFileSystem()
-    return pyarrow.fs.PyFileSystem(_ObjectStore(context.store.filesystem))
 
 
 def _ended(context: StageContext, error: Exception) -> LaddError:

@@ -116,6 +116,7 @@ def collect_garbage(
     from pipeline.base.lease import clear, is_held
     from pipeline.commands.opening import open_plan
     from pipeline.config import DEFAULT_FILE
+    from pipeline.student_start import start_of
 
     if delete and config is None and preset is None and not DEFAULT_FILE.exists():
         raise ConfigError(
@@ -124,7 +125,9 @@ def collect_garbage(
         )
     opened = open_plan(config, preset, set_)
     store = opened.store
-    used = {(stage.name, stage.key) for stage in opened.stages}
+    used = {(stage.name, key) for stage in opened.stages for key in (stage.key, stage.training)}
+    if (start := start_of(opened.config)) is not None:
+        used.add(start)
     found = {
         (name.split("/")[0], name.split("/")[1])
         for area in ("artifacts", "training")

@@ -16,6 +16,7 @@ from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.config import load_config
 from pipeline.dag import STAGES
 from pipeline.planning import PlannedStage, Selection, make_plan
+from pipeline.student_start import with_start
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError
 from stages.teachers import pinned
@@ -58,13 +59,18 @@ def open_config(
     preset: str | None = None,
     settings: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
+    *,
+    pin: bool = False,
 ) -> PipelineConfig:
-    """Return the resolved configuration: the embedded teacher has its revision, and models of the
-    hub have the commits to which the store has pinned their branches. Raises ConfigError.
+    """Return the resolved configuration: the embedded teacher has its revision, models of the hub
+    have the commits to which the store has pinned their branches, and `distill.init` has the key of
+    the student that it names. With `pin`, what has no pin yet gets one. Raises ConfigError.
     """
     config = load_config(file, preset, settings, environment)
     config = config.model_copy(update={"teacher": pinned(config.teacher)})
-    return with_pins(config, read_pins(config, ArtifactStore(config.store)))
+    store = ArtifactStore(config.store)
+    config = with_start(config, store, pin=pin)
+    return pin_models(config, store) if pin else with_pins(config, read_pins(config, store))
 
 
 def open_store(
@@ -85,10 +91,8 @@ def open_plan(
     """Open the configuration, its store, and the plan for the selected stages (by default all).
     With `pin`, models of the hub are pinned to commits first.
     """
-    config = open_config(file, preset, settings or ())
+    config = open_config(file, preset, settings or (), pin=pin)
     store = ArtifactStore(config.store)
-    if pin:
-        config = pin_models(config, store)
     plan = make_plan(config, store, selection or Selection(), partial(print, file=sys.stderr))
     return Opened(config, store, plan)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.base.course import saved_in
 from pipeline.commands.options import (
     AsJson,
     ConfigFile,
@@ -106,8 +107,9 @@ def _state(store: ArtifactStore, stage: PlannedStage) -> dict[str, Any]:
         return row | {"counts": stage.manifest.counts}
     files = store.list(store.folder(stage.name, stage.key))
     markers = [name for name in files if name.startswith("shards/") and name.endswith(".json")]
-    saved = store.list(store.training_folder(stage.name, stage.key))
-    checkpoints = {name.split("/")[0] for name in saved if name.startswith("checkpoint_")}
+    checkpoints = []
+    if stage.training:
+        checkpoints = saved_in(store, store.training_folder(stage.name, stage.training))
     counts = {"shards": len(markers), "checkpoints": len(checkpoints)}
     return row | {
         "state": "under way" if markers or checkpoints else "missing",

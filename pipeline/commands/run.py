@@ -80,8 +80,56 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
-for _name in STAGES:
-    app.command(_name)(_stage_command(_name))
+def _training_commands(name: str) -> typer.Typer:
+    """The command of a stage that trains, with `export` below it."""
+    group = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+    run_stage = _stage_command(name)
+
+    def command(
+        context: typer.Context,
+        config: ConfigFile = None,
+        preset: Preset = None,
+        set_: Settings = None,
+        force: bool = False,
+        log_format: LogFormat = "text",
+    ) -> None:
+        if context.invoked_subcommand is None:
+            run_stage(config, preset, set_, force, log_format)
+        elif config or preset or set_ or force:
+            raise ConfigError(f"write the options of `{name} export` behind it")
+
+    def export(
+        step: Annotated[int, typer.Option(min=1, help="What the stage's `steps` would be.")],
+        config: ConfigFile = None,
+        preset: Preset = None,
+        set_: Settings = None,
+        log_format: LogFormat = "text",
+    ) -> None:
+        from pipeline.commands.opening import open_plan
+        from pipeline.planning import require_kept
+
+        check_log_format(log_format)
+        wanted = selection(only=name)
+        settings = [*(set_ or ()), f"{name}.steps={step}"]
+        opened = open_plan(config, preset, settings, wanted, pin=True)
+        require_kept(opened.store, opened.config, next(s for s in opened.stages if s.name == name))
+        _run(opened, wanted, log_format)
+
+    command.__doc__ = run_stage.__doc__
+    export.__doc__ = (
+        f"Commit the artifact that {name}.steps=STEP would make, from a kept checkpoint of a "
+        "training of another length."
+    )
+    group.callback()(command)
+    group.command("export")(export)
+    return group
+
+
+for _name, _stage in STAGES.items():
+    if _stage.taken:
+        app.add_typer(_training_commands(_name), name=_name)
+    else:
+        app.command(_name)(_stage_command(_name))
 
 
 def _run(opened: Opened, wanted: Selection, log_format: str) -> None:

@@ -77,11 +77,9 @@ def sweep(
 
 
 def _load(file: Path | None, preset: str | None, settings: Sequence[str]) -> PipelineConfig:
-    from pipeline.base.store import ArtifactStore
-    from pipeline.commands.opening import open_config, pin_models
+    from pipeline.commands.opening import open_config
 
-    config = open_config(file, preset, settings)
-    return pin_models(config, ArtifactStore(config.store))
+    return open_config(file, preset, settings, pin=True)
 
 
 def _trained(

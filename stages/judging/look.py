@@ -147,8 +147,7 @@ class HeldOutLook:
         """Read what an earlier start has seen of the teacher, or draw it. What rank 0 finds holds
         for all: a store may show a file to one and not yet to another.
         """
-        context = self._context
-        folder = context.store.training_folder(context.stage, context.key)
+        context, folder = self._context, self._context.training_folder
         rank, _ = rank_and_world()
         rows = self._read(folder) if rank == 0 else np.zeros((0, 0))
         width = int(self._over_ranks(np.array([rows.shape[1]]))[0])

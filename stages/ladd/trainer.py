@@ -240,10 +240,7 @@ class LaddTrainer:
     def _student_rate(self) -> float:
         """Rises linearly during the warm-up and falls linearly at the end."""
         config = self.config
-        scale = 1.0
-        if config.decay_share > 0:
-            falling = config.decay_share * config.steps * config.discriminator.updates_per_student
-            scale = min(1.0, max(0.02, (config.total_steps - self.step) / falling))
+        scale = config.decay(self.step)
         if config.warmup_updates > 0:
             turn = self.step - config.discriminator.head_start_steps
             done = turn // config.discriminator.updates_per_student

@@ -44,11 +44,11 @@ class SampleGrids:
             rows = pq.read_table(path).to_pylist()
         self.samples = _one_of_each_bucket(rows, self.config.distill.sample_prompts)
 
-    def put(self, step: int, *, keep: bool) -> list[Sign]:
+    def put(self, step: int, *, folder: str | None) -> list[Sign]:
         """Draw the grid of update `step`; returns a sign if the student's diversity is low.
 
-        Every rank calls this, because sharded weights need all ranks. The rank with `keep` writes
-        `samples/step-NNNNNN.png` into the artifact's folder.
+        Every rank calls this, because sharded weights need all ranks. The rank with a `folder` of
+        the store writes `samples/step-NNNNNN.png` into it.
         """
         if not self.samples:
             return []
@@ -56,9 +56,8 @@ class SampleGrids:
             png, signs = self._draw()
         if self.config.encode.embeddings == "stored":
             self.teacher.release()  # training needs no text encoders or autoencoder
-        if keep:
-            name = f"{self.context.folder}/samples/step-{step:06d}.png"
-            self.context.store.write(name, png)
+        if folder is not None:
+            self.context.store.write(f"{folder}/samples/step-{step:06d}.png", png)
         return signs
 
     def _draw(self) -> tuple[bytes, list[Sign]]:

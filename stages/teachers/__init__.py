@@ -45,20 +45,25 @@ class Family:
     """A function of TeacherConfig and the teacher's folder that raises ConfigError unless the
     folder can be used, and does not import torch.
     """
+    start: str | None = None
+    """A function of a folder that `distill.init` names and the teacher's folder that raises
+    ConfigError unless a student can start there, and does not import torch.
+    """
     embedded: Path | None = None
     """Weights that ship with the project, for a configuration that names no model."""
 
 
 EMBEDDED = Path(__file__).parents[1] / "shapes_world" / "weights"
-_SD3_MEMORY = "stages.teachers.sd3_memory:training_memory"
-_SD3_CHECK = "stages.teachers.sd3_folder:check_teacher"
+_SD3 = (
+    "stages.teachers.sd3_memory:training_memory",
+    "stages.teachers.sd3_folder:check_teacher",
+    "stages.teachers.sd3_folder:check_start",
+)
 _SD3_PIPELINE = "StableDiffusion3Pipeline"
 
 FAMILIES = {
-    "sd3": Family("stages.teachers.sd3:SD3Teacher", _SD3_PIPELINE, _SD3_MEMORY, _SD3_CHECK),
-    "shapes": Family(
-        "stages.teachers.shapes:ShapesTeacher", _SD3_PIPELINE, _SD3_MEMORY, _SD3_CHECK, EMBEDDED
-    ),
+    "sd3": Family("stages.teachers.sd3:SD3Teacher", _SD3_PIPELINE, *_SD3),
+    "shapes": Family("stages.teachers.shapes:ShapesTeacher", _SD3_PIPELINE, *_SD3, EMBEDDED),
 }
 
 
@@ -84,6 +89,18 @@ def check_teacher(config: TeacherConfig) -> None:
     if config.model is not None and family.check is not None and Path(config.model).exists():
         folder = model_folder(config.model, None, field="teacher.model", patterns=())
         _load(family.check)(config, folder)
+
+
+def check_start(config: TeacherConfig, folder: Path) -> None:
+    """Raise ConfigError if a student cannot start in a folder on this machine. Reads JSON files and
+    headers only; what is not on this machine is looked at when it is opened.
+    """
+    from stages.teachers.hub import local_folder
+
+    family = _family(config.family)
+    teacher = family.embedded if config.model is None else local_folder(config)
+    if family.start is not None and folder.is_dir() and teacher is not None:
+        _load(family.start)(folder, teacher)
 
 
 def open_teacher(config: TeacherConfig) -> Teacher:

@@ -81,6 +81,14 @@ class Teacher(Protocol):
         """
         ...
 
+    def starting_from(self, folder: Path) -> Teacher:
+        """This teacher with the transformer in a folder, which is the transformer's or that of a
+        pipeline: what it loads and saves as a student starts there.
+
+        Raises ConfigError naming `distill.init` unless it has the teacher's architecture.
+        """
+        ...
+
     def add_adapters(
         self, backbone: Backbone, lora: LoraConfig, *, field: str, seed: int
     ) -> Adapters:

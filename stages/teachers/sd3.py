@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -47,8 +48,10 @@ from stages.teachers.sd3_folder import (
     INDEX,
     PARTS,
     SCHEDULER,
+    START_FIELD,
     T5_PARTS,
     check_folder,
+    check_start,
     refuse_students_scheduler,
 )
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
@@ -72,6 +75,7 @@ class SD3Teacher:
         self.device = torch.device("cpu")
         self.dtype = getattr(torch, config.dtype)
         self.folder, self.parts = self._find()
+        self._start: Path | None = None
         transformer, vae = self._json("transformer/config.json"), self._json("vae/config.json")
         self.vae_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         self.unit = self.vae_factor * transformer["patch_size"]
@@ -121,6 +125,11 @@ class SD3Teacher:
         if lora is not None:
             add_adapters(transformer, lora)
         return SD3Backbone(transformer.to(self.device), checkpoint_blocks=checkpoint_blocks)
+
+    def starting_from(self, folder: Path) -> SD3Teacher:
+        other = copy.copy(self)
+        other._start = check_start(folder, self.folder)
+        return other
 
     def add_adapters(
         self, backbone: SD3Backbone, lora: LoraConfig, *, field: str, seed: int
@@ -256,12 +265,13 @@ class SD3Teacher:
         shard: Callable[[Backbone], None],
     ) -> SD3Backbone:
         config = self._json("transformer/config.json")
-        with opening(FIELD, self.folder / "transformer"):
+        place, field = self._place("transformer")
+        with opening(field, place):
             transformer, adapters = on_meta(config, dtype, lora)
         backbone = SD3Backbone(transformer, checkpoint_blocks=checkpoint_blocks)
         shard(backbone)
         backbone.to_empty(device=self.device)
-        fill(transformer, self.folder / "transformer", adapters)
+        fill(transformer, place, adapters)
         return backbone
 
     def _find(self) -> tuple[Path, list[str]]:
@@ -289,28 +299,34 @@ class SD3Teacher:
         """Load a part, frozen. Raises ConfigError for weights that are missing, which the libraries
         would draw at random with a mere warning, or not finite.
         """
-        place = self.folder / part
-        with opening(FIELD, place):
+        place, field = self._place(part)
+        with opening(field, place):
             model, report = kind.from_pretrained(
                 place, torch_dtype=dtype, local_files_only=True, output_loading_info=True
             )
         if missing := sorted(report["missing_keys"]):
             raise ConfigError(
-                f"{FIELD}: the weights in {place} lack {missing[0]}, which a {kind.__name__} has; "
+                f"{field}: the weights in {place} lack {missing[0]}, which a {kind.__name__} has; "
                 "they are incomplete, or of another model"
             )
         if part in ("transformer", "vae") and report["unexpected_keys"]:
             raise ConfigError(
-                f"{FIELD}: the weights in {place} hold {sorted(report['unexpected_keys'])[0]}, "
+                f"{field}: the weights in {place} hold {sorted(report['unexpected_keys'])[0]}, "
                 "which its config.json does not describe; they are of another model"
             )
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
                 raise ConfigError(
-                    f"{FIELD}: {name} in {place} holds values that are not finite; download the "
+                    f"{field}: {name} in {place} holds values that are not finite; download the "
                     "model again"
                 )
         return model
+
+    def _place(self, part: str) -> tuple[Path, str]:
+        """The folder of a part, and the field of the configuration that names it."""
+        if part == "transformer" and self._start is not None:
+            return self._start, START_FIELD
+        return self.folder / part, FIELD
 
     def _tokenizer(self, part: str) -> PreTrainedTokenizerBase:
         """The tokenizer of the class that model_index.json names, as stock diffusers loads it."""

@@ -16,6 +16,7 @@ from stages.teachers.folder_check import ModelFolder, what_it_is
 from stages.teachers.sd3_memory import linear_layers
 
 FIELD = "teacher.model"
+START_FIELD = "distill.init"
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 _PIPELINES = (
@@ -65,6 +66,27 @@ def check_teacher(config: TeacherConfig, folder: Path) -> None:
     parts = check_folder(folder, use_t5=config.use_t5)
     assert "scheduler" in parts
     refuse_students_scheduler(folder, ModelFolder(folder, FIELD).json(SCHEDULER))
+
+
+def check_start(folder: Path, teacher: Path) -> Path:
+    """Return the folder of the transformer that a folder is or holds. Raises ConfigError unless its
+    weights are here and it has the architecture of the teacher's.
+    """
+    place = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    model = ModelFolder(place, START_FIELD)
+    model.check_part("")
+    found = model.json("config.json")
+    wanted = ModelFolder(teacher, FIELD).json("transformer/config.json")
+    for name in ("_class_name", *_SIZES, "qk_norm", "dual_attention_layers"):
+        if (found.get(name) or None) != (wanted.get(name) or None):
+            raise ConfigError(
+                f"{START_FIELD}: {place} has {found.get(name)!r} as {name}, but the teacher's "
+                f"transformer {wanted.get(name)!r}; a student starts from one of the teacher's "
+                "architecture"
+            )
+    model.check_not_quantised("", found)
+    model.weights("", _MODELS["transformer"])
+    return place
 
 
 def parts_of(folder: Path, *, use_t5: bool) -> list[str]:

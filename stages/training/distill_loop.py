@@ -17,6 +17,7 @@ from stages.data.latent_batches import LatentData
 from stages.judging.look import HeldOutLook
 from stages.ladd.backbone import Backbone, WithoutAdapters
 from stages.ladd.batch_plan import BatchPlan, slots_of
+from stages.ladd.ema import ExponentialAverage
 from stages.ladd.health import HealthWatch, Sign
 from stages.ladd.low_bit import quantize_blocks
 from stages.ladd.parallelize import compile_blocks, spread
@@ -28,6 +29,7 @@ from stages.teachers import open_teacher
 from stages.teachers.devices import worker_device
 from stages.teachers.protocol import Teacher
 from stages.training.speed import SpeedMeter
+from stages.training.start import student_start
 from stages.training.trace import TrainingTrace, fill_checkpoint, resume
 
 
@@ -41,7 +43,8 @@ def train(run: TrainingRun) -> None:
     latents = context.inputs["encode"]
     with closing(LatentData(latents, teacher.encode_prompts, cache_bytes=cache)) as data:
         plan = BatchPlan(data.sizes, distill.global_batch, distill.seed)
-        student, frozen = _nets(teacher, config)
+        with student_start(context, teacher) as start:
+            student, frozen = _nets(teacher, start, config)
         text = data.conditioning([0])
         pooled_width = text.pooled_BP.shape[1]
         trainer = LaddTrainer(student.train(), frozen, pooled_width, distill, teacher.device)
@@ -59,12 +62,7 @@ def train(run: TrainingRun) -> None:
             max_skipped=distill.max_skipped,
             signals=lambda: speed.take() | trainer.rates,
         )
-        grids = SampleGrids(context, teacher, frozen, student, trainer.average)
-        look = (
-            HeldOutLook(context, distill.look, teacher, frozen, student, trainer.average)
-            if distill.look is not None
-            else None
-        )
+        held_out = _HeldOut(run, trace, teacher, frozen, student, trainer.average)
         wanted = _wanted(plan, run, trainer.step, distill)
         with closing(trace), closing(data.ahead(wanted)) as batches:
             for bucket, latents_BCHW, conditioning in speed.fed(batches):
@@ -72,19 +70,58 @@ def train(run: TrainingRun) -> None:
                 cost = passes(distill, train_student="student_grad_norm" in metrics)
                 speed.add(distill.global_batch, distill.global_batch * cost * forward[bucket])
                 signs = trace.add(trainer.step, {"bucket": bucket, **metrics})
-                done = trainer.step == distill.total_steps
-                if distill.sample_prompts and (done or trainer.step % distill.sample_every == 0):
-                    low = grids.put(trainer.step, keep=run.rank == 0)
-                    trace.warn([sign.text for sign in low])
-                    signs += low
-                if look is not None and trainer.step % look.config.every == 0:
-                    trace.add_look(trainer.step, look.take())
+                signs += held_out.after(trainer.step)
                 if signs and distill.on_collapse == "stop":
                     raise _stopped(trainer.step, signs[0])
-                if done or trainer.step % distill.checkpoint_every == 0:
+                due = trainer.step in (distill.trunk_steps, distill.total_steps)
+                if due or trainer.step % distill.checkpoint_every == 0:
                     run.save(
-                        metrics, lambda folder: fill_checkpoint(folder, trainer, trace, run.rank)
+                        metrics,
+                        lambda folder: fill_checkpoint(folder, trainer, trace, run.rank),
+                        trainer.step,
+                        in_tail=trainer.step > distill.trunk_steps,
                     )
+            held_out.at_end(trainer.step)
+
+
+class _HeldOut:
+    """What held-out prompts show of the student: sample grids and looks."""
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        trace: TrainingTrace,
+        teacher: Teacher,
+        frozen: Backbone,
+        student: Backbone,
+        average: ExponentialAverage,
+    ) -> None:
+        self._context, self._rank, self._trace = run.context, run.rank, trace
+        self._distill = distill = run.context.config.distill
+        self._grids = SampleGrids(run.context, teacher, frozen, student, average)
+        self._look = None
+        if distill.look is not None:
+            self._look = HeldOutLook(run.context, distill.look, teacher, frozen, student, average)
+
+    def after(self, step: int) -> list[Sign]:
+        """Draw and look if it is time after update `step`; returns what is bad."""
+        context, distill, signs = self._context, self._distill, []
+        if distill.sample_prompts and step % distill.sample_every == 0:
+            in_tail = step > distill.trunk_steps
+            signs = self._draw(step, context.folder if in_tail else context.training_folder)
+        if self._look is not None and step % self._look.config.every == 0:
+            self._trace.add_look(step, self._look.take())
+        return signs
+
+    def at_end(self, step: int) -> None:
+        """Draw the artifact's last grid, unless there is one: a longer training draws none here."""
+        if self._distill.sample_prompts and step % self._distill.sample_every:
+            self._draw(step, self._context.folder)
+
+    def _draw(self, step: int, folder: str) -> list[Sign]:
+        signs = self._grids.put(step, folder=None if self._rank else folder)
+        self._trace.warn([sign.text for sign in signs])
+        return signs
 
 
 def _on_teachers_scale(distill: DistillConfig, teacher: Teacher) -> DistillConfig:
@@ -119,17 +156,20 @@ def _stopped(step: int, sign: Sign) -> StageFailed:
     )
 
 
-def _nets(teacher: Teacher, config: PipelineConfig) -> tuple[Backbone, Backbone]:
+def _nets(teacher: Teacher, start: Teacher, config: PipelineConfig) -> tuple[Backbone, Backbone]:
     """Student and frozen teacher. With `lora` they share one copy of the weights, in the teacher's
-    precision, with float32 adapters that are off for the teacher.
+    precision, with float32 adapters that are off for the teacher; unless the student starts from
+    other weights.
     """
     distill = config.distill
     gathered = computed_dtype(getattr(torch, distill.precision), teacher.device)
     frozen_dtype = computed_dtype(getattr(torch, config.frozen_dtype), teacher.device)
     if distill.lora is not None:
-        student = _backbone(teacher, config, gathered, dtype=frozen_dtype, lora=distill.lora)
-        return student, WithoutAdapters(student, teacher.adapters(student).off)
-    student = _backbone(teacher, config, gathered, dtype=torch.float32)
+        student = _backbone(start, config, gathered, dtype=frozen_dtype, lora=distill.lora)
+        if start is teacher:
+            return student, WithoutAdapters(student, teacher.adapters(student).off)
+    else:
+        student = _backbone(start, config, gathered, dtype=torch.float32)
     gathered_teacher = frozen_dtype if distill.shard_teacher else None
     return student, _backbone(teacher, config, gathered_teacher, dtype=frozen_dtype, frozen=True)
 

@@ -1,7 +1,12 @@
-"""What each worker of `dpo` runs, top to bottom: build, resume, update, look, save."""
+"""What each worker of `dpo` runs, top to bottom: build, resume, update, look, save.
+
+A last look after `dpo.steps` updates belongs to this artifact alone: a longer tuning would not take
+it there. So it comes after the trunk's last checkpoint.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Iterator
@@ -58,9 +63,16 @@ def train(run: TrainingRun) -> None:
             signals=lambda: speed.take() | trainer.rates,
         )
 
+        def look() -> None:
+            held_out = held_out_batches(data, dpo, run.rank, run.world)
+            trace.add_look(trainer.step, _looked(trainer, held_out))
+
         def fill(folder: Path) -> None:
             fill_checkpoint(folder, trainer, trace, run.rank)
-            if trainer.done and run.rank == 0:
+
+        def fill_last(folder: Path) -> None:
+            fill(folder)
+            if run.rank == 0:
                 trainer.take_best()
                 adapters.save(folder / LORA)
 
@@ -69,19 +81,13 @@ def train(run: TrainingRun) -> None:
             forward = teacher.forward_flops(Bucket.parse(bucket), batch[2].text_tokens)
             speed.add(dpo.global_batch, dpo.global_batch * PASSES * forward)
             trace.add(trainer.step, {"bucket": bucket, **metrics})
-            last = trainer.step == dpo.steps
-            if data.sizes["held_out"] and (last or trainer.step % dpo.watch_every == 0):
-                try:
-                    looked = trainer.look(held_out_batches(data, dpo, run.rank, run.world))
-                except TrainingDiverged as error:
-                    raise StageFailed(
-                        f"dpo: {error}; the last good checkpoint is kept, but training from it "
-                        "would diverge again. Lower dpo.learning_rate: that starts a new training "
-                        "run"
-                    ) from error
-                trace.add_look(trainer.step, looked)
+            if data.sizes["held_out"] and trainer.step % dpo.watch_every == 0:
+                look()
             if trainer.done or trainer.step % dpo.checkpoint_every == 0:
-                run.save(metrics, fill)
+                run.save(metrics, fill, trainer.step)
+        if data.sizes["held_out"] and "held_out_loss" not in json.loads(trace.lines[-1]):
+            look()
+        run.save({}, fill_last, trainer.step, in_tail=True)
         if trainer.stopped_early:
             trace.warn(
                 [
@@ -90,6 +96,17 @@ def train(run: TrainingRun) -> None:
                 ]
             )
         trace.close()
+
+
+def _looked(trainer: DpoTrainer, held_out: Iterator[tuple[range, Pairs]]) -> dict[str, float]:
+    """What a look finds. Raises StageFailed for errors that are not finite."""
+    try:
+        return trainer.look(held_out)
+    except TrainingDiverged as error:
+        raise StageFailed(
+            f"dpo: {error}; the last good checkpoint is kept, but training from it would diverge "
+            "again. Lower dpo.learning_rate: that starts a new training run"
+        ) from error
 
 
 def _batches(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import artifact, call_here, run_and_kill
+from tests.support.made_files import digests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # seven lives, each with its own Ray
 
@@ -36,28 +36,6 @@ KEPT = {
 
 def times(store: Path, pattern: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in store.glob(pattern)}
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Of all that a stage has made, but for what holds times (TensorBoard's files, signals and what
-    lists them, statistics, report, model card).
-    """
-    apart = (
-        "tensorboard/",
-        "signals.jsonl",
-        "manifest.json",
-        "config.yaml",
-        "inputs.json",
-        "report.",
-    )
-    paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in paths.items()
-        if not name.startswith(apart)
-        and not name.endswith("README.md")
-        and not (name.startswith("shards/") and name.endswith(".json"))
-    }
 
 
 def without_times(report: dict) -> dict:

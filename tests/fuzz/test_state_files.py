@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.base import lease, training
 from pipeline.base.checkpoint_list import _LIST, _listed, mend_checkpoint_list
+from pipeline.base.course import Work, taken_from
 from pipeline.base.lease import Lease, held, is_held
 from pipeline.base.lineage import survey
 from pipeline.base.shards import ShardWriter, finished_shards
@@ -51,7 +52,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def context(store):
-    return SimpleNamespace(store=store, stage="distill", key="k")
+    return SimpleNamespace(store=store, stage="distill", training_folder=TRAINING)
 
 
 def write(store: ArtifactStore, name: str, content: bytes) -> None:
@@ -114,8 +115,12 @@ def test_a_manifest_is_read_or_named(store, data):
 @given(data=st.data())
 def test_what_trainings_note_down_is_read_or_ignored(store, context, data):
     mine = Lease(store, f"{TRAINING}/lease.json", "distill", "token")
-    write(store, f"{TRAINING}/spent.json", data.draw(files(b'{"device_hours": 1.5}')))
-    assert 0 <= training._device_hours(context) < float("inf")
+    sound = b'{"device_hours": 1.5, "micro_batch": [[0, 8], [20, 4]]}'
+    write(store, f"{TRAINING}/work.json", data.draw(files(sound)))
+    work = Work.read(Path(store.path(TRAINING)))
+    assert work is None or 0 <= work.device_hours < float("inf")
+    write(store, f"{TRAINING}/kept.json", data.draw(files(b'{"steps": [3, 6]}')))
+    assert all(isinstance(step, int) for step in taken_from(store, TRAINING))
     verdict = b'{"run": "other", "error": "{\\"kind\\": \\"ArtifactError\\", \\"text\\": \\"x\\"}"}'
     write(store, f"{TRAINING}/error.json", data.draw(files(verdict)))
     assert training._failure(context, mine) is None
@@ -131,11 +136,11 @@ def test_what_trainings_note_down_is_read_or_ignored(store, context, data):
 @given(data=st.data())
 def test_what_an_unfinished_run_was_made_from_is_known_or_unknown(store, data):
     artifact = SimpleNamespace(manifest=manifest_of("prompts", {"a.parquet": (1, "0" * 64)}))
-    _begin(store, "synthesize", "k", {"prompts": artifact}, lambda text: None)
+    _begin(store, "synthesize", "k", "", {"prompts": artifact}, lambda text: None)
     mark = f"{FOLDER}/inputs.json"
     write(store, mark, data.draw(files(store.read(mark))))
-    _begin(store, "synthesize", "k", {"prompts": artifact}, lambda text: None)
-    _begin(store, "synthesize", "k", {"prompts": artifact}, pytest.fail)
+    _begin(store, "synthesize", "k", "", {"prompts": artifact}, lambda text: None)
+    _begin(store, "synthesize", "k", "", {"prompts": artifact}, pytest.fail)
 
 
 @fuzzed

@@ -21,12 +21,13 @@ def make_context(
     inputs: Iterable[Artifact] = (),
     *,
     key: str = "k",
+    training: str | None = None,
     report: Callable[[str, int, int], None] = ignore,
     warn: Callable[[str], None] = ignore,
 ) -> StageContext:
     """A stage's context; give lists' `append` as `warn` to see what is warned of."""
     found = {artifact.manifest.stage: artifact for artifact in inputs}
-    return StageContext(stage, key, config, store, found, report, warn)
+    return StageContext(stage, key, training or f"of-{key}", config, store, found, report, warn)
 
 
 def commit(context: StageContext, result: StageResult) -> Artifact:

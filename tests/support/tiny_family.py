@@ -7,6 +7,7 @@ joint blocks), and there is no pooled embedding. The weights are random.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 import zlib
@@ -148,6 +149,7 @@ class TinyTeacher:
         self.folder = Path(config.model or "")
         if not (self.folder / "backbone.safetensors").is_file():
             raise ConfigError(f"teacher.model: {self.folder} holds no tiny teacher")
+        self.start = self.folder
         self.words = load_file(self.folder / "words.safetensors")["words"]
 
     def check_bucket(self, bucket: Bucket) -> None:
@@ -168,13 +170,18 @@ class TinyTeacher:
         shard: Callable[[Backbone], None] | None = None,
     ) -> Backbone:
         backbone = TinyBackbone()
-        backbone.load_state_dict(load_file(self.folder / "backbone.safetensors"))
+        backbone.load_state_dict(load_file(self.start / "backbone.safetensors"))
         backbone.to(self.device, dtype or self.dtype)
         if lora is not None:
             self.add_adapters(backbone, lora, field="distill.lora", seed=0)
         if shard is not None:
             shard(backbone)
         return backbone
+
+    def starting_from(self, folder: Path) -> TinyTeacher:
+        other = copy.copy(self)
+        other.start = folder
+        return other
 
     def add_adapters(
         self, backbone: Backbone, lora: LoraConfig, *, field: str, seed: int

@@ -6,24 +6,19 @@ python -m tests.support.without_ray ARGUMENTS OF ladd-pipeline
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import cli, executor, stage_task
 from pipeline.base import mapping
-from pipeline.base.lease import held
-from pipeline.base.stage import StageContext
-from pipeline.base.training import TrainingPlan, TrainingRun
 from pipeline.observe import Observer
 from pipeline.stage_task import Job, run_stage
 from schemas.errors import LaddError
 from stages import distill, dpo
-from tests.support.training import Run
+from tests.support.training import training_here
 
 
 def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
@@ -38,7 +33,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(executor, "ray_cluster", lambda config, warn: contextlib.nullcontext())
     patch.setattr(executor, "_walk", _walk)
     for stage in (distill, dpo):
-        patch.setattr(stage, "train_on_ray", _train)
+        patch.setattr(stage, "train_on_ray", training_here())
 
 
 def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
@@ -54,19 +49,6 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
                 except LaddError as error:
                     observer.record("failed", stage=name, error=str(error))
                     raise
-
-
-@contextlib.contextmanager
-def _train(
-    context: StageContext, worker: Callable[[TrainingRun], None], plan: TrainingPlan
-) -> Iterator[tuple[Path, float]]:
-    """One worker, whatever the plan says."""
-    folder = context.store.training_folder(context.stage, context.key)
-    with held(context.store, folder, context.stage), tempfile.TemporaryDirectory() as scratch:
-        run: Any = Run(Path(scratch))
-        run.context = context
-        worker(run)
-        yield run.folder, 0.0
 
 
 if __name__ == "__main__":

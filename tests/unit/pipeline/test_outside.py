@@ -66,6 +66,23 @@ def write(path, text):
     os.utime(path, (time.time() - 60,) * 2)  # so that its digest may be remembered
 
 
+def test_a_student_made_when_its_micro_batch_entered_the_key_is_found(config, store):
+    """Bug: ask for its key alone; then a user's students are all trained again."""
+    before = plan(config, store)["distill"]
+    above = [plan(config, store)[name].key for name in before.inputs]
+    identity = STAGES["distill"].identity(config)
+    old = identity | {"distill": identity["distill"] | {"micro_batch": 4}}
+    refs = [
+        {"stage": name, "key": key, "digest": "d"}
+        for name, key in zip(before.inputs, above, strict=True)
+    ]
+    store.commit(manifest_of("distill", key="0" * 16, version=3, identity=old, inputs=refs))
+    for change, is_found in (({}, True), ({"micro_batch": 2}, True), ({"seed": 5}, False)):
+        changed = config.distill.model_copy(update=change)
+        student = plan(config.model_copy(update={"distill": changed}), store)["distill"]
+        assert (student.key == "0" * 16) == is_found == (student.manifest is not None)
+
+
 def plan(config, store, **selection):
     return {stage.name: stage for stage in make_plan(config, store, Selection(**selection))}
 

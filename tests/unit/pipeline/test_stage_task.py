@@ -29,11 +29,11 @@ def test_shards_of_other_prompts_are_thrown_away(tmp_path, changed):
     before, after = (ArtifactStore(str(tmp_path / name)) for name in ("before", "after"))
     store = ArtifactStore(str(tmp_path / "store"))
     warnings = []
-    _begin(store, "synthesize", "k", prompts(before, "a" * 64), warnings.append)
+    _begin(store, "synthesize", "k", "", prompts(before, "a" * 64), warnings.append)
     for name in HALF:
         store.write(name, b"made")
     digest = ("b" if changed else "a") * 64
-    _begin(store, "synthesize", "k", prompts(after, digest), warnings.append)
+    _begin(store, "synthesize", "k", "", prompts(after, digest), warnings.append)
     assert [store.read(name) is None for name in HALF] == [changed, changed]
     assert not warnings
 
@@ -45,8 +45,8 @@ def test_where_nobody_knows_the_inputs_all_is_made_again_and_it_is_said(tmp_path
     warnings = []
     for name in (*HALF, "artifacts/synthesize/k/inputs.json"):
         store.write(name, content)
-    _begin(store, "synthesize", "k", inputs, warnings.append)
+    _begin(store, "synthesize", "k", "", inputs, warnings.append)
     assert [store.read(name) for name in HALF] == [None, None]
     assert len(warnings) == 1 and "inputs.json cannot be read" in warnings[0]
-    _begin(store, "synthesize", "k", inputs, warnings.append)
+    _begin(store, "synthesize", "k", "", inputs, warnings.append)
     assert len(warnings) == 1

@@ -43,6 +43,15 @@ def test_lists_are_values_of_their_own():
     ]
 
 
+def test_trials_of_one_training_follow_each_other_the_shortest_first(tmp_path):
+    """Bug: run them side by side; then the lease of their training stops all but one."""
+    settings = [f"store={tmp_path}", "distill.renoise.mean=0,1", "distill.steps=900,300,600"]
+    trials = make_trials(SHAPES, settings)
+    groups = sweep._by_training("distill", trials, ArtifactStore(str(tmp_path)))
+    found = [[(t.config.distill.renoise.mean, t.config.distill.steps) for t in g] for g in groups]
+    assert sorted(found) == [[(mean, steps) for steps in (300, 600, 900)] for mean in (0, 1)]
+
+
 def test_one_at_a_time_varies_around_the_first_values():
     trials = make_trials(
         SHAPES,

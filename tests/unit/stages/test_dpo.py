@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -13,7 +12,6 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
 from pipeline.base.mapping import map_shards
-from pipeline.base.stage import StageContext
 from schemas.errors import ConfigError, StageFailed
 from stages import dpo
 from stages.judging import adapter_scale
@@ -30,6 +28,7 @@ from tests.support.pairs import (
     pairs_config,
     put_stand_ins,
 )
+from tests.support.training import training_here
 
 
 def test_the_reward_may_not_choose(tiny_sd3, tmp_path):
@@ -42,40 +41,6 @@ def test_the_reward_may_not_choose(tiny_sd3, tmp_path):
         dpo.check(unknown)
     voted = {"pairs": {"url": "votes.jsonl"}, "dpo": {"chooser": {"name": "layout"}}}
     dpo.check(pairs_config(tiny_sd3, tmp_path, **voted))
-
-
-class FakeRun:
-    """Ray Train's part, in this process: checkpoints in a folder, and a death after `lives`
-    saves.
-    """
-
-    rank, world, cpus, gpus = 0, 1, 2, 0
-
-    def __init__(self, context: StageContext, folder: Path, lives: int) -> None:
-        self.context, self.folder, self.lives = context, folder, lives
-
-    def checkpoint_folders(self):
-        yield from sorted(self.folder.glob("*"), reverse=True)
-
-    def save(self, metrics, fill):
-        path = self.folder / f"{len(list(self.folder.glob('*'))):06d}"
-        path.mkdir(parents=True)
-        fill(path)
-        self.lives -= 1
-        if self.lives == 0:
-            raise KeyboardInterrupt
-
-
-def fake_training(folder: Path, lives: int, calls: list):
-    @contextlib.contextmanager
-    def train_on_ray(context, worker, plan):
-        run = FakeRun(context, folder, lives)
-        calls.append("resumed" if list(run.checkpoint_folders()) else "new")
-        worker(run)
-        last = sorted(folder.glob("*"))[-1]
-        yield last, 2.0
-
-    return train_on_ray
 
 
 def scales_in_process(lives: int, calls: list):
@@ -120,7 +85,8 @@ def tuned_stage(
     store: Path,
     monkeypatch,
     *,
-    lives: int = 99,
+    key: str = "k",
+    lives: int = 0,
     scales: int = 99,
     warn=ignore,
     **sections,
@@ -140,9 +106,8 @@ def tuned_stage(
             config, inputs["prompts"], student if config.pairs.model == "student" else None
         )
     context, calls = context_of("dpo", config, distill=student, **inputs), []
-    context = dataclasses.replace(context, warn=warn)
-    folder = store.parent / f"{store.name}-training"
-    monkeypatch.setattr(dpo, "train_on_ray", fake_training(folder, lives, calls))
+    context = dataclasses.replace(context, key=key, warn=warn)
+    monkeypatch.setattr(dpo, "train_on_ray", training_here(lives, calls))
     monkeypatch.setattr(adapter_scale, "map_shards", scales_in_process(scales, calls))
     try:
         return commit(context, dpo.run(context)), calls
@@ -247,12 +212,35 @@ def test_killed_and_resumed_gives_the_same_result_and_does_nothing_twice(
     made, calls = tuned_stage(tiny_sd3, store, monkeypatch, lives=1)
     assert made is None and calls == ["new"]
     made, calls = tuned_stage(tiny_sd3, store, monkeypatch, scales=1)
-    assert made is None and calls == ["resumed", "shards/scales/000"]
+    assert made is None and calls == ["from 2", "shards/scales/000"]
     made, calls = tuned_stage(tiny_sd3, store, monkeypatch)
     assert calls == ["shards/scales/001", "shards/scales/002"], "no training, one scale less"
     assert contents(made) == contents(undisturbed)
     assert made.manifest.details == undisturbed.manifest.details
     assert made.manifest.metrics == undisturbed.manifest.metrics
+
+
+def test_a_longer_tuning_goes_on_and_looks_like_an_undisturbed_one(
+    undisturbed, tiny_sd3, tmp_path, monkeypatch
+):
+    """Bug: go on from behind the shorter one's last look, after update 5, which counts among those
+    that a longer one waits for.
+    """
+    store = tmp_path / "store"
+    with monkeypatch.context() as patch:
+        patch.setitem(TUNING, "steps", 5)
+        short, _ = tuned_stage(tiny_sd3, store, monkeypatch, key="short")
+    rows = (Path(short.store.path(short.folder)) / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 5 and "held_out_loss" in json.loads(rows[-1])
+    made, calls = tuned_stage(tiny_sd3, store, monkeypatch)
+    assert calls[0] == "from 5"
+    assert contents(made) == contents(undisturbed)
+    assert made.manifest.details == undisturbed.manifest.details
+    with monkeypatch.context() as patch:
+        patch.setitem(TUNING, "steps", 5)
+        patch.setattr(DpoTrainer, "update", pytest.fail)
+        again, _ = tuned_stage(tiny_sd3, store, monkeypatch, key="again")
+    assert contents(again) == contents(short)
 
 
 def test_an_early_stop_ends_the_stage_with_the_best_adapters(tiny_sd3, tmp_path, monkeypatch):

@@ -68,12 +68,11 @@ def test_a_damaged_list_is_written_anew(store, manager, content):
 
 
 def test_a_list_that_names_a_checkpoint_that_is_gone_is_written_anew(store, manager):
+    """Checkpoints that nobody needs are removed behind Ray's back."""
     store.write(f"{FOLDER}/{_LIST}", b"")
     mend_checkpoint_list(store, FOLDER, [].append)
     store.remove(f"{FOLDER}/{NAMES[1]}")
-    said = []
-    mend_checkpoint_list(store, FOLDER, said.append)
-    assert len(said) == 1 and "goes on from the 1 checkpoints" in said[0]
+    mend_checkpoint_list(store, FOLDER, pytest.fail)
     assert manager().latest_checkpoint_result.checkpoint.path.endswith(NAMES[0])
 
 

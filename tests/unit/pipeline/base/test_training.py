@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train import TrainingFailedError, WorkerGroupError
+from ray.train import Checkpoint, TrainingFailedError, WorkerGroupError
 
 from pipeline.base import training
+from pipeline.base.checkpoint_list import list_checkpoints
+from pipeline.base.course import Course, Keeping, Work
 from pipeline.base.lease import Lease
 from pipeline.base.stage import StageContext
 from pipeline.base.store import ArtifactStore
@@ -27,13 +31,14 @@ from tests.support.tiny_sd3 import make_tiny_config
 def plan_for(workers: int, **changes) -> TrainingPlan:
     nothing_set = dict.fromkeys(("min_workers", "cpus_per_worker", "use_gpu"))
     return TrainingPlan(
-        **nothing_set | {"workers": workers, "retries": 0, "checkpoints_kept": 1} | changes
+        **nothing_set
+        | {"workers": workers, "retries": 0, "keeping": Keeping(1, None), "micro_batch": 4}
+        | changes
     )
 
 
 def lease_of(context: StageContext) -> Lease:
-    folder = context.store.training_folder(context.stage, context.key)
-    return Lease(context.store, f"{folder}/lease.json", context.stage, "mine")
+    return Lease(context.store, f"{context.training_folder}/lease.json", context.stage, "mine")
 
 
 HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
@@ -73,21 +78,37 @@ def test_parts_of_a_cpu_fit_as_often_as_they_go_into_it():
 def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypatch):
     """Bug: take the time of the last start alone."""
     place = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 2)
-    monkeypatch.setattr("ray.train.get_context", lambda: place)
-    monkeypatch.setattr("ray.train.report", lambda metrics, **checkpoint: None)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    clock = SimpleNamespace(monotonic=lambda: 0.0)
-    monkeypatch.setattr(training, "time", clock)
+    reported = []
     store = ArtifactStore(str(tmp_path / "store"))
     config = make_tiny_config(tmp_path, tmp_path / "store")
     context = make_context("distill", config, store)
-    for begins in (0.0, 36_000.0):
-        clock.monotonic = lambda now=begins: now
-        run = TrainingRun(context, share, lease_of(context))
-        for seconds in (1800.0, 3600.0):
-            clock.monotonic = lambda now=begins + seconds: now
-            run.save({}, lambda folder: None)
-    assert training._device_hours(context) == pytest.approx(2 * devices)
+
+    def report(metrics, *, checkpoint, checkpoint_dir_name, **_):
+        where = Path(store.path(context.training_folder, checkpoint_dir_name))
+        shutil.copytree(checkpoint.path, where)
+        reported.append(SimpleNamespace(checkpoint=Checkpoint.from_directory(where)))
+        list_checkpoints(store, context.training_folder, [checkpoint_dir_name])
+
+    monkeypatch.setattr("ray.train.get_context", lambda: place)
+    monkeypatch.setattr("ray.train.report", report)
+    monkeypatch.setattr("ray.train.get_all_reported_checkpoints", lambda: reported)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    clock = SimpleNamespace(monotonic=lambda: 0.0)
+    monkeypatch.setattr(training, "time", clock)
+    for start, micro_batch in enumerate((4, 2)):
+        clock.monotonic = lambda now=36_000.0 * start: now
+        plan = plan_for(2, micro_batch=micro_batch)
+        run = TrainingRun(context, share, lease_of(context), plan, Course(9, 9))
+        folders = [*run.checkpoint_folders()]
+        assert len(folders) == start
+        for number, seconds in enumerate((1800.0, 3600.0), 1):
+            clock.monotonic = lambda now=36_000.0 * start + seconds: now
+            run.save({}, lambda folder: None, 2 * start + number)
+    last = Path(reported[-1].checkpoint.path)
+    work = Work.read(last)
+    assert last.name == "checkpoint_000000004"
+    assert work.device_hours == pytest.approx(2 * devices)
+    assert work.micro_batch == ((0, 4), (2, 2))
 
 
 def test_workers_that_never_fit_on_this_machine_are_refused(tmp_path, monkeypatch):
@@ -164,7 +185,7 @@ def test_a_lost_controller_is_told_from_a_failed_worker(error, kind, text, tmp_p
 def loop(tmp_path, monkeypatch):
     """What Ray Train hands to each worker, and the number of workers."""
     world = SimpleNamespace(world=2)
-    monkeypatch.setattr(training, "TrainingRun", lambda context, share, lease: world)
+    monkeypatch.setattr(training, "TrainingRun", lambda *arguments: world)
     store = ArtifactStore(str(tmp_path / "store"))
     config = make_tiny_config(tmp_path, tmp_path / "store")
     context = make_context("distill", config, store)
@@ -176,6 +197,7 @@ def loop(tmp_path, monkeypatch):
 
     arguments = {"worker": work, "share": Share(1, False)}
     arguments |= {"context": context, "cwd": "/none", "lease": lease_of(context)}
+    arguments |= {"plan": plan_for(2), "course": Course(9, 9)}
     return arguments, world, calls
 
 

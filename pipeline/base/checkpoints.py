@@ -1,0 +1,92 @@
+"""The checkpoints of a training while it runs: it is held, tidied, and its result taken."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+
+from pipeline.base.checkpoint_list import mend_checkpoint_list
+from pipeline.base.course import Course, Keeping, Saved, Work, keep, saved_in, taken_from
+from pipeline.base.lease import Lease, held
+from pipeline.base.stage import StageContext
+from schemas.errors import StageFailed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an artifact is taken from."""
+
+    folder: Path
+    """Its checkpoint, readable until the training's block ends."""
+    work: Work
+    details: dict[str, Any]
+    """What the manifest says of it: the training's key, the last update, the micro-batch."""
+
+
+def tidy_checkpoints(context: StageContext, keeping: Keeping, now: int) -> None:
+    """Remove the checkpoints that nobody needs any more after update `now` of the trunk."""
+    store, folder = context.store, context.training_folder
+    for saved in keeping.expendable(saved_in(store, folder), now, taken_from(store, folder)):
+        store.remove(f"{folder}/{saved.name}")
+
+
+@contextlib.contextmanager
+def result_of(context: StageContext, course: Course) -> Iterator[Trained]:
+    """Give what a training that has ended left for the artifact. Raises StageFailed for nothing."""
+    found = course.starts(saved_in(context.store, context.training_folder), context.key)
+    if not found:
+        raise StageFailed(f"{context.stage}: training ended without a checkpoint")
+    with folder_of(context, found[0]) as folder:
+        work = Work.read(folder) or Work()
+        details = {
+            "key": context.training,
+            "update": found[0].step,
+            "micro_batch": work.shown_micro_batch(),
+        }
+        yield Trained(folder, work, details)
+
+
+@contextlib.contextmanager
+def folder_of(context: StageContext, saved: Saved) -> Iterator[Path]:
+    """Give a local folder with a checkpoint: itself, or a copy."""
+    from ray.train import Checkpoint
+
+    where = context.store.path(context.training_folder, saved.name)
+    with Checkpoint(where, arrow_filesystem(context)).as_directory() as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def hold_training(context: StageContext, course: Course) -> Iterator[Lease]:
+    """Hold a training and the artifact that is taken from it, so that no other run and no `gc`
+    touches either; its list of checkpoints is made usable.
+    """
+    store, folder = context.store, context.training_folder
+    artifact = store.training_folder(context.stage, context.key)
+    with held(store, folder, context.stage) as lease, held(store, artifact, context.stage):
+        mend_checkpoint_list(store, folder, context.warn)
+        keep(store, folder, course.trunk)
+        yield lease
+
+
+class _ObjectStore(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
+    """A handler that makes no folders: object stores have none, and making one may need permissions
+    on the bucket.
+    """
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        pass
+
+
+def arrow_filesystem(context: StageContext) -> pyarrow.fs.FileSystem:
+    """Return the store's filesystem as Ray Train takes it."""
+    if context.store.is_local:
+        folder = context.store.path(context.store.training_folder(context.stage))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(_ObjectStore(context.store.filesystem))

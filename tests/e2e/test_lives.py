@@ -1,0 +1,86 @@
+"""The life of a training on Ray: killed, gone on with, cut short, decayed, and begun again from its
+student. Each result has the bytes of one that was trained alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import call_here, run_and_kill
+from tests.support.made_files import digests
+from tests.support.tiny_sd3 import build_pipeline, write_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+LENGTHS = {"precision": "float32", "checkpoint_every": 2, "keep_every": 4, "sample_every": 4}
+WHOLE, HALF = ("distill.steps=11",), ("distill.steps=9",)
+"""12 updates, and 10: the sample grid behind the last is drawn only for this length."""
+DECAYED = (*WHOLE, "distill.decay_share=0.5")
+
+
+def settings(store: Path, *values: str) -> list[str]:
+    return [part for value in (f"store={store}", *values) for part in ("--set", value)]
+
+
+def made(store: Path) -> dict[str, Path]:
+    """The folders of students by key."""
+    return {
+        path.parent.name: path.parent for path in store.glob("artifacts/distill/*/manifest.json")
+    }
+
+
+def planned(config: Path, store: Path, *values: str) -> str:
+    """What the plan says of the student."""
+    result = call_here("plan", "--json", "-c", config, *settings(store, *values))
+    return next(row["why"] for row in json.loads(result.stdout) if row["stage"] == "distill")
+
+
+def test_every_part_of_a_training_has_the_bytes_of_one_that_was_left_alone(tmp_path):
+    model = build_pipeline(tmp_path / "model", t5=False)
+    config = write_config(tmp_path, model, tmp_path / "store", distill=LENGTHS)
+    result = call_here("run", "-c", config, "--until", "encode")
+    assert result.returncode == 0, result.stderr
+    alone, parts = tmp_path / "alone", tmp_path / "parts"
+    for copy in (alone, parts):
+        shutil.copytree(tmp_path / "store", copy)
+
+    run_and_kill(
+        ["distill", "-c", config, *settings(parts, *WHOLE)],
+        lambda: list(parts.glob("training/distill/*/checkpoint_000000004/trace.jsonl")),
+    )
+    assert not made(parts)
+    assert re.search(r"; continues at update [2-8] of 12$", planned(config, parts, *WHOLE))
+    commands = [
+        ("distill", *settings(parts, *WHOLE)),
+        ("distill", "export", "--step", 9, *settings(parts)),
+        ("distill", *settings(parts, *DECAYED)),
+        ("distill", *settings(parts, "distill.steps=2", "distill.init=latest")),
+    ]
+    for number, (name, *options) in enumerate(commands):
+        if number == 1:
+            assert "; takes update 10 of the training " in planned(config, parts, *HALF)
+        result = call_here(name, *options, "-c", config, ray=True)
+        assert result.returncode == 0, result.stderr
+    refused = call_here("distill", "export", "--step", 4, "-c", config, *settings(parts))
+    assert refused.returncode == 4 and "for 4 steps, but for 3, " in refused.stderr
+
+    second = json.loads((parts / "pins" / "latest-student.json").read_text())["student"]
+    for values in (WHOLE, HALF, DECAYED):
+        separate = tmp_path / "_".join(values)
+        shutil.copytree(tmp_path / "store", separate)
+        result = call_here("distill", "-c", config, *settings(separate, *values), ray=True)
+        assert result.returncode == 0, result.stderr
+        ((key, folder),) = made(separate).items()
+        assert digests(made(parts)[key]) == digests(folder), values
+        shutil.copytree(folder, alone / "artifacts" / "distill" / key)
+    again = ("distill.steps=2", f"distill.init={second}")
+    result = call_here("distill", "-c", config, *settings(alone, *again), ray=True)
+    assert result.returncode == 0, result.stderr
+    assert made(parts).keys() == made(alone).keys() and len(made(parts)) == 4
+    for key, folder in made(parts).items():
+        assert digests(folder) == digests(made(alone)[key]), key
