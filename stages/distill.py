@@ -102,15 +102,16 @@ def run(context: StageContext) -> StageResult:
 
 
 def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageResult:
-    """Turn the last checkpoint into the artifact: a diffusers folder, the trace and the sample
-    grids.
+    """Turn the last checkpoint, or the chosen one, into the artifact: a diffusers folder, the trace
+    and the sample grids.
     """
     from stages.ladd.checkpoint import load_tensors
     from stages.ladd.ema import averaged_tensors
+    from stages.training.choice import chosen
     from stages.training.start import student_start
     from stages.training.trace import SIGNALS, STATE, TRACE
 
-    config, checkpoint = context.config, trained.folder
+    config = context.config
     teacher = open_teacher(config.teacher)
     grid = teacher.student_grid(config.distill.student_time)
 
@@ -118,17 +119,19 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
         averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
         load_tensors(checkpoint / STATE, averages)
 
-    with student_start(context, teacher) as start, tempfile.TemporaryDirectory() as scratch:
+    with (
+        chosen(context, trained, course(config)) as (update, checkpoint),
+        student_start(context, teacher) as start,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         model = Path(scratch) / "model"
         start.save_student(model, load_average, grid, lora=config.distill.lora)
         files = context.put_folder(model, "model")
-    trace = (checkpoint / TRACE).read_text().splitlines()
-    files["metrics.jsonl"] = context.store.put(
-        checkpoint / TRACE, f"{context.folder}/metrics.jsonl"
-    )
+    trace = trained.folder / TRACE
+    files["metrics.jsonl"] = context.store.put(trace, f"{context.folder}/metrics.jsonl")
     _copy_trunk_samples(context)
     files |= context.written("samples/", "tensorboard/", SIGNALS)
-    rows = [json.loads(line) for line in trace]
+    rows = [json.loads(line) for line in trace.read_text().splitlines()]
     last = [row for row in rows if "student_loss" in row][-50:]
     means = {
         name: float(np.mean([row[name] for row in last]))
@@ -145,7 +148,8 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
         "grid": list(grid.levels),
         "samples": sorted(name for name in files if name.startswith("samples/")),
         "short_buckets": plan.short_buckets,
-        "training": trained.details,
+        "training": trained.details
+        | ({} if config.distill.choose == "last" else {"chosen": update}),
         "init": config.distill.init,
     }
     return StageResult(

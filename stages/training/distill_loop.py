@@ -28,6 +28,7 @@ from stages.pictures.sample_grids import SampleGrids
 from stages.teachers import open_teacher
 from stages.teachers.devices import worker_device
 from stages.teachers.protocol import Teacher
+from stages.training.choice import best_update, marked
 from stages.training.speed import SpeedMeter
 from stages.training.start import student_start
 from stages.training.trace import TrainingTrace, fill_checkpoint, resume
@@ -80,6 +81,7 @@ def train(run: TrainingRun) -> None:
                         lambda folder: fill_checkpoint(folder, trainer, trace, run.rank),
                         trainer.step,
                         in_tail=trainer.step > distill.trunk_steps,
+                        best=best_update(trace.lines, distill),
                     )
             held_out.at_end(trainer.step)
 
@@ -110,7 +112,7 @@ class _HeldOut:
             in_tail = step > distill.trunk_steps
             signs = self._draw(step, context.folder if in_tail else context.training_folder)
         if self._look is not None and step % self._look.config.every == 0:
-            self._trace.add_look(step, self._look.take())
+            self._trace.add_look(step, marked(self._look.config) | self._look.take())
         return signs
 
     def at_end(self, step: int) -> None:

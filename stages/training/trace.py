@@ -144,7 +144,7 @@ class TrainingTrace:
             self._show(step, self._latest | {SKIPPED: self._skipped} | self._signal(step))
         return signs
 
-    def add_look(self, step: int, metrics: dict[str, float]) -> None:
+    def add_look(self, step: int, metrics: dict[str, Any]) -> None:
         """Record the metrics of a held-out look after update `step`."""
         self._keep(step, metrics)
         self._show(step, metrics)

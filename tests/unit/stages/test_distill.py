@@ -127,6 +127,40 @@ def test_a_decay_is_a_tail_of_the_kept_trunk_and_deaths_change_no_byte(lives):
     assert [row["step"] for row in rows] == [*range(1, 8)]
 
 
+LOOK = {
+    "every": 2,
+    "prompts": 2,
+    "scores": [{"name": "layout"}],
+    "features": {"name": "judge_features"},
+}
+
+
+@pytest.mark.parametrize(
+    ("length", "best"),
+    [({"steps": 7}, Saved(4)), ({"steps": 6, "decay_share": 0.5}, Saved(6, "of the artifact"))],
+)
+def test_the_checkpoint_of_the_best_look_is_kept_and_becomes_the_artifact(
+    lives, monkeypatch, length, best
+):
+    """Of looks at 2, 4, 6 and 8, with one latest checkpoint kept, after deaths: in the trunk, and
+    in a decay that begins after update 5.
+    """
+    add_look = TrainingTrace.add_look
+
+    def measured(trace, step, figures):
+        add_look(trace, step, figures | {"held_out_layout": 1.0 if step == best.step else 0.5})
+
+    monkeypatch.setattr(TrainingTrace, "add_look", measured)
+    wish = {"choose": "best", "choose_by": "layout", "keep_every": None, "checkpoints_kept": 1}
+    chosen, saved = lives("chosen"), []
+    save = Start.save_student
+
+    for dies in (2, 1, 0):
+        result = chosen.run(**length, **wish, look=LOOK, lives=dies)
+    assert result.details["training"]["chosen"] == best.step
+    assert result.metrics["held_out_layout"] == 1.0
+
+
 def test_another_micro_batch_goes_on_and_the_manifest_records_it(lives):
     changed = lives("changed")
     assert changed.run(steps=5, lives=2) is None
