@@ -9,7 +9,7 @@ import json
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -132,33 +132,44 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
     _copy_trunk_samples(context)
     files |= context.written("samples/", "tensorboard/", SIGNALS)
     rows = [json.loads(line) for line in trace.read_text().splitlines()]
-    last = [row for row in rows if "student_loss" in row][-50:]
-    means = {
-        name: float(np.mean([row[name] for row in last]))
-        for name in ("student_loss", "discriminator_loss")
-    }
-    counts = {
-        "updates": sum("bucket" in row for row in rows),
-        "skipped": sum("skipped" in row for row in rows),
-        "samples": sum(plan.sizes.values()),
-        "batches_per_epoch": plan.batches_per_epoch,
-    }
+    counts, metrics = _summary(rows, update)
+    counts |= {"samples": sum(plan.sizes.values()), "batches_per_epoch": plan.batches_per_epoch}
     details = {
         "model": "model",
         "grid": list(grid.levels),
         "samples": sorted(name for name in files if name.startswith("samples/")),
         "short_buckets": plan.short_buckets,
-        "training": trained.details
-        | ({} if config.distill.choose == "last" else {"chosen": update}),
+        "training": trained.details | {"update": update},
         "init": config.distill.init,
     }
     return StageResult(
         files=files,
         counts=counts,
-        metrics=means,
+        metrics=metrics,
         details=details,
         device_hours=trained.work.device_hours,
     )
+
+
+def _summary(rows: list[dict[str, Any]], update: int) -> tuple[dict[str, int], dict[str, float]]:
+    """Return counts, and mean losses of the last 50 updates of the student, with the figures of the
+    look at the artifact's `update`, if there was one.
+    """
+    from stages.judging.look import HELD_OUT
+
+    last = [row for row in rows if "student_loss" in row][-50:]
+    metrics = {
+        name: float(np.mean([row[name] for row in last]))
+        for name in ("student_loss", "discriminator_loss")
+    }
+    for row in rows:
+        if row["step"] == update:
+            metrics |= {name: value for name, value in row.items() if name.startswith(HELD_OUT)}
+    counts = {
+        "updates": sum("bucket" in row for row in rows),
+        "skipped": sum("skipped" in row for row in rows),
+    }
+    return counts, metrics
 
 
 def _copy_trunk_samples(context: StageContext) -> None:
