@@ -36,6 +36,7 @@ from stages.scores.diversity import intra_prompt_diversity
 from stages.scores.kernel import cmmd, paired_kid
 from stages.teachers.protocol import Teacher
 from stages.texts.identity import seed_of
+from stages.texts.judgeable import require_judged
 
 SEEDS = 2
 HELD_OUT, TEACHER = "held_out_", "teacher_"
@@ -123,6 +124,8 @@ class HeldOutLook:
         self._student, self._average = student, average
         seed = context.config.prompts.seed
         self._samples = look_samples(context.inputs["prompts"], config.prompts, seed)
+        prompts = [sample["prompt"] for sample in self._samples]
+        require_judged("distill.look.scores", [score.name for score in config.scores], prompts)
         self._batches = list(sample_batches(self._samples, config.micro_batch))
         self._of_teacher: Seen | None = None
 
