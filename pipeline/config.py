@@ -119,10 +119,13 @@ def _odd_numbers(raw: Any, checked: Any, place: str = "") -> Iterator[tuple[str,
 
 
 def read_preset(name: str) -> dict[str, Any]:
+    """Return a preset's fields. Like a file, it may name in `preset` the one that it builds on."""
     path = PRESETS / f"{name}.yaml"
     if not path.exists():
         raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, preset_names())}")
-    return read_yaml(path)
+    content = read_yaml(path)
+    base = content.pop("preset", None)
+    return merge(read_preset(base), content) if base else content
 
 
 def preset_names() -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration.")]
 Preset = Annotated[
     str | None,
-    typer.Option(help="A preset: shapes, shapes-smoke, sd3-medium, sd35-medium, sd35-large."),
+    typer.Option(help="A preset, such as shapes or sd35-medium-512 (docs/presets.md)."),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated.")

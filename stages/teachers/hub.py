@@ -118,11 +118,14 @@ def commit_of(model: str, revision: str | None) -> str | None:
     cache on this machine has it. None if neither knows; opening the model then says why.
     """
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
     try:
         return HfApi().model_info(model, revision=revision, timeout=10).sha
-    except Exception:  # of hub, network or name: opening the model says what is wrong
+    except HFValidationError:  # a folder that is not there
+        return None
+    except Exception:  # of hub or network: opening the model says what is wrong
         folder = repo_folder_name(repo_id=model, repo_type="model")
         known = Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
         return known.read_text().strip() if known.is_file() else None

@@ -27,17 +27,24 @@ def test_smoke_preset_runs_and_samples_on_relative_paths(smoke_store, tmp_path):
     assert len([p for p in drawn.stdout.splitlines() if (tmp_path / p).is_file()]) == 2
 
 
-TINY = {
+TRANSFORMERS = {
     "sd3-medium": {"qk_norm": None},
     "sd35-medium": {"dual": (0, 1)},
+    "sd35-medium-512": {"dual": (0, 1)},
     "sd35-large": {},
 }
-"""What is particular about each transformer: SD3 has no QK norm, SD3.5 medium dual attention."""
+"""What is particular about each: SD3 has no QK norm, SD3.5 medium dual attention."""
 SKIPS = {
     "synthesize.skip_layer_guidance.layers": "[1]",
     "synthesize.skip_layer_guidance.stop": 1,
 }
 """Skip-layer guidance of two steps and three blocks."""
+SMALLER = {
+    "sd35-medium": SKIPS,
+    "sd35-medium-512": SKIPS | {"distill.lora.rank": 2},
+    "sd35-large": {"distill.shard_over": 1, "distill.shard_teacher": False},
+}
+"""What only some presets have, made small."""
 
 
 @pytest.mark.parametrize("preset", ["sd3-medium", "sd35-large"])
@@ -57,7 +64,8 @@ def check_student(store: Path) -> None:
     assert (artifact(store, "distill") / "model" / "text_encoder_3").is_dir()
 
 
-def test_an_sd3_preset_runs_to_its_report(tmp_path):
+@pytest.mark.parametrize("preset", ["sd35-medium", "sd35-medium-512"])
+def test_sd35_medium_runs_to_its_report(preset, tmp_path):
     """The rest of the graph too, with PickScore and CLIP at tiny width."""
     clip = save_clip(tmp_path / "clip")
     scores = [{"name": name, "model": str(clip)} for name in ("clip_score", "pick_score")]
@@ -86,7 +94,6 @@ def test_an_sd3_preset_runs_to_its_report(tmp_path):
         "eval.alike_seeds": 2,
         "eval.micro_batch": 4,
     }
-    preset = "sd35-medium"
     result = call_here("run", "--preset", preset, *tiny(preset, tmp_path), *flags(settings))
     assert result.returncode == 0, result.stderr
     check_student(tmp_path / "store")
@@ -105,7 +112,7 @@ def tiny(preset: str, folder: Path) -> list[str]:
     )
     settings = {
         "store": folder / "store",
-        "teacher.model": build_pipeline(folder / "model", t5=True, **TINY[preset]),
+        "teacher.model": build_pipeline(folder / "model", t5=True, **TRANSFORMERS[preset]),
         "teacher.revision": "tiny",
         "teacher.max_sequence_length": 8,
         "prompts.sources": f"[{{kind: file, url: {prompts}}}]",
@@ -116,17 +123,16 @@ def tiny(preset: str, folder: Path) -> list[str]:
         "prompts.samples_per_shard": 8,
         "synthesize.steps": 2,
         "synthesize.flat_below": 0,
-        **(SKIPS if preset == "sd35-medium" else {}),
         **{f"{stage}.pool.workers": 1 for stage in ("synthesize", "encode", "pairs", "eval")},
         "distill.steps": 2,
         "distill.global_batch": 4,
         "distill.workers": 1,
-        "distill.shard_over": 1,
-        "distill.shard_teacher": False,
+        "distill.compile_blocks": False,
         "distill.micro_batch": 2,
         "distill.discriminator.head_start_steps": 1,
         "distill.sample_prompts": 1,
         "distill.discriminator.channels": 8,
+        **SMALLER.get(preset, {}),
     }
     return flags(settings)
 

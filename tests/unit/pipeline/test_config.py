@@ -50,6 +50,23 @@ def test_every_preset_is_valid(name):
     assert config.distill.global_batch % config.distill.workers == 0
 
 
+def test_a_preset_builds_on_another(tmp_path):
+    """Bug: replace a section of the other whole."""
+    one, eight, large = (
+        load_config(preset=name, environment={})
+        for name in ("sd35-medium", "sd35-medium-8gpu", "sd35-large")
+    )
+    assert (one.distill.workers, eight.distill.workers) == (1, 8)
+    assert eight.distill.discriminator == one.distill.discriminator
+    assert (eight.synthesize, eight.eval) == (one.synthesize, one.eval)
+    assert large.synthesize.skip_layer_guidance is None
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: sd35-medium-8gpu\ndistill: {steps: 9}\n")
+    assert load_config(file, environment={}).distill == eight.distill.model_copy(
+        update={"steps": 9}
+    )
+
+
 def test_unknown_preset_suggests():
     with pytest.raises(ConfigError, match="did you mean shapes"):
         load_config(preset="shape", environment={})

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config import load_config, preset_names
 from stages.judging.independence import warnings
 from tests.support.held_out import configured
 
@@ -32,7 +32,7 @@ def test_a_score_that_made_pairs_or_chose_the_scale_may_not_be_the_only_judge(se
         assert len(found) == 1 and re.search(words, found[0]), found
 
 
-@pytest.mark.parametrize("preset", ["sd3-medium", "sd35-medium", "sd35-large"])
+@pytest.mark.parametrize("preset", [name for name in preset_names() if "shapes" not in name])
 def test_presets_of_the_hub_have_an_independent_judge(preset):
     sources = "prompts.sources=[{kind: file, url: prompts.txt}]"
     assert warnings(load_config(preset=preset, settings=[sources])) == []

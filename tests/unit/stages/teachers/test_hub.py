@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from schemas.errors import ConfigError, ServiceUnavailable
-from stages.teachers.hub import model_folder
+from stages.teachers.hub import commit_of, model_folder
 
 
 def test_model_that_is_nowhere(refused):
@@ -70,6 +70,11 @@ def test_each_answer_of_the_hub_is_one_sentence(error, kind, said, monkeypatch):
         model_folder("some/model", "v9", field="teacher.model", patterns=["*"])
     text = str(caught.value)
     assert text.startswith("teacher.model: ") and "'some/model'" in text and "\n" not in text
+
+
+def test_a_folder_that_is_not_there_has_no_commit():
+    """Such as the weights of a score that the run does not reach."""
+    assert commit_of("./weights/image-reward", None) is None
 
 
 def test_a_snapshot_of_which_a_part_is_missing_names_it(folder_of_hub, monkeypatch):
