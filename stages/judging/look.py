@@ -126,10 +126,9 @@ class HeldOutLook:
         self._samples = look_samples(context.inputs["prompts"], config.prompts, seed)
         prompts = [sample["prompt"] for sample in self._samples]
         require_judged("distill.look.scores", [score.name for score in config.scores], prompts)
-        if len(prompts) < SEEDS * config.prompts and rank_and_world()[0] == 0:
-            context.warn(
-                f"distill.look.prompts is {config.prompts}, but {len(prompts) // SEEDS} are held out"
-            )
+        count = len(prompts) // SEEDS
+        if count < config.prompts and rank_and_world()[0] == 0:
+            context.warn(f"distill.look.prompts is {config.prompts}, but {count} are held out")
         self._batches = list(sample_batches(self._samples, config.micro_batch))
         self._of_teacher: Seen | None = None
 
