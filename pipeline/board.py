@@ -1,4 +1,4 @@
-"""Collects progress and warnings from stage tasks and training workers on any node."""
+"""Collects progress, warnings and notes from stage tasks and training workers on any node."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pipeline.observe import Observer
 
 
 class ProgressBoard:
-    """An actor that collects progress and warnings from stage tasks and training workers."""
+    """An actor that collects what stage tasks and training workers report and say."""
 
     def __init__(self) -> None:
         self._latest: dict[tuple[str, str], tuple[int, int]] = {}
-        self._warnings: list[tuple[str, str]] = []
+        self._said: list[tuple[str, str, str]] = []
 
     def post(self, stage: str, unit: str, done: int, total: int) -> None:
         self._latest[stage, unit] = (done, total)
 
-    def warn(self, stage: str, text: str) -> None:
-        self._warnings.append((stage, text))
+    def say(self, kind: str, stage: str, text: str) -> None:
+        self._said.append((kind, stage, text))
 
-    def drain(self) -> tuple[list[tuple[str, str]], list[tuple[str, str, int, int]]]:
-        """Return the warnings and the latest progress since the last call."""
+    def drain(self) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, int, int]]]:
+        """Return what was said, and the latest progress, since the last call."""
         progress = [(stage, unit, *counts) for (stage, unit), counts in self._latest.items()]
-        warnings = list(self._warnings)
+        said = list(self._said)
         self._latest.clear()
-        self._warnings.clear()
-        return warnings, progress
+        self._said.clear()
+        return said, progress
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,20 @@ class Reporter:
 
 
 @dataclass(frozen=True)
-class Warner:
-    """`StageContext.warn` on any node. Waits for delivery: a stage may end right after its
-    warning.
+class Speaker:
+    """`StageContext.warn` or `StageContext.note` on any node. Waits for delivery: a stage may end
+    right after a warning.
     """
 
     board: Any
     stage: str
+    kind: str
 
     def __call__(self, text: str) -> None:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayActorError):  # a warning must not fail a run
-            ray.get(self.board.warn.remote(self.stage, text))
+            ray.get(self.board.say.remote(self.kind, self.stage, text))
 
 
 class Shown:
@@ -78,9 +79,9 @@ class Shown:
             return
         asked, self._asked = self._asked, None
         with contextlib.suppress(ray.exceptions.RayActorError):
-            warnings, progress = ray.get(asked)
-            for warning in warnings:
-                self._observer.warn(*warning)
+            said, progress = ray.get(asked)
+            for kind, stage, text in said:
+                self._observer.event(kind, stage=stage, text=text)
             for row in progress:
                 self._observer.progress(*row)
         if is_late:

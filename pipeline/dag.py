@@ -54,7 +54,10 @@ _ENTRIES = (
         ("distill", "teacher"),
         _always("prompts", "encode"),
         "student",
-        taken=("distill.steps", "distill.decay_share"),
+        taken=(
+            *("distill.steps", "distill.decay_share"),
+            *("distill.look", "distill.choose", "distill.choose_by"),
+        ),
     ),
     Stage("pairs", 2, ("pairs", "synthesize", "teacher"), _pairs_from, "preference pairs"),
     Stage(

@@ -20,7 +20,7 @@ from pipeline.base.adopt import adopt_training
 from pipeline.base.lease import clear
 from pipeline.base.stage import StageContext, StageResult, digest_of, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
-from pipeline.board import Reporter, Warner
+from pipeline.board import Reporter, Speaker
 from pipeline.dag import STAGES
 from pipeline.outside import Seen, require_unchanged
 from schemas.config import PipelineConfig
@@ -75,7 +75,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
                 "since the plan was made"
             )
         inputs[upstream] = artifact
-    warn = Warner(board, name)
+    warn, note = Speaker(board, name, "warning"), Speaker(board, name, "note")
     _begin(store, name, key, training, inputs, warn)
     stage = STAGES[name]
     started, clock = datetime.now(UTC), time.monotonic()
@@ -84,7 +84,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
         yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
     )
     context = StageContext(
-        name, key, training, job.config, store, inputs, Reporter(board, name), warn
+        name, key, training, job.config, store, inputs, Reporter(board, name), warn, note
     )
     if training:
         above = [artifact.manifest.key for artifact in inputs.values()]

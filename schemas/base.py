@@ -25,6 +25,13 @@ def runtime(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"runtime": True}, **constraints)
 
 
+def runtime_unless(field: str, value: Any, default: Any, **constraints: Any) -> Any:
+    """Declare a field that is runtime unless another field of its model has this value: then it is
+    an identity field.
+    """
+    return Field(default, json_schema_extra={"runtime_unless": [field, value]}, **constraints)
+
+
 def added(default: Any, *, alike: Sequence[Any] = (), **constraints: Any) -> Any:
     """Declare an identity field that came after others: with its default it is left out of the
     identity, so that what was made before keeps its key. So it is with the values `alike`, whose
@@ -73,10 +80,12 @@ def outside(
 
 def outside_fields(value: Any, where: str = "") -> Iterator[tuple[str, str, Any]]:
     """Yield the path, the kind and the value of each field below `value` that names something
-    outside the store and is set.
+    outside the store and is set. What runtime fields name is left out: it changes no result.
     """
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
+            if is_runtime(value, name):
+                continue
             content, path = getattr(value, name), f"{where}.{name}" if where else name
             kind = _marks(field).get("outside")
             if kind is None:
@@ -115,7 +124,11 @@ def retired_in(model: BaseModel) -> dict[str, Any]:
 
 
 def is_runtime(model: BaseModel, name: str) -> bool:
-    return bool(_marks(type(model).model_fields[name]).get("runtime"))
+    marks = _marks(type(model).model_fields[name])
+    if "runtime_unless" in marks:
+        field, value = marks["runtime_unless"]
+        return bool(getattr(model, field) != value)
+    return bool(marks.get("runtime"))
 
 
 def _is_left_out(model: BaseModel, name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from schemas.base import Frozen, added, added_as, outside, retired, runtime
+from schemas.base import Frozen, added, added_as, outside, retired, runtime, runtime_unless
 from schemas.bucket import Bucket, BucketName
 from schemas.trackers import TensorBoardTracker, TrackerConfig
 
@@ -476,6 +476,38 @@ class DiscriminatorConfig(Frozen):
     """Head updates per student update, each on a new batch."""
 
 
+class ScoreConfig(Frozen):
+    """A score of pictures, or a feature space."""
+
+    name: str
+    """A module in stages/scores."""
+    model: str | None = outside("model", None)
+    """Folder or hub id of its weights; the embedded scores need none."""
+    revision: str | None = None
+    """Hub revision of the weights; pinned as the teacher's is."""
+
+
+class LookConfig(Frozen):
+    """A look at held-out prompts while a training runs. The averaged weights and the teacher draw
+    each prompt from the same two seeds.
+    """
+
+    every: int = Field(500, ge=1)
+    """Updates between looks; there is one after each multiple of it."""
+    prompts: int = Field(64, ge=2)
+    """Held-out prompts. Those are taken last that an evaluation takes first, so that as few as can
+    be are in both.
+    """
+    scores: list[ScoreConfig] = Field([ScoreConfig(name="clip_score")])
+    """Scores whose means are figures of a look."""
+    features: ScoreConfig = ScoreConfig(name="dino_features")
+    """The feature space of distance and diversity. The distance is KID, in clip_features CMMD."""
+    steps: int | None = Field(None, ge=1)
+    """Sampling steps of the student; empty means the most that its grid has."""
+    micro_batch: int = runtime(8, ge=1)
+    """Pictures sampled together on each worker. Another value only rounds sums differently."""
+
+
 class DistillConfig(Frozen):
     """Distillation with LADD (Sauer et al. 2024)."""
 
@@ -577,6 +609,18 @@ class DistillConfig(Frozen):
     """Updates between sample grids."""
     sample_prompts: int = runtime(8, ge=0)
     """Held-out prompts in a sample grid; 0 makes no grids."""
+    look: LookConfig | None = runtime_unless("choose", "best", None)
+    """A look at held-out prompts while the student trains; empty means none. It changes the result
+    only where a checkpoint is chosen by it.
+    """
+    choose: Literal["last", "best"] = added("last")
+    """Which checkpoint becomes the artifact: the last, or the one whose look was the best, be it
+    before the decay or in it.
+    """
+    choose_by: str = runtime_unless("choose", "best", "distance")
+    """By which figure of a look: distance, diversity, or the name of one of its scores. The
+    checkpoint that is best by it is kept, whichever is chosen.
+    """
     log_every: int = runtime(10, ge=1)
     """Updates between points of the curves and progress reports."""
     cache_gb: float = runtime(50.0, ge=0)
@@ -608,6 +652,25 @@ class DistillConfig(Frozen):
             return 1.0
         falling = self.decay_share * self.steps * self.discriminator.updates_per_student
         return min(1.0, max(0.02, (self.total_steps - update) / falling))
+
+    @model_validator(mode="after")
+    def _has_a_look_to_choose_by(self) -> DistillConfig:
+        look = self.look
+        if look is None:
+            if self.choose == "best":
+                raise ValueError("choose: best needs a look, whose figure says what is best")
+            return self
+        figures = ["distance", "diversity", *(score.name for score in look.scores)]
+        if self.choose_by not in figures:
+            raise ValueError(f"choose_by {self.choose_by} is none of {', '.join(figures)}")
+        if self.choose == "best" and look.every % self.checkpoint_every:
+            raise ValueError(
+                f"look.every {look.every} is no multiple of checkpoint_every "
+                f"{self.checkpoint_every}: only a checkpoint can be chosen"
+            )
+        if self.choose == "best" and look.every > self.total_steps:
+            raise ValueError(f"look.every {look.every} is above all {self.total_steps} updates")
+        return self
 
     @model_validator(mode="after")
     def _batches_divide(self) -> DistillConfig:
@@ -655,17 +718,6 @@ class DistillConfig(Frozen):
             )
         _check_keep_every(self)
         return self
-
-
-class ScoreConfig(Frozen):
-    """A score of pictures, or a feature space."""
-
-    name: str
-    """A module in stages/scores."""
-    model: str | None = outside("model", None)
-    """Folder or hub id of its weights; the embedded scores need none."""
-    revision: str | None = None
-    """Hub revision of the weights; pinned as the teacher's is."""
 
 
 class PairsConfig(Frozen):

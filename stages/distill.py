@@ -9,7 +9,7 @@ import json
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,10 +17,13 @@ from pipeline.base.checkpoints import Trained
 from pipeline.base.course import Course
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.training import TrainingPlan, train_on_ray
-from schemas.config import PipelineConfig
+from schemas.config import LookConfig, PipelineConfig
 from schemas.errors import ConfigError
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
+from stages.pictures.student import check_steps
+from stages.scores import FEATURES, check_model, check_score
 from stages.teachers import check_start, check_teacher, open_teacher, training_memory
+from stages.texts.judgeable import check_judged
 from stages.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 def check(config: PipelineConfig) -> None:
     """Raise ConfigError unless the teacher's folder is whole, that of the student's start is of the
-    same architecture, and what is asked for is installed.
+    same architecture, what is asked for is installed, and a look can be taken.
     """
     check_teacher(config.teacher)
     if config.distill.optimizer_bits == 8 and find_spec("torchao") is None:
@@ -40,6 +43,22 @@ def check(config: PipelineConfig) -> None:
     check_trackers(config)
     if config.distill.init is not None:
         check_start(config.teacher, Path(config.distill.init))
+    if config.distill.look is not None:
+        _check_look(config, config.distill.look)
+
+
+def _check_look(config: PipelineConfig, look: LookConfig) -> None:
+    if config.prompts.held_out_fraction == 0:
+        raise ConfigError("distill.look: prompts.held_out_fraction is 0, there is nothing to see")
+    if look.steps is not None:
+        check_steps("distill.look.steps", look.steps, config.distill.student_time.grid)
+    for score in look.scores:
+        check_score("distill.look.scores", score.name)
+    check_score("distill.look.features", look.features.name, FEATURES)
+    for model in (*look.scores, look.features):
+        check_model(model)
+    names = [score.name for score in look.scores]
+    check_judged(config, "distill.look.scores", names, "held_out")
 
 
 def estimate(config: PipelineConfig) -> str:
@@ -83,15 +102,16 @@ def run(context: StageContext) -> StageResult:
 
 
 def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageResult:
-    """Turn the last checkpoint into the artifact: a diffusers folder, the trace and the sample
-    grids.
+    """Turn the last checkpoint, or the chosen one, into the artifact: a diffusers folder, the trace
+    and the sample grids.
     """
     from stages.ladd.checkpoint import load_tensors
     from stages.ladd.ema import averaged_tensors
+    from stages.training.choice import chosen
     from stages.training.start import student_start
     from stages.training.trace import SIGNALS, STATE, TRACE
 
-    config, checkpoint = context.config, trained.folder
+    config = context.config
     teacher = open_teacher(config.teacher)
     grid = teacher.student_grid(config.distill.student_time)
 
@@ -99,43 +119,57 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
         averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
         load_tensors(checkpoint / STATE, averages)
 
-    with student_start(context, teacher) as start, tempfile.TemporaryDirectory() as scratch:
+    with (
+        chosen(context, trained, course(config)) as (update, checkpoint),
+        student_start(context, teacher) as start,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         model = Path(scratch) / "model"
         start.save_student(model, load_average, grid, lora=config.distill.lora)
         files = context.put_folder(model, "model")
-    trace = (checkpoint / TRACE).read_text().splitlines()
-    files["metrics.jsonl"] = context.store.put(
-        checkpoint / TRACE, f"{context.folder}/metrics.jsonl"
-    )
+    trace = trained.folder / TRACE
+    files["metrics.jsonl"] = context.store.put(trace, f"{context.folder}/metrics.jsonl")
     _copy_trunk_samples(context)
     files |= context.written("samples/", "tensorboard/", SIGNALS)
-    rows = [json.loads(line) for line in trace]
-    last = [row for row in rows if "student_loss" in row][-50:]
-    means = {
-        name: float(np.mean([row[name] for row in last]))
-        for name in ("student_loss", "discriminator_loss")
-    }
-    counts = {
-        "updates": len(trace),
-        "skipped": sum("skipped" in row for row in rows),
-        "samples": sum(plan.sizes.values()),
-        "batches_per_epoch": plan.batches_per_epoch,
-    }
+    rows = [json.loads(line) for line in trace.read_text().splitlines()]
+    counts, metrics = _summary(rows, update)
+    counts |= {"samples": sum(plan.sizes.values()), "batches_per_epoch": plan.batches_per_epoch}
     details = {
         "model": "model",
         "grid": list(grid.levels),
         "samples": sorted(name for name in files if name.startswith("samples/")),
         "short_buckets": plan.short_buckets,
-        "training": trained.details,
+        "training": trained.details | {"update": update},
         "init": config.distill.init,
     }
     return StageResult(
         files=files,
         counts=counts,
-        metrics=means,
+        metrics=metrics,
         details=details,
         device_hours=trained.work.device_hours,
     )
+
+
+def _summary(rows: list[dict[str, Any]], update: int) -> tuple[dict[str, int], dict[str, float]]:
+    """Return counts, and mean losses of the last 50 updates of the student, with the figures of the
+    look at the artifact's `update`, if there was one.
+    """
+    from stages.judging.look import HELD_OUT
+
+    last = [row for row in rows if "student_loss" in row][-50:]
+    metrics = {
+        name: float(np.mean([row[name] for row in last]))
+        for name in ("student_loss", "discriminator_loss")
+    }
+    for row in rows:
+        if row["step"] == update:
+            metrics |= {name: value for name, value in row.items() if name.startswith(HELD_OUT)}
+    counts = {
+        "updates": sum("bucket" in row for row in rows),
+        "skipped": sum("skipped" in row for row in rows),
+    }
+    return counts, metrics
 
 
 def _copy_trunk_samples(context: StageContext) -> None:

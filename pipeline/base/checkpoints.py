@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.fs
 
 from pipeline.base.checkpoint_list import mend_checkpoint_list
-from pipeline.base.course import Course, Keeping, Saved, Work, keep, saved_in, taken_from
+from pipeline.base.course import Course, Keeping, Saved, Work, keep, note_best, noted_in, saved_in
 from pipeline.base.lease import Lease, held
 from pipeline.base.stage import StageContext
 from schemas.errors import StageFailed
@@ -28,10 +28,16 @@ class Trained:
     """What the manifest says of it: the training's key, the last update, the micro-batch."""
 
 
+def keep_best(context: StageContext, course: Course, step: int) -> None:
+    """Note that the checkpoint after update `step` is the artifact's best so far: it stays."""
+    best = Saved(step, context.key if step > course.trunk else "")
+    note_best(context.store, context.training_folder, context.key, best)
+
+
 def tidy_checkpoints(context: StageContext, keeping: Keeping, now: int) -> None:
     """Remove the checkpoints that nobody needs any more after update `now` of the trunk."""
     store, folder = context.store, context.training_folder
-    for saved in keeping.expendable(saved_in(store, folder), now, taken_from(store, folder)):
+    for saved in keeping.expendable(saved_in(store, folder), now, noted_in(store, folder)):
         store.remove(f"{folder}/{saved.name}")
 
 

@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.base.checkpoint_list import whole_checkpoints
 from pipeline.base.store import ArtifactStore, json_object
 
 _NAME = re.compile(r"checkpoint_(\d{9})(?:_(.+))?")
 _KEPT = "kept.json"
-"""In a training's folder: the updates from which artifacts were taken."""
+"""In a training's folder: the updates from which artifacts were taken, and each one's best."""
 WORK = "work.json"
 """In a checkpoint's folder."""
 
@@ -69,15 +70,14 @@ class Keeping:
     every: int | None
     """Those of the trunk after each multiple of it."""
 
-    def expendable(self, there: Iterable[Saved], now: int, taken: set[int]) -> list[Saved]:
-        """Return what a run that has come to update `now` can remove. `taken` are the updates from
-        which artifacts were taken.
-        """
+    def expendable(self, there: Iterable[Saved], now: int, noted: set[Saved]) -> list[Saved]:
+        """Return what a run that has come to update `now` can remove; `noted` stay."""
         there = sorted(there)
         trunk = [one for one in there if not one.tail]
         tails = [[one for one in there if one.tail == tail] for tail in {one.tail for one in there}]
-        kept = {one for one in trunk if one.step in taken}
-        kept |= {one for one in trunk if self.every is not None and one.step % self.every == 0}
+        kept = noted | {
+            one for one in trunk if self.every is not None and one.step % self.every == 0
+        }
         for part in (*tails, [one for one in trunk if one.step <= now]):
             kept |= {*part[-self.latest :]}
         return [one for one in there if one not in kept]
@@ -89,19 +89,45 @@ def saved_in(store: ArtifactStore, folder: str) -> list[Saved]:
     return [saved for name in names if (saved := Saved.parse(name)) is not None]
 
 
-def taken_from(store: ArtifactStore, folder: str) -> set[int]:
-    """Return the updates of a training that artifacts were taken from; none if the note of them is
-    damaged.
+def noted_in(store: ArtifactStore, folder: str) -> set[Saved]:
+    """Return the checkpoints of a training that artifacts need: those that they were taken from,
+    and the best of each by its figure. None if the note of them is damaged.
     """
-    steps = (json_object(store.read(f"{folder}/{_KEPT}") or b"") or {}).get("steps")
-    return {step for step in steps if isinstance(step, int)} if isinstance(steps, list) else set()
+    note = _note(store, folder)
+    best = {Saved.parse(str(name)) for name in _best(note).values()}
+    return {Saved(step) for step in _steps(note)} | {saved for saved in best if saved is not None}
 
 
 def keep(store: ArtifactStore, folder: str, step: int) -> None:
     """Note that an artifact is taken from a training after this update: its checkpoint stays."""
-    steps = taken_from(store, folder)
-    if step not in steps:
-        store.write(f"{folder}/{_KEPT}", json.dumps({"steps": sorted({*steps, step})}).encode())
+    note = _note(store, folder)
+    if step not in _steps(note):
+        _write_note(store, folder, {**note, "steps": sorted({*_steps(note), step})})
+
+
+def note_best(store: ArtifactStore, folder: str, key: str, best: Saved) -> None:
+    """Note which checkpoint is the best of an artifact so far: it stays, in place of another."""
+    note = _note(store, folder)
+    if _best(note).get(key) != best.name:
+        _write_note(store, folder, {**note, "best": {**_best(note), key: best.name}})
+
+
+def _note(store: ArtifactStore, folder: str) -> dict[str, Any]:
+    return json_object(store.read(f"{folder}/{_KEPT}") or b"") or {}
+
+
+def _write_note(store: ArtifactStore, folder: str, note: dict[str, Any]) -> None:
+    store.write(f"{folder}/{_KEPT}", json.dumps(note).encode())
+
+
+def _steps(note: dict[str, Any]) -> set[int]:
+    steps = note.get("steps")
+    return {step for step in steps if isinstance(step, int)} if isinstance(steps, list) else set()
+
+
+def _best(note: dict[str, Any]) -> dict[str, Any]:
+    best = note.get("best")
+    return best if isinstance(best, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,8 @@ class StageContext:
     """Report progress: what is counted, how many are done, how many in total (0 if unknown)."""
     warn: Callable[[str], None]
     """Warn the user: the text goes to the terminal, the log and the run's record."""
+    note: Callable[[str], None]
+    """Tell the user what was found while the stage runs; it goes where a warning goes."""
 
     @property
     def folder(self) -> str:

@@ -19,6 +19,7 @@ from pipeline.base.checkpoints import (
     Trained,
     arrow_filesystem,
     hold_training,
+    keep_best,
     result_of,
     tidy_checkpoints,
 )
@@ -192,17 +193,20 @@ class TrainingRun:
         step: int,
         *,
         in_tail: bool = False,
+        best: int | None = None,
     ) -> None:
         """Save the checkpoint after update `step`: `fill` writes this rank's files into a folder,
         and the folders of all ranks are merged. Every rank must call this. Training continues
         during the upload. A checkpoint of the trunk serves other artifacts too, one `in_tail` only
-        this one.
+        this one. That of update `best`, the best so far, stays.
 
         Raises Locked if another run has taken this training over.
         """
         saved = Saved(step, self.context.key if in_tail else "")
         if self.rank == 0:
             self._lease.check()
+            if best is not None:
+                keep_best(self.context, self._course, best)
             now = min(step, self._course.trunk)
             tidy_checkpoints(self.context, self._plan.keeping, now)
             # Ranks of a lost start may have left other files there.

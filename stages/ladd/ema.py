@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -51,6 +54,19 @@ class ExponentialAverage(nn.Module):
             kept = parameter.clone()
             parameter.copy_(average)
             average.copy_(kept)
+
+    @contextmanager
+    def shown_by(self, net: nn.Module) -> Iterator[None]:
+        """A block in which the net has the averages for weights, and is in evaluation mode. If it
+        is sharded, every rank enters it.
+        """
+        self.swap_with(net)
+        net.eval()
+        try:
+            yield
+        finally:
+            net.train()
+            self.swap_with(net)
 
     def _pairs(self, net: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """This rank's shards of each weight and of its average."""

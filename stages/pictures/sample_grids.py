@@ -52,15 +52,10 @@ class SampleGrids:
         """
         if not self.samples:
             return []
-        self.average.swap_with(self.student)
-        self.student.eval()
-        try:
+        with self.average.shown_by(self.student):
             png, signs = self._draw()
-        finally:
-            self.student.train()
-            self.average.swap_with(self.student)
-            if self.config.encode.embeddings == "stored":
-                self.teacher.release()  # training needs no text encoders or autoencoder
+        if self.config.encode.embeddings == "stored":
+            self.teacher.release()  # training needs no text encoders or autoencoder
         if folder is not None:
             self.context.store.write(f"{folder}/samples/step-{step:06d}.png", png)
         return signs

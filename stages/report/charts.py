@@ -21,7 +21,10 @@ from stages.report.numbers import digits_for, duration, number
 KINDS = ("teacher", "student", "tuned")
 MARKERS = {"teacher": "circle", "student": "square", "tuned": "diamond"}
 _POINTS_OF_A_CURVE, _ROWS_OF_A_CURVE = 400, 9
-HELD_OUT = "held_out_"
+_PARTS = {"held_out_": ("held out", "tuned"), "teacher_": ("teacher", "teacher")}
+"""What begins a curve's name, if its measure is not that of the training itself: how the chart
+names the curve, and whose colour it has.
+"""
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,10 @@ def _ticks_of_time(low: float, high: float) -> list[float]:
 
 
 def curve_charts(curves: Sequence[Curve]) -> dict[str, list[Chart]]:
-    """Charts by stage, one per measure; held-out values share the chart of their measure."""
+    """Charts by stage, one per measure, which held-out values and those of the teacher share."""
     stages: dict[str, dict[str, list[Curve]]] = {}
     for curve in curves:
-        measure = curve.name.removeprefix(HELD_OUT)
+        measure = curve.name.removeprefix(_prefix(curve))
         stages.setdefault(curve.stage, {}).setdefault(measure, []).append(curve)
     return {
         stage: [
@@ -159,11 +162,19 @@ def curve_charts(curves: Sequence[Curve]) -> dict[str, list[Chart]]:
     }
 
 
+def _prefix(curve: Curve) -> str:
+    return next((prefix for prefix in _PARTS if curve.name.startswith(prefix)), "")
+
+
+def _part(curve: Curve) -> tuple[str, str]:
+    """The curve's name in its chart, and whose colour it has."""
+    return _PARTS.get(_prefix(curve), ("training", "student"))
+
+
 def _curve_chart(name: str, title: str, curves: Sequence[Curve]) -> Chart:
     figure = go.Figure(layout={"height": 220, "template": {}})
     for curve in curves:
-        held_out = curve.name.startswith(HELD_OUT)
-        kind = "tuned" if held_out else "student"
+        part, kind = _part(curve)
         steps, values = thinned(curve.steps, curve.values)
         smooth = smoothed(values)
         noisy = len(values) > 40
@@ -180,15 +191,14 @@ def _curve_chart(name: str, title: str, curves: Sequence[Curve]) -> Chart:
         figure.add_scatter(
             x=steps,
             y=smooth if noisy else values,
-            mode="lines+markers" if held_out else "lines",
+            mode="lines+markers" if part == "held out" else "lines",
             marker={"symbol": "diamond", "size": 6, "color": colour(kind)},
             line={"color": colour(kind), "width": 2},
-            name="held out" if held_out else "training",
+            name=part,
             hovertemplate="update %{x:,}: %{y:.4~g}<extra></extra>",
         )
-    both = len({c.name.startswith(HELD_OUT) for c in curves}) > 1
     figure.update_layout(
-        showlegend=both,
+        showlegend=len(curves) > 1,
         legend={
             "orientation": "h",
             "x": 0,
@@ -205,7 +215,7 @@ def _curve_chart(name: str, title: str, curves: Sequence[Curve]) -> Chart:
         digits = digits_for(curve.values)
         last = len(curve.steps) - 1
         indices = np.unique(np.linspace(0, last, _ROWS_OF_A_CURVE).round().astype(int))
-        part = "held out" if curve.name.startswith(HELD_OUT) else "training"
+        part, _ = _part(curve)
         rows += [[part, f"{curve.steps[i]:,}", number(curve.values[i], digits)] for i in indices]
     return new_chart(name, capital(title), "", figure, ["", "update", "value"], rows)
 

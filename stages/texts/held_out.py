@@ -30,7 +30,7 @@ def check_prompts(config: PipelineConfig) -> None:
         require_prompts(source, EVAL)
     elif config.prompts.held_out_fraction == 0:
         raise ConfigError("prompts.held_out_fraction is 0: there is nothing to judge on")
-    check_judged(config, "eval.scores", [score.name for score in config.eval.scores], "held_out")
+    check_judged(config, "eval.scores", [score.name for score in config.eval.scores], "evaluated")
 
 
 def chosen_samples(config: PipelineConfig, planned: Artifact) -> list[dict[str, Any]]:

@@ -23,8 +23,8 @@ _ROWS_LOOKED_AT = 20_000
 
 def check_judged(config: PipelineConfig, field: str, scores: Iterable[str], split: str) -> None:
     """Raise ConfigError, naming field, score and prompt, if one of the scores cannot judge a prompt
-    of a file. The split `train` is that of `prompts.sources`; `held_out` is what `eval` judges on:
-    the prompts in `eval.url`, or the others of `prompts.sources`.
+    of a file. The splits `train` and `held_out` are those of `prompts.sources`; `evaluated` is what
+    `eval` judges on: the prompts in `eval.url`, or those held out.
     """
     judges = [score for score in scores if score in CAPTION_SCORES]
     if not judges:
@@ -52,7 +52,7 @@ def _require_caption(prompt: str, score: str, where: str = "") -> None:
 
 def _prompts(config: PipelineConfig, split: str) -> Iterator[Row]:
     """Yield the first rows that come through the cleaning, as far as it needs no tokenizer."""
-    if split == "held_out" and (source := evaluated(config)) is not None:
+    if split == "evaluated" and (source := evaluated(config)) is not None:
         rows = islice(read_rows(source, EVAL), _ROWS_LOOKED_AT)
         yield from (row for row in rows if row.prompt is not None)
         return

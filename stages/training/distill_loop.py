@@ -14,8 +14,10 @@ from schemas.bucket import Bucket
 from schemas.config import DistillConfig, PipelineConfig
 from schemas.errors import StageFailed
 from stages.data.latent_batches import LatentData
+from stages.judging.look import HeldOutLook
 from stages.ladd.backbone import Backbone, WithoutAdapters
 from stages.ladd.batch_plan import BatchPlan, slots_of
+from stages.ladd.ema import ExponentialAverage
 from stages.ladd.health import HealthWatch, Sign
 from stages.ladd.low_bit import quantize_blocks
 from stages.ladd.parallelize import compile_blocks, spread
@@ -26,6 +28,7 @@ from stages.pictures.sample_grids import SampleGrids
 from stages.teachers import open_teacher
 from stages.teachers.devices import worker_device
 from stages.teachers.protocol import Teacher
+from stages.training.choice import best_update, marked
 from stages.training.speed import SpeedMeter
 from stages.training.start import student_start
 from stages.training.trace import TrainingTrace, fill_checkpoint, resume
@@ -60,13 +63,7 @@ def train(run: TrainingRun) -> None:
             max_skipped=distill.max_skipped,
             signals=lambda: speed.take() | trainer.rates,
         )
-        grids = SampleGrids(context, teacher, frozen, student, trainer.average)
-
-        def draw(folder: str) -> list[Sign]:
-            low = grids.put(trainer.step, folder=None if run.rank else folder)
-            trace.warn([sign.text for sign in low])
-            return low
-
+        held_out = _HeldOut(run, trace, teacher, frozen, student, trainer.average)
         wanted = _wanted(plan, run, trainer.step, distill)
         with closing(trace), closing(data.ahead(wanted)) as batches:
             for bucket, latents_BCHW, conditioning in speed.fed(batches):
@@ -74,9 +71,7 @@ def train(run: TrainingRun) -> None:
                 cost = passes(distill, train_student="student_grad_norm" in metrics)
                 speed.add(distill.global_batch, distill.global_batch * cost * forward[bucket])
                 signs = trace.add(trainer.step, {"bucket": bucket, **metrics})
-                in_tail = trainer.step > distill.trunk_steps
-                if distill.sample_prompts and trainer.step % distill.sample_every == 0:
-                    signs += draw(context.folder if in_tail else context.training_folder)
+                signs += held_out.after(trainer.step)
                 if signs and distill.on_collapse == "stop":
                     raise _stopped(trainer.step, signs[0])
                 due = trainer.step in (distill.trunk_steps, distill.total_steps)
@@ -85,10 +80,50 @@ def train(run: TrainingRun) -> None:
                         metrics,
                         lambda folder: fill_checkpoint(folder, trainer, trace, run.rank),
                         trainer.step,
-                        in_tail=in_tail,
+                        in_tail=trainer.step > distill.trunk_steps,
+                        best=best_update(trace.lines, distill),
                     )
-            if distill.sample_prompts and trainer.step % distill.sample_every:
-                draw(context.folder)  # a longer training draws none here
+            held_out.at_end(trainer.step)
+
+
+class _HeldOut:
+    """What held-out prompts show of the student: sample grids and looks."""
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        trace: TrainingTrace,
+        teacher: Teacher,
+        frozen: Backbone,
+        student: Backbone,
+        average: ExponentialAverage,
+    ) -> None:
+        self._context, self._rank, self._trace = run.context, run.rank, trace
+        self._distill = distill = run.context.config.distill
+        self._grids = SampleGrids(run.context, teacher, frozen, student, average)
+        self._look = None
+        if distill.look is not None:
+            self._look = HeldOutLook(run.context, distill.look, teacher, frozen, student, average)
+
+    def after(self, step: int) -> list[Sign]:
+        """Draw and look if it is time after update `step`; returns what is bad."""
+        context, distill, signs = self._context, self._distill, []
+        if distill.sample_prompts and step % distill.sample_every == 0:
+            in_tail = step > distill.trunk_steps
+            signs = self._draw(step, context.folder if in_tail else context.training_folder)
+        if self._look is not None and step % self._look.config.every == 0:
+            self._trace.add_look(step, marked(self._look.config) | self._look.take())
+        return signs
+
+    def at_end(self, step: int) -> None:
+        """Draw the artifact's last grid, unless there is one: a longer training draws none here."""
+        if self._distill.sample_prompts and step % self._distill.sample_every:
+            self._draw(step, self._context.folder)
+
+    def _draw(self, step: int, folder: str) -> list[Sign]:
+        signs = self._grids.put(step, folder=None if self._rank else folder)
+        self._trace.warn([sign.text for sign in signs])
+        return signs
 
 
 def _on_teachers_scale(distill: DistillConfig, teacher: Teacher) -> DistillConfig:

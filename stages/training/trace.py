@@ -144,10 +144,13 @@ class TrainingTrace:
             self._show(step, self._latest | {SKIPPED: self._skipped} | self._signal(step))
         return signs
 
-    def add_look(self, step: int, metrics: dict[str, float]) -> None:
+    def add_look(self, step: int, metrics: dict[str, Any]) -> None:
         """Record the metrics of a held-out look after update `step`."""
         self._keep(step, metrics)
         self._show(step, metrics)
+        if self._trackers is not None:
+            words = [f"{name.replace('_', ' ')} {v:.4g}" for name, v in _numbers(metrics).items()]
+            self._context.note(f"look after update {step:,}: {', '.join(words)}")
 
     def warn(self, warnings: list[str]) -> None:
         if self._trackers is not None:
@@ -209,11 +212,12 @@ class TrainingTrace:
     def _show(self, step: int, metrics: dict[str, Any]) -> None:
         if self._trackers is None:
             return
-        numbers = {
-            name: value for name, value in metrics.items() if isinstance(value, (int, float))
-        }
-        self._trackers.log(step, numbers)
+        self._trackers.log(step, _numbers(metrics))
         self._context.report("updates", step, self._total)
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
 def _signals_until(context: StageContext, step: int) -> list[str]:

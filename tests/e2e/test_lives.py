@@ -17,7 +17,19 @@ from tests.support.tiny_sd3 import build_pipeline, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-LENGTHS = {"precision": "float32", "checkpoint_every": 2, "keep_every": 4, "sample_every": 4}
+LOOK = {
+    "every": 4,
+    "prompts": 3,
+    "scores": [{"name": "layout"}],
+    "features": {"name": "judge_features"},
+}
+LENGTHS = {
+    "precision": "float32",
+    "checkpoint_every": 2,
+    "keep_every": 4,
+    "sample_every": 4,
+    "look": LOOK,
+}
 WHOLE, HALF = ("distill.steps=11",), ("distill.steps=9",)
 """12 updates, and 10: the sample grid behind the last is drawn only for this length."""
 DECAYED = (*WHOLE, "distill.decay_share=0.5")

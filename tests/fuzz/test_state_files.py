@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.base import lease, training
 from pipeline.base.checkpoint_list import _LIST, _listed, mend_checkpoint_list
-from pipeline.base.course import Work, taken_from
+from pipeline.base.course import Saved, Work, noted_in
 from pipeline.base.lease import Lease, held, is_held
 from pipeline.base.lineage import survey
 from pipeline.base.shards import ShardWriter, finished_shards
@@ -27,6 +27,7 @@ from tests.support.manifests import manifest_of
 
 FOLDER, SHARD = "artifacts/synthesize/k", "shards/64x64/000000"
 TRAINING = "training/distill/k"
+KEPT = b'{"steps": [3, 6], "best": {"a": "checkpoint_000000005", "b": "checkpoint_000000007_b"}}'
 CHECKPOINTS = ["checkpoint_1", "checkpoint_2"]
 
 ODD = [None, True, -1, 0, 10**30, 1e999, -0.5, float("nan"), "", "text", "\ud800", "é\0", [], {}]
@@ -119,8 +120,8 @@ def test_what_trainings_note_down_is_read_or_ignored(store, context, data):
     write(store, f"{TRAINING}/work.json", data.draw(files(sound)))
     work = Work.read(Path(store.path(TRAINING)))
     assert work is None or 0 <= work.device_hours < float("inf")
-    write(store, f"{TRAINING}/kept.json", data.draw(files(b'{"steps": [3, 6]}')))
-    assert all(isinstance(step, int) for step in taken_from(store, TRAINING))
+    write(store, f"{TRAINING}/kept.json", data.draw(files(KEPT)))
+    assert all(isinstance(saved, Saved) for saved in noted_in(store, TRAINING))
     verdict = b'{"run": "other", "error": "{\\"kind\\": \\"ArtifactError\\", \\"text\\": \\"x\\"}"}'
     write(store, f"{TRAINING}/error.json", data.draw(files(verdict)))
     assert training._failure(context, mine) is None

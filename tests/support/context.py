@@ -24,10 +24,12 @@ def make_context(
     training: str | None = None,
     report: Callable[[str, int, int], None] = ignore,
     warn: Callable[[str], None] = ignore,
+    note: Callable[[str], None] = ignore,
 ) -> StageContext:
     """A stage's context; give lists' `append` as `warn` to see what is warned of."""
     found = {artifact.manifest.stage: artifact for artifact in inputs}
-    return StageContext(stage, key, training or f"of-{key}", config, store, found, report, warn)
+    training = training or f"of-{key}"
+    return StageContext(stage, key, training, config, store, found, report, warn, note)
 
 
 def commit(context: StageContext, result: StageResult) -> Artifact:

@@ -18,6 +18,7 @@ from pipeline.base.checkpoints import (
     Trained,
     folder_of,
     hold_training,
+    keep_best,
     result_of,
     tidy_checkpoints,
 )
@@ -47,6 +48,7 @@ class Run:
         step: int,
         *,
         in_tail: bool = False,
+        best: int | None = None,
     ) -> None:
         self.folder.mkdir(exist_ok=True)
         fill(self.folder)
@@ -77,7 +79,10 @@ class StoredRun(Run):
         step: int,
         *,
         in_tail: bool = False,
+        best: int | None = None,
     ) -> None:
+        if best is not None:
+            keep_best(self.context, self.course, best)
         store, where = self.context.store, self.context.training_folder
         tidy_checkpoints(self.context, self.plan.keeping, min(step, self.course.trunk))
         saved = Saved(step, self.context.key if in_tail else "")

@@ -40,7 +40,11 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
     """Stages in the order of the plan; progress and warnings go straight to the observer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_task, "Reporter", lambda _, stage: partial(observer.progress, stage))
-        patch.setattr(stage_task, "Warner", lambda _, stage: partial(observer.warn, stage))
+        patch.setattr(
+            stage_task,
+            "Speaker",
+            lambda _, stage, kind: lambda text: observer.event(kind, stage=stage, text=text),
+        )
         for name in job.inputs:
             if name in job.running:
                 observer.event("stage", name=name, key=job.keys[name], what="queued")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.commands.opening import open_config
-from schemas.base import Frozen, added, added_as, identity_of
+from schemas.base import Frozen, added, added_as, identity_of, outside_fields
 from schemas.config import DistillConfig
 
 
@@ -42,3 +42,20 @@ def test_values_that_are_alike_have_the_identity_of_the_default():
 
     assert identity("stop") == identity("warn") == identity_of(DistillConfig())
     assert identity("lower_rate") == identity("warn") | {"on_collapse": "lower_rate"}
+
+
+def test_a_look_is_in_the_identity_only_where_it_chooses_the_result():
+    """Bug: leave it out there too; then two students have one key. Its models enter it as well."""
+    score = {"name": "clip_score", "model": "./clip"}
+    look = {"every": 500, "scores": [score], "micro_batch": 4}
+    seen, chosen = (
+        DistillConfig.model_validate({"look": look, "choose": choose})
+        for choose in ("last", "best")
+    )
+    assert identity_of(seen) == identity_of(DistillConfig())
+    assert list(outside_fields(seen)) == []
+    added = {name: identity_of(chosen)[name] for name in ("choose", "choose_by", "look")}
+    assert identity_of(chosen) == identity_of(seen) | added
+    assert added["choose_by"] == "distance" and added["look"]["every"] == 500
+    assert "micro_batch" not in added["look"]
+    assert list(outside_fields(chosen)) == [("look.scores.0.model", "model", "./clip")]

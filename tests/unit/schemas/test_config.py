@@ -81,3 +81,22 @@ def test_guidance_that_would_do_nothing(refused, wrong, said):
     code, text = refused("plan", synthesize={"steps": 28, **wrong})
     assert code == 2, text
     assert said in text
+
+
+@pytest.mark.parametrize(
+    ("look", "changes", "words"),
+    [
+        (None, {"choose": "best"}, "choose: best needs a look"),
+        ({}, {"choose_by": "beauty"}, "beauty is none of distance, diversity, layout"),
+        ({"every": 3}, {"choose": "best"}, "look.every 3 is no multiple of checkpoint_every 2"),
+        ({"every": 6}, {"choose": "best"}, "look.every 6 is above all 5 updates"),
+        ({"steps": 3}, {}, "distill.look.steps is 3, but the student takes 4 or 2 or 1 steps"),
+        ({"scores": [{"name": "layuot"}]}, {}, "distill.look.scores.name: unknown score 'layuot'"),
+        ({"features": {"name": "clip"}}, {}, "distill.look.features.name: unknown score 'clip'"),
+    ],
+)
+def test_looks_that_cannot_be_taken_or_chosen_by(refused, look, changes, words):
+    known = {"scores": [{"name": "layout"}], "features": {"name": "judge_features"}}
+    code, text = refused("run", distill=changes | {"look": look if look is None else known | look})
+    assert code == 2, text
+    assert words in text

@@ -21,6 +21,7 @@ from schemas.errors import ConfigError
 from stages import distill, encode, prompts, synthesize
 from stages.ladd.trainer import LaddTrainer
 from stages.training import distill_loop
+from stages.training.trace import TrainingTrace
 from tests.support.context import commit, make_context
 from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.training import training_here
@@ -125,6 +126,52 @@ def test_a_decay_is_a_tail_of_the_kept_trunk_and_deaths_change_no_byte(lives):
     (trace,) = alone.store.glob("artifacts/distill/*/metrics.jsonl")
     rows = [json.loads(line) for line in trace.read_text().splitlines()]
     assert [row["step"] for row in rows] == [*range(1, 8)]
+
+
+LOOK = {
+    "every": 2,
+    "prompts": 2,
+    "scores": [{"name": "layout"}],
+    "features": {"name": "judge_features"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("length", "best", "kept"),
+    [
+        ({"steps": 7}, 4, [(4, False), (8, False)]),
+        ({"steps": 6, "decay_share": 0.5}, 6, [(5, False), (6, True), (7, True)]),
+    ],
+)
+def test_the_checkpoint_of_the_best_look_stays_and_becomes_the_artifact(
+    lives, monkeypatch, length, best, kept
+):
+    """Of looks at every second update, with one latest checkpoint, through deaths: in the trunk,
+    and in a decay that begins after update 5.
+    """
+    add_look = TrainingTrace.add_look
+
+    def better_at_best(trace, step, figures):
+        add_look(trace, step, figures | {"held_out_layout": 1.0 if step == best else 0.5})
+
+    monkeypatch.setattr(TrainingTrace, "add_look", better_at_best)
+    chosen, wish = lives("chosen"), {"choose": "best", "choose_by": "layout"}
+    options = {"look": LOOK, "keep_every": None, "checkpoints_kept": 1}
+    assert chosen.run(**length, **options, **wish, lives=2) is None
+    result = chosen.run(**length, **options, **wish)
+    assert result.details["training"]["update"] == best
+    assert result.metrics["held_out_layout"] == 1.0
+    assert [(one.step, one.tail != "") for one in chosen.kept()] == kept
+    last = chosen.run(**length, **options)
+    assert model_of(last) != model_of(result)
+    if "decay_share" not in length:
+        assert model_of(chosen.run(steps=best - 1, **options)) == model_of(result)
+
+
+def model_of(result: StageResult) -> dict[str, str]:
+    """Digests of the student."""
+    return {name: seen for name, seen in contents(result).items() if name.startswith("model/")}
 
 
 def test_another_micro_batch_goes_on_and_the_manifest_records_it(lives):

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from pipeline.base.course import Course, Keeping, Saved, Work, keep, number_list, taken_from
+from pipeline.base.course import (
+    Course,
+    Keeping,
+    Saved,
+    Work,
+    keep,
+    note_best,
+    noted_in,
+    number_list,
+)
 from pipeline.base.store import ArtifactStore
 
 
@@ -28,18 +37,26 @@ def test_the_latest_stay_and_those_that_artifacts_were_taken_from():
     """
     trunk = [Saved(step) for step in range(1, 11)]
     tails = [Saved(step, tail) for tail in "ab" for step in (4, 5, 6)]
-    gone = Keeping(latest=2, every=5).expendable([*trunk, *tails], now=3, taken={7})
+    gone = Keeping(latest=2, every=5).expendable(
+        [*trunk, *tails], now=3, noted={Saved(7), Saved(4, "b")}
+    )
     assert {*trunk, *tails} - {*gone} == {
         *(Saved(2), Saved(3), Saved(5), Saved(7), Saved(9), Saved(10)),
         *(Saved(step, tail) for tail in "ab" for step in (5, 6)),
+        Saved(4, "b"),
     }
 
 
-def test_taken_updates_are_remembered(tmp_path):
-    store = ArtifactStore(str(tmp_path))
-    for step in (6, 4, 6):
-        keep(store, "training/distill/k", step)
-    assert taken_from(store, "training/distill/k") == {4, 6}
+def test_taken_updates_and_the_best_of_each_artifact_are_remembered(tmp_path):
+    """Bug: note the best as taken, so that it stays when another is better."""
+    store, where = ArtifactStore(str(tmp_path)), "training/distill/k"
+    for key, best in (("a", Saved(4)), ("a", Saved(6)), ("b", Saved(7, "b"))):
+        note_best(store, where, key, best)
+    for step in (6, 2, 6):
+        keep(store, where, step)
+    assert noted_in(store, where) == {Saved(2), Saved(6), Saved(7, "b")}
+    note_best(store, where, "a", Saved(5))
+    assert noted_in(store, where) == {Saved(2), Saved(5), Saved(6), Saved(7, "b")}
 
 
 def test_the_micro_batch_is_a_number_until_it_changes():

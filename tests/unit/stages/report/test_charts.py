@@ -51,6 +51,20 @@ def test_held_out_curves_share_the_chart_of_their_measure(page):
     assert [name for name in names if name] == ["training", "held out"]
 
 
+def test_the_teachers_figure_is_drawn_beside_the_students():
+    curves = [
+        Curve(stage="distill", name=f"{whose}_attributes", steps=[100, 200], values=values)
+        for whose, values in (("held_out", [0.5, 0.75]), ("teacher", [0.875, 0.875]))
+    ]
+    page = Page(render_report(example_report(curves=curves), {}))
+    shown = page.figures["curve-0-0"]["data"]
+    assert [(line["name"], line["y"]) for line in shown] == [
+        ("held out", [0.5, 0.75]),
+        ("teacher", [0.875, 0.875]),
+    ]
+    assert shown[1]["line"]["color"] == "var(--teacher)"
+
+
 def test_long_curves_are_thinned_to_means_and_smoothed_without_drift():
     steps, values = thinned(range(1, 4001), [float(i % 10) for i in range(4000)])
     assert len(steps) == len(values) == 400

@@ -15,6 +15,7 @@ import pytest
 from pipeline.base.store import Artifact, ArtifactStore
 from schemas.errors import StageFailed
 from stages import encode, prompts, synthesize
+from stages.judging import look
 from stages.ladd import health, trainer
 from stages.ladd.health import HealthWatch
 from stages.pictures import sample_grids
@@ -27,6 +28,13 @@ from tests.support.training import Run, on_ranks
 from tests.support.without_ray import map_in_this_process
 
 STEPS = 6
+LOOK = {
+    "every": 2,
+    "prompts": 3,
+    "scores": [{"name": "layout"}],
+    "features": {"name": "judge_features"},
+    "micro_batch": 4,
+}
 SHARDED = {"workers": 2, "shard_over": 2, "shard_teacher": True, "ema_device": "cpu"}
 
 
@@ -40,6 +48,7 @@ def train(
         "sample_every": STEPS,
         "checkpoint_every": 3,
         "learning_rate": 1e-3,
+        "look": LOOK,
     }
     teacher = changes.pop("teacher", {})
     config = make_tiny_config(model, Path(store), distill=options | changes, teacher=teacher)
@@ -47,6 +56,11 @@ def train(
     run.context = make_context("distill", config, ArtifactStore(config.store), inputs, key=name)
     distill_loop.train(run)
     return [json.loads(line) for line in (run.folder / TRACE).read_text().splitlines()]
+
+
+def updates_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines that are no looks."""
+    return [row for row in rows if "bucket" in row]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +83,9 @@ def alone(tiny_sd3, data, tmp_path_factory) -> list[dict[str, Any]]:
 
 
 def test_the_loop_visits_what_the_plan_says_and_draws_at_the_end(alone, data):
-    assert [row["step"] for row in alone] == list(range(1, STEPS + 1))
-    assert len({row["student_loss"] for row in alone}) == STEPS
+    updates = updates_of(alone)
+    assert [row["step"] for row in updates] == list(range(1, STEPS + 1))
+    assert len({row["student_loss"] for row in updates}) == STEPS
     names = ArtifactStore(data[0]).list("training/distill/of-alone")  # a longer run would show it
     assert f"samples/step-{STEPS:06d}.png" in names
 
@@ -100,6 +115,18 @@ def test_sample_grids_are_drawn_on_the_levels_that_are_trained(
     assert sorted(trained) == pytest.approx([0.429, 0.818, 1.0], abs=0.003)  # the teacher's shift
 
 
+def test_looks_show_the_student_next_to_the_teacher_and_change_no_update(
+    alone, tiny_sd3, data, tmp_path
+):
+    looks = [row for row in alone if "bucket" not in row]
+    assert [row["step"] for row in looks] == [2, 4, 6]
+    assert all(math.isfinite(value) for row in looks for value in row.values())
+    of_teacher = [{n: v for n, v in row.items() if n.startswith("teacher_")} for row in looks]
+    assert of_teacher[0] == of_teacher[1] == of_teacher[2] != {}
+    assert len({row["held_out_distance"] for row in looks}) == 3
+    assert train(tiny_sd3, *data, Run(tmp_path), "blind", look=None) == updates_of(alone)
+
+
 @pytest.fixture
 def die_at_first_save(monkeypatch):
     """A context in which a training ends as soon as its first checkpoint is saved."""
@@ -119,12 +146,13 @@ def die_at_first_save(monkeypatch):
 
 
 def test_a_loop_that_was_cut_goes_on_where_its_checkpoint_is(
-    alone, tiny_sd3, data, tmp_path, die_at_first_save
+    alone, tiny_sd3, data, tmp_path, die_at_first_save, monkeypatch
 ):
     """In the middle of an epoch: the reader must begin at the batch of the checkpoint."""
     with die_at_first_save(), pytest.raises(KeyboardInterrupt):
         train(tiny_sd3, *data, Run(tmp_path), "cut")
-    assert len((tmp_path / TRACE).read_text().splitlines()) == 3
+    assert len((tmp_path / TRACE).read_text().splitlines()) == 4
+    monkeypatch.delattr(look, "teacher_sampler")  # what was seen of it is kept
     assert train(tiny_sd3, *data, Run(tmp_path), "cut") == alone
 
 
@@ -143,7 +171,8 @@ def test_at_a_sign_the_run_stops_if_it_is_told_to(alone, sick, tiny_sd3, data, t
 
 def test_lowered_rates_survive_a_kill(alone, sick, tiny_sd3, data, tmp_path, die_at_first_save):
     lowered = train(tiny_sd3, *data, Run(tmp_path / "whole"), "whole", on_collapse="lower_rate")
-    assert lowered[:5] == alone[:5] and lowered[5] != alone[5]
+    same = [row == expected for row, expected in zip(lowered, alone, strict=True)]
+    assert same == [True] * 7 + [False] * 2  # the last update and its look
     with die_at_first_save(), pytest.raises(KeyboardInterrupt):
         train(tiny_sd3, *data, Run(tmp_path / "cut"), "cut", on_collapse="lower_rate")
     assert train(tiny_sd3, *data, Run(tmp_path / "cut"), "cut", on_collapse="lower_rate") == lowered
@@ -161,7 +190,7 @@ def test_signals_are_measured_beside_the_trace(alone, data):
 def test_a_low_precision_teacher_judges_in_the_precision_of_the_training(tiny_sd3, data, tmp_path):
     """Bug: load the frozen copy in the teacher's dtype; without autocast the two do not meet."""
     low = train(tiny_sd3, *data, Run(tmp_path), "low", teacher={"dtype": "bfloat16"})
-    assert all(math.isfinite(row["student_loss"]) for row in low)
+    assert all(math.isfinite(row["student_loss"]) for row in updates_of(low))
 
 
 def test_with_adapters_the_weights_are_loaded_once(tiny_sd3, data, tmp_path, monkeypatch):
@@ -175,7 +204,7 @@ def test_with_adapters_the_weights_are_loaded_once(tiny_sd3, data, tmp_path, mon
     adapted = {"lora": {"rank": 2}, "frozen_weights": "int8", "checkpoint_blocks": True}
     rows = train(tiny_sd3, *data, Run(tmp_path), "adapted", **adapted)
     assert len(loaded) == 1
-    assert all(math.isfinite(row["student_loss"]) for row in rows)
+    assert all(math.isfinite(row["student_loss"]) for row in updates_of(rows))
 
 
 def _rank(rank: int, model: Path, data: tuple, folder: Path) -> None:
@@ -190,7 +219,7 @@ def test_two_ranks_with_half_of_each_weight_follow_the_trace_of_one(
     found = [json.loads(line) for line in (tmp_path / TRACE).read_text().splitlines()]
     assert len(found) == len(alone)
     for row, expected in zip(found, alone, strict=True):
-        assert row.pop("bucket") == expected["bucket"]
+        assert row.pop("bucket", None) == expected.get("bucket")
         wanted = {name: value for name, value in expected.items() if name != "bucket"}
         assert row == pytest.approx(wanted, rel=2e-3, abs=2e-4)
     assert len(list((tmp_path / STATE).glob("*.safetensors"))) == 2

@@ -29,6 +29,7 @@ def context_of(folder, said):
         ArtifactStore(str(folder)),
         report=lambda *progress: said.append(progress),
         warn=said.append,
+        note=said.append,
     )
 
 
@@ -52,11 +53,12 @@ def make_trace(folder, said, *, rank=0, resumed=None, watch=None, **changes):
 def test_every_update_and_look_is_a_line(tmp_path, said):
     trace = make_trace(tmp_path, said)
     trace.add(1, {"bucket": "64x64", "loss": 0.5})
-    trace.add_look(1, {"held_out_loss": 0.25})
+    trace.add_look(1, {"look": "a1", "held_out_loss": 0.25})
     trace.close()
+    assert said[-1] == "look after update 1: held out loss 0.25"
     assert [json.loads(line) for line in trace.lines] == [
         {"step": 1, "bucket": "64x64", "loss": 0.5},
-        {"step": 1, "held_out_loss": 0.25},
+        {"step": 1, "look": "a1", "held_out_loss": 0.25},
     ]
     assert list((tmp_path / "artifacts/dpo/k/tensorboard").iterdir())
 
