@@ -120,7 +120,9 @@ def test_looks_show_the_student_next_to_the_teacher_and_change_no_update(
 ):
     looks = [row for row in alone if "bucket" not in row]
     assert [row["step"] for row in looks] == [2, 4, 6]
-    assert all(math.isfinite(value) for row in looks for value in row.values())
+    assert len({row["look"] for row in looks}) == 1
+    figures = [{n: v for n, v in row.items() if n != "look"} for row in looks]
+    assert all(math.isfinite(value) for row in figures for value in row.values())
     of_teacher = [{n: v for n, v in row.items() if n.startswith("teacher_")} for row in looks]
     assert of_teacher[0] == of_teacher[1] == of_teacher[2] != {}
     assert len({row["held_out_distance"] for row in looks}) == 3
