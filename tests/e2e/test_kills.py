@@ -11,7 +11,7 @@ import pytest
 from tests.support.command import artifact, call_here, run_and_kill
 from tests.support.made_files import digests
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # seven lives, each with its own Ray
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # seven lives, each with its own Ray
 
 MOMENTS = {
     "synthesize": ("distill", "artifacts/synthesize/*/shards/*/*.json", 3),
