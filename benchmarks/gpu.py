@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from schemas.bucket import Bucket
-from schemas.config import DiscriminatorConfig, DistillConfig, LoraConfig
+from schemas.config import DiscriminatorConfig, DistillConfig, StudentLoraConfig
 from stages.ladd.backbone import Backbone, Conditioning, WithoutAdapters
 from stages.ladd.flow import draw
 from stages.ladd.grid import StudentGrid, student_sigmas
@@ -238,7 +238,7 @@ class Bench:
     def config(self, setting: Setting, batch: int) -> DistillConfig:
         return DistillConfig(
             global_batch=batch,
-            lora=LoraConfig() if setting.lora else None,
+            lora=StudentLoraConfig() if setting.lora else None,
             checkpoint_blocks=setting.checkpointed,
             compile_blocks=setting.compiled,
             discriminator=DiscriminatorConfig(channels=self.sizes.channels),

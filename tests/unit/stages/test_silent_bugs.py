@@ -242,7 +242,7 @@ def test_09_the_average_is_what_is_sampled_and_saved(tiny_teacher, tmp_path):
     grids.context = make_context("distill", grids.config, ArtifactStore(str(tmp_path / "store")))
     grids._draw = lambda: (seen.append(student.transformer.proj_out.bias.clone()) or b"png", [])
 
-    grids.put(1, keep=True)
+    grids.put(1, folder="grids")
     original = SD3Transformer2DModel.from_pretrained(
         tiny_teacher.folder / "transformer"
     ).proj_out.bias

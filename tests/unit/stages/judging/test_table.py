@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.commands.scoring import _print_table
-from schemas.config import ScoreConfig
+from schemas.config import ScoreConfig, StudentTimeConfig
 from stages.judging.table import Table, table_of
 from tests.support.example_report import example_report
 from tests.support.tiny_sd3 import make_tiny_config
@@ -23,8 +23,9 @@ SETTINGS = {
 @pytest.fixture
 def student(tiny_teacher, tmp_path):
     net = tiny_teacher.backbone()
+    grid = tiny_teacher.student_grid(StudentTimeConfig())
     tiny_teacher.save_student(
-        tmp_path / "student", lambda m: m.load_state_dict(net.state_dict()), [1.0, 0.75, 0.5, 0.25]
+        tmp_path / "student", lambda m: m.load_state_dict(net.state_dict()), grid
     )
     return tmp_path / "student"
 

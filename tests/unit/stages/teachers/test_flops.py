@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from schemas.bucket import Bucket
-from schemas.config import LoraConfig, ObjectiveConfig, TeacherConfig
+from schemas.config import ObjectiveConfig, StudentLoraConfig, TeacherConfig
 from stages.ladd.backbone import Backbone
 from stages.ladd.update import passes
 from stages.teachers import open_teacher
@@ -53,7 +53,7 @@ def _agrees(teacher, backbone: Backbone, bucket: Bucket) -> None:
         ({}, False),
         ({"objective": ObjectiveConfig(r1_weight=1, mismatched_share=0.2)}, False),
         ({"student_time": {"warmup_steps": 0, "rollout": 0.5}}, False),
-        ({"lora": LoraConfig(rank=1)}, True),
+        ({"lora": StudentLoraConfig(rank=1)}, True),
     ],
 )
 def test_an_update_takes_the_passes_that_are_said(tiny_backbones, tiny_batch, changes, adapted):
