@@ -63,10 +63,13 @@ def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path)
 
     run_and_kill(
         ["distill", "-c", config, *settings(parts, *WHOLE)],
-        lambda: list(parts.glob("training/distill/*/checkpoint_000000004/trace.jsonl")),
+        lambda: any(
+            "checkpoint_000000002" in path.read_text()
+            for path in parts.glob("training/distill/*/checkpoint_manager_snapshot.json")
+        ),
     )
     assert not made(parts)
-    assert re.search(r"; continues at update [2-8] of 12$", planned(config, parts, *WHOLE))
+    assert re.search(r"; continues at update ([2468]|10) of 12$", planned(config, parts, *WHOLE))
     commands = [
         ("distill", *settings(parts, *WHOLE)),
         ("distill", "export", "--step", 9, *settings(parts)),
