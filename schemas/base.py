@@ -114,13 +114,10 @@ def identity_of(value: Any) -> Any:
     return value
 
 
-def retired_in(model: BaseModel) -> dict[str, Any]:
-    """Return what the identity keeps of the fields that have left it."""
-    return {
-        name: field.default
-        for name, field in type(model).model_fields.items()
-        if _marks(field).get("retired")
-    }
+def retired_in(value: Any) -> dict[str, Any]:
+    """Return what the identity keeps of the fields that have left it; a plain value has none."""
+    fields = type(value).model_fields if isinstance(value, BaseModel) else {}
+    return {name: field.default for name, field in fields.items() if _marks(field).get("retired")}
 
 
 def is_runtime(model: BaseModel, name: str) -> bool:

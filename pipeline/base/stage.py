@@ -17,8 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 if TYPE_CHECKING:
     from pipeline.base.store import Artifact, ArtifactStore
     from schemas.config import PipelineConfig
@@ -78,11 +76,7 @@ class Stage:
         from schemas.base import retired_in
 
         sections = {name: reduce(getattr, name.split("."), config) for name in self.sections}
-        return {
-            name: kept
-            for name, section in sections.items()
-            if isinstance(section, BaseModel) and (kept := retired_in(section))
-        }
+        return {name: kept for name, section in sections.items() if (kept := retired_in(section))}
 
     def outside(self, config: PipelineConfig) -> Iterator[tuple[str, str, Any]]:
         """Yield the path, the kind and the value of each field of its sections that names something

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.base.course import saved_in
 from pipeline.commands.options import (
     AsJson,
     ConfigFile,
@@ -109,6 +108,8 @@ def _state(store: ArtifactStore, stage: PlannedStage) -> dict[str, Any]:
     markers = [name for name in files if name.startswith("shards/") and name.endswith(".json")]
     checkpoints = []
     if stage.training:
+        from pipeline.base.course import saved_in
+
         checkpoints = saved_in(store, store.training_folder(stage.name, stage.training))
     counts = {"shards": len(markers), "checkpoints": len(checkpoints)}
     return row | {

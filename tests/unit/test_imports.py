@@ -207,6 +207,10 @@ def test_stage_modules_are_light_until_they_run():
     assert loaded_by(f"import {', '.join(names)}", {"torch", "ray", "diffusers"}) == "set()"
 
 
+def test_help_needs_no_models():
+    assert loaded_by("import pipeline.cli", {"pydantic", "yaml", "numpy"}) == "set()"
+
+
 def test_the_comparison_is_light_until_it_is_used():
     assert loaded_by("import stages.compare", {"fastapi", "scipy", "torch"}) == "set()"
 
