@@ -91,7 +91,7 @@ def saved_in(store: ArtifactStore, folder: str) -> list[Saved]:
 
 def noted_in(store: ArtifactStore, folder: str) -> set[Saved]:
     """Return the checkpoints of a training that artifacts need: those that they were taken from,
-    and the best of each by its figure. None if the note of them is damaged.
+    and the best of each by its figure. A damaged note says nothing.
     """
     note = _note(store, folder)
     best = {Saved.parse(str(name)) for name in _best(note).values()}
