@@ -18,7 +18,8 @@ from schemas.errors import ArtifactError, ConfigError
 from schemas.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from schemas.config import PipelineConfig, TeacherConfig, WorkerPool
+    from schemas.config import PipelineConfig, TeacherConfig
+    from schemas.resources import WorkerPool
     from stages.teachers.protocol import Teacher
 
 # At import transformers warns that torchvision is absent, which this project does not need, and

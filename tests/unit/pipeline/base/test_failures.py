@@ -7,7 +7,7 @@ import pytest
 from pipeline.base import mapping
 from pipeline.base.failures import Failures, all_kinds, commonest, failed_kinds, recorded
 from pipeline.base.store import ArtifactStore
-from schemas.config import WorkerPool
+from schemas.resources import WorkerPool
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
 from tests.support.context import make_context
