@@ -94,7 +94,7 @@ def placed(cpus: float, gpus: float, placement: Placement) -> Request:
 
 
 def pool_request(pool: WorkerPool, nodes: Sequence[Node]) -> Request:
-    """Return what one worker of a pool asks for: a GPU if there is one and the pool does not say."""
+    """Return what a worker of a pool asks for; unless the pool says, a GPU if there is one."""
     gpus = pool.gpus_per_worker
     if gpus is None:
         gpus = float(any(node.has_gpu for node in nodes))

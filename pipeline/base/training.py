@@ -59,7 +59,7 @@ class TrainingPlan:
     keeping: Keeping
     micro_batch: int
     """The most samples in a forward pass."""
-    placement: Placement = Placement()
+    placement: Placement
 
     @classmethod
     def of(cls, config: DistillConfig | DpoConfig) -> TrainingPlan:

@@ -9,7 +9,6 @@ from pipeline.base import mapping
 from pipeline.base.mapping import _Adapter
 from pipeline.base.resources import Node, Request
 from pipeline.base.store import ArtifactStore
-from schemas.resources import WorkerPool
 from schemas.errors import (
     ArtifactError,
     ConfigError,
@@ -18,6 +17,7 @@ from schemas.errors import (
     load_error,
 )
 from schemas.records import ShardStats
+from schemas.resources import WorkerPool
 from tests.support.context import make_context
 from tests.support.tiny_sd3 import make_tiny_config
 

@@ -14,8 +14,8 @@ from pipeline.base import training
 from pipeline.base.checkpoint_list import list_checkpoints
 from pipeline.base.course import Course, Keeping, Work
 from pipeline.base.lease import Lease
-from pipeline.base.stage import StageContext
 from pipeline.base.resources import Node, Request
+from pipeline.base.stage import StageContext
 from pipeline.base.store import ArtifactStore
 from pipeline.base.training import TrainingPlan, TrainingRun, worker_share
 from schemas.errors import (
@@ -35,6 +35,7 @@ def plan_for(workers: int, **changes) -> TrainingPlan:
     return TrainingPlan(
         **nothing_set
         | {"workers": workers, "retries": 0, "keeping": Keeping(1, None), "micro_batch": 4}
+        | {"placement": Placement()}
         | changes
     )
 
