@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.base import Frozen, added, added_as, outside, retired, runtime, runtime_unless
 from schemas.bucket import Bucket, BucketName
+from schemas.kubernetes import KubernetesConfig
 from schemas.resources import Placement, WorkerPool
 from schemas.trackers import TensorBoardTracker, TrackerConfig
 
@@ -935,6 +936,7 @@ class PipelineConfig(Frozen):
     artifacts.
     """
     ray: RayConfig = runtime(RayConfig())
+    kubernetes: KubernetesConfig = runtime(KubernetesConfig())
     failures: FailureLimits = runtime(FailureLimits())
     trackers: list[TrackerConfig] = runtime([TensorBoardTracker(kind="tensorboard")])
     """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its
