@@ -65,7 +65,7 @@ def render(
     ] = None,
 ) -> None:
     """Print the manifests of a run: the cluster that its stages ask for, and what closes it."""
-    from pipeline.kuberay.manifests import to_yaml
+    from pipeline.typed_yaml import to_yaml
 
     wanted = _wanted(until, eval_, from_, only, force, set_)
     made = _rendered(_load(config, preset, wanted[1]), wanted[0], kind, schedule)
@@ -193,7 +193,7 @@ def _rendered(config: PipelineConfig, wanted: Any, kind: str, schedule: str) -> 
 
 
 def _write(made: list[Document], folder: Path) -> None:
-    from pipeline.kuberay.manifests import to_yaml
+    from pipeline.typed_yaml import to_yaml
 
     names = [f"{document['kind'].lower()}.yaml" for document in made]
     kustomization = {

@@ -7,9 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from pipeline.config import validate
+from pipeline.config import config_yaml
 from pipeline.kuberay.groups import groups_for, needs_of, require_room, settled
 from pipeline.kuberay.pods import (
     CONFIG_FOLDER,
@@ -68,33 +66,6 @@ def manifests(
     made += [_budget(kubernetes)]
     made += [] if files is None else [files]
     return [*made, _document(kubernetes, "ray.io/v1", kind, {"spec": spec})]
-
-
-def to_yaml(documents: Sequence[Document]) -> str:
-    """Return the documents as YAML, texts of several lines as they are read."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
-
-
-def config_yaml(config: PipelineConfig) -> str:
-    """Return what differs from the defaults as a configuration file, which reads as the same."""
-    content = config.model_dump(mode="json", exclude_defaults=True)
-    assert validate(content) == config
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and the same mapping twice as two."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text)
 
 
 def _document(

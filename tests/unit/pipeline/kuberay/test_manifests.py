@@ -7,10 +7,11 @@ import base64
 import pytest
 import yaml
 
-from pipeline.config import load_config, validate
+from pipeline.config import config_yaml, load_config, validate
 from pipeline.kuberay.groups import settled
-from pipeline.kuberay.manifests import config_yaml, manifests, to_yaml
+from pipeline.kuberay.manifests import manifests
 from pipeline.travelling import Luggage, pack
+from pipeline.typed_yaml import to_yaml
 from tests.support.manifest_checks import cluster_of, findings, require_valid
 
 
