@@ -110,6 +110,6 @@ def test_the_teacher_is_compiled_only_where_that_is_asked(tiny_config, monkeypat
     assert not compiled
     section = tiny_config.synthesize.model_copy(update={"compile_blocks": True})
     config = tiny_config.model_copy(update={"synthesize": section})
-    maker = synthesize.Synthesizer(config, None, "x")
+    synthesize.Synthesizer(config, None, "x")
     (backbone,) = compiled
-    assert list(backbone.blocks) == list(maker.teacher.backbone().blocks)
+    assert len(backbone.blocks) == 3
