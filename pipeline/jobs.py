@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import secrets
 import shutil
@@ -29,6 +30,7 @@ from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavail
 _CONFIG_FILE = "ladd-run.yaml"
 _OURS = "ladd-pipeline"
 """The key in a job's metadata by which we know our own."""
+_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _VERSIONS_PATIENCE = 180.0
 """Seconds for the command on the cluster to say its versions."""
 _RECONNECTS = 20
@@ -63,7 +65,7 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
-        with self._explained():
+        with self._explained(), _address_of_ray(address):
             self._client: Any = JobSubmissionClient(address)
 
     def versions(self) -> dict[str, Any]:
@@ -212,6 +214,19 @@ class Jobs:
                     "'ladd-pipeline[cluster]'"
                 ) from error
             raise ConfigError(f"submit: {self.address} refused: {text}") from error
+
+
+@contextmanager
+def _address_of_ray(address: str) -> Iterator[None]:
+    """Make Ray's client heed the address that it is given: it prefers its own variables."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = address
+    try:
+        yield
+    finally:
+        del os.environ[_VARIABLE]
+        if before is not None:
+            os.environ[_VARIABLE] = before
 
 
 def require_same_versions(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
