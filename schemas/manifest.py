@@ -10,7 +10,7 @@ from pydantic import Field
 
 from schemas.base import Frozen
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class FileEntry(Frozen):
@@ -55,6 +55,28 @@ class Environment(Frozen):
     platform: str = ""
 
 
+class Expected(Frozen):
+    """What was expected of an artifact before it was made."""
+
+    device_hours: float
+    seconds: float
+    store_bytes: float
+    source: str
+    """What the estimate was made from: model, probe, or an earlier artifact `stage/key`."""
+
+
+class Devices(Frozen):
+    """What made the artifact, and what that was expected to take."""
+
+    kind: str
+    """Of the cluster's GPUs, or of its cores if it has none: nvidia-h100, cpu-amd-epyc. Several
+    kinds are joined by `+`.
+    """
+    count: float
+    """GPUs, or cores, that the cluster had when the artifact was finished."""
+    expected: Expected | None = None
+
+
 class Manifest(Frozen):
     """The record of an artifact, written last. `details` differs by stage: it holds what readers of
     the artifact need (a bucket's rows, a grid).
@@ -84,6 +106,8 @@ class Manifest(Frozen):
     seconds: float
     device_hours: float = 0.0
     """Hours times devices (GPUs if there are any, else CPU cores) that the stage held."""
+    devices: Devices | None = None
+    """None in artifacts before schema version 3."""
 
 
 class ManifestError(ValueError):
