@@ -34,9 +34,9 @@ _CPU_SHARES = {
     "sampling": 0.40,
     "training": 0.30,
     "compiled": 0.30,
-    "pixels": 0.30,
-    "text": 0.10,
-    "scores": 0.20,
+    "pixels": 0.60,
+    "text": 0.14,
+    "scores": 0.50,
 }
 """Of a core's peak, what the embedded teacher reaches (docs/scale.md)."""
 

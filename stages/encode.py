@@ -42,9 +42,11 @@ from stages.texts.identity import HELD_OUT, prompt_id, split_of
 EXTERNAL = "encode.external"
 PROMPTS_PER_SHARD = 4096
 _SECONDS = 0.001
-"""That a core takes to read a sample from a shard and to write what is kept of it, and ..."""
+"""That a core takes for a sample of a shard, and ..."""
+_BYTES_A_SECOND = 3e8
+"""... bytes that it reads, hashes and writes a second."""
 _BYTES = 100.0
-"""... bytes of its row in the index."""
+"""Of a sample's row in the index."""
 _DIGITS = 2
 """Leading hexadecimal digits of an id that select its part of the prompts: 256 parts."""
 ROW_SCHEMA = pa.schema({"key": pa.string(), "prompt_id": pa.string()})
@@ -87,7 +89,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
     reading = Phase(
         "latents",
         () if has_latents else encoded(config, costs, pictures, wanted.micro_batch),
-        core_seconds=pictures * _SECONDS,
+        core_seconds=pictures * (_SECONDS + (copied + latents) / _BYTES_A_SECOND),
         by=wanted.pool,
         pieces=pieces_of(pictures, size, buckets),
     )
@@ -248,9 +250,9 @@ class Encoder:
         self.shapes = {self.teacher.latent_shape(bucket): bucket for bucket in self.buckets}
 
     def __call__(self, shard: str) -> ShardStats:
+        writer = ShardWriter(self.store, self.folder, shard)  # whose clock runs from here on
         source = self.sources[shard]
         rows, ready = self._taken(self._samples(source))
-        writer = ShardWriter(self.store, self.folder, shard)
         prompts: dict[str, str] = {}
         parts: list[dict[str, Any]] = []
         name = shard.removeprefix("shards/").replace("/", "-")
@@ -348,10 +350,10 @@ class PromptEncoder:
         self.teacher = open_teacher_in(self.config.pool, config.teacher)
 
     def __call__(self, shard: str) -> ShardStats:
+        writer = ShardWriter(self.store, self.folder, shard)
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()
         size = self.config.micro_batch
-        writer = ShardWriter(self.store, self.folder, shard)
         import torch
 
         dtype = getattr(torch, self.config.dtype)

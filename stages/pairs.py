@@ -230,6 +230,7 @@ class _PairWorker:
         self.teacher = open_teacher_in(self.pairs.pool, config.teacher)
 
     def __call__(self, shard: str) -> ShardStats:
+        writer = ShardWriter(self.store, self.folder, shard)  # whose clock runs from here on
         members: list[TarSample] = []
         rows: list[Row] = []
         counts = Counter(ok=0, near_tie=0, failed=0)
@@ -240,7 +241,6 @@ class _PairWorker:
             if row["status"] == "ok":
                 buckets[row["bucket"]][row["split"]] += 1
                 members.append((row["key"], contents))
-        writer = ShardWriter(self.store, self.folder, shard)
         write_tar(writer.file(".tar"), members)
         writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
         details = {"buckets": {name: dict(splits) for name, splits in buckets.items()}}

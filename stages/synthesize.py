@@ -27,6 +27,7 @@ from schemas.bucket import Bucket
 from schemas.config import PipelineConfig, SynthesizeConfig
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
+from stages.estimates.consumption import never_drawn
 from stages.estimates.pictures import (
     MEMBERS_BYTES,
     drawn,
@@ -92,6 +93,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
         scratch_bytes=2 * min(size, pictures) * each,
         device_bytes=costs.sampling_bytes(largest(config), wanted.micro_batch, student=False),
         model_bytes=costs.folder_bytes(),
+        remarks=never_drawn(config, pictures),
     )
 
 
