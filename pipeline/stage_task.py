@@ -112,10 +112,7 @@ def _begin(
     marks = {key: f"{store.folder(name, key)}/inputs.json"}
     if training:
         marks[training] = f"{store.training_folder(name, training)}/inputs.json"
-    files = {
-        upstream: digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
-        for upstream, artifact in inputs.items()
-    }
+    files = {upstream: _digest_of_files(artifact) for upstream, artifact in inputs.items()}
     for made, mark in marks.items():
         left = store.read(mark)
         if left is not None and (known := json_object(left)) != files:
@@ -126,6 +123,11 @@ def _begin(
                 )
             clear(store, name, made)
         store.write(mark, json.dumps(files, sort_keys=True).encode())
+
+
+def _digest_of_files(artifact: Artifact) -> str:
+    files = artifact.listed
+    return digest_of([list(row) for row in zip(files.paths, files.digests, strict=True)])
 
 
 def _manifest(

@@ -89,7 +89,7 @@ def run(context: StageContext) -> StageResult:
         details={
             "model": "model",
             "lora": LORA,
-            "grid": student.manifest.details["grid"],
+            "grid": student.details["grid"],
             "tuned": context.config.pairs.model,
             "scale": sweep.scale,
             "scales": sweep.rows,
@@ -107,7 +107,7 @@ def _tune(context: StageContext) -> ShardStats:
     from stages.training.trace import LORA, TRACE
 
     config = context.config.dpo
-    buckets = context.inputs["pairs"].manifest.details["buckets"]
+    buckets = context.inputs["pairs"].details["buckets"]
     sizes = {name: splits.get("train", 0) for name, splits in buckets.items()}
     plan = _plan(sizes, context.config)
     for name in plan.short_buckets:

@@ -159,7 +159,7 @@ def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
     for stage in wanted.stages(opened.stages):
         found = opened.store.find(stage.name, stage.key)
         if found is not None:
-            details = found.manifest.details
+            details = found.manifest.details  # what is shown is short, so it is there
             if "model" in details:
                 print(f"{STAGES[stage.name].makes}: {found.url}/{details['model']}")
             for grid in details.get("samples", ())[-1:]:
