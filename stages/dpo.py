@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.base.course import Course
-from pipeline.base.shards import ShardWriter, finished_shards
+from pipeline.base.markers import finished_shards
+from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, StageResult, files_of
 from pipeline.base.training import TrainingPlan, train_on_ray
 from schemas.config import PipelineConfig

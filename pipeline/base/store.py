@@ -226,6 +226,33 @@ class ArtifactStore:
             else:
                 on_objects.remove(self.filesystem, self.path(name), MANIFEST)
 
+    def remove_files(self, names: Sequence[str]) -> None:
+        """Delete many files in few requests. Those that are missing are no error."""
+        if not names:
+            return
+        with self._explained("remove", f"{len(names)} files"):
+            if self.is_local:
+                for name in names:
+                    Path(self.path(name)).unlink(missing_ok=True)
+            else:
+                on_objects.remove_files(self.filesystem, [self.path(name) for name in names])
+
+    def remove_empty(self, name: str) -> None:
+        """Remove a folder and those in it as far as no file is in them. Object stores have none."""
+        if self.is_local:
+            on_disk.remove_empty(self.path(name))
+
+    def folders(self, name: str) -> list[str]:
+        """Return the names of the folders directly in a folder, sorted, in one request for each
+        thousand of them, whatever lies in them.
+        """
+        with self._explained("list", name):
+            if self.is_local:
+                found = on_disk.folders_in(self.path(name))
+            else:
+                found = on_objects.folders_in(self.filesystem, self.path(name))
+        return [folder for folder in found if not on_disk.is_foreign(folder)]
+
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the bytes of many small files by name, fetched in parallel if the store supports
         it. Leaves out those that are missing.

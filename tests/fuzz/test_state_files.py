@@ -15,7 +15,8 @@ from pipeline.base.checkpoint_list import _LIST, _listed, mend_checkpoint_list
 from pipeline.base.course import Saved, Work, noted_in
 from pipeline.base.lease import Lease, held, is_held
 from pipeline.base.lineage import survey
-from pipeline.base.shards import ShardWriter, finished_shards
+from pipeline.base.markers import finished_shards
+from pipeline.base.shards import ShardWriter
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.stage_task import _begin
 from schemas.errors import ArtifactError, LaddError, Locked
@@ -85,7 +86,7 @@ def test_a_marker_is_intact_or_ignored(store, shard, data):
 @given(data=st.data())
 def test_a_lease_is_taken_over_or_respected(store, data):
     name = f"{TRAINING}/lease.json"
-    sound = lease._content(Lease(store, name, "distill", "token"))
+    sound = Lease(store, name, "distill", "token").content()
     write(store, name, data.draw(files(sound)))
     is_held(store, TRAINING)
     try:
