@@ -11,6 +11,8 @@ from pydantic import Field
 from schemas.base import Frozen
 
 SCHEMA_VERSION = 3
+_FORMER = 2
+"""The version of a manifest without `tables` and `devices`: older programs read it too."""
 
 
 class FileEntry(Frozen):
@@ -21,6 +23,28 @@ class FileEntry(Frozen):
     size: int
     """Bytes."""
     sha256: str
+
+
+class Table(Frozen):
+    """A Parquet file beside the manifest, named after its contents."""
+
+    path: str
+    """Relative to the artifact's folder."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class Tables(Frozen):
+    """Where the long parts of a large manifest are; `pipeline.base.tables` reads them."""
+
+    files: Table
+    count: int
+    """Files of the artifact."""
+    bytes: int
+    """Bytes of all these files."""
+    details: Table | None = None
+    """Those of the details that are long."""
 
 
 class OutsideInput(Frozen):
@@ -80,9 +104,12 @@ class Devices(Frozen):
 class Manifest(Frozen):
     """The record of an artifact, written last. `details` differs by stage: it holds what readers of
     the artifact need (a bucket's rows, a grid).
+
+    Of a large artifact, `files` and long `details` are in `tables`. `Artifact.files`,
+    `Artifact.entry` and `Artifact.details` give them wherever they are.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = _FORMER
     stage: str
     key: str
     version: int
@@ -101,6 +128,7 @@ class Manifest(Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     details: dict[str, Any] = Field(default_factory=dict)
     files: list[FileEntry]
+    tables: Tables | None = None
     started: str
     """UTC, ISO 8601."""
     seconds: float
@@ -108,6 +136,18 @@ class Manifest(Frozen):
     """Hours times devices (GPUs if there are any, else CPU cores) that the stage held."""
     devices: Devices | None = None
     """None in artifacts before schema version 3."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files of the artifact."""
+        return self.tables.bytes if self.tables else sum(file.size for file in self.files)
+
+    def to_json(self) -> bytes:
+        """Return the manifest as it is stored."""
+        without = {name for name in ("tables", "devices") if getattr(self, name) is None}
+        version = _FORMER if len(without) == 2 else SCHEMA_VERSION
+        manifest = self.model_copy(update={"schema_version": version})
+        return (manifest.model_dump_json(indent=2, exclude=without) + "\n").encode()
 
 
 class ManifestError(ValueError):
