@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.base import Frozen, added, added_as, outside, retired, runtime, runtime_unless
 from schemas.bucket import Bucket, BucketName
+from schemas.costs import CostsConfig
 from schemas.kubernetes import KubernetesConfig
 from schemas.resources import Placement, WorkerPool
 from schemas.trackers import TensorBoardTracker, TrackerConfig
@@ -148,6 +149,7 @@ class FailureLimits(Frozen):
     """Samples below which the stage does not stop."""
 
 
+Conflict = Literal["wait", "share", "fail"]
 SamplerName = Literal["euler", "dpmpp_2m"]
 GuidanceScale = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
@@ -941,7 +943,13 @@ class PipelineConfig(Frozen):
     """
     ray: RayConfig = runtime(RayConfig())
     kubernetes: KubernetesConfig = runtime(KubernetesConfig())
+    on_conflict: Conflict = runtime("share")
+    """What a run does when another live run works on the same artifact: `share` its shards, or
+    where there are none (prompts, distill, dpo) wait for it; `wait` for it always; `fail` with
+    exit code 5.
+    """
     failures: FailureLimits = runtime(FailureLimits())
+    costs: CostsConfig = runtime(CostsConfig())
     trackers: list[TrackerConfig] = runtime([TensorBoardTracker(kind="tensorboard")])
     """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its
     name or with settings, such as {kind: wandb, project: mine, mode: offline}.

@@ -10,7 +10,9 @@ from pydantic import Field
 
 from schemas.base import Frozen
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_FORMER = 2
+"""The version of a manifest without `tables` and `devices`: older programs read it too."""
 
 
 class FileEntry(Frozen):
@@ -21,6 +23,28 @@ class FileEntry(Frozen):
     size: int
     """Bytes."""
     sha256: str
+
+
+class Table(Frozen):
+    """A Parquet file beside the manifest, named after its contents."""
+
+    path: str
+    """Relative to the artifact's folder."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class Tables(Frozen):
+    """Where the long parts of a large manifest are; `pipeline.base.tables` reads them."""
+
+    files: Table
+    count: int
+    """Files of the artifact."""
+    bytes: int
+    """Bytes of all these files."""
+    details: Table | None = None
+    """Those of the details that are long."""
 
 
 class OutsideInput(Frozen):
@@ -55,12 +79,37 @@ class Environment(Frozen):
     platform: str = ""
 
 
+class Expected(Frozen):
+    """What was expected of an artifact before it was made."""
+
+    device_hours: float
+    seconds: float
+    store_bytes: float
+    source: str
+    """What the estimate was made from: model, probe, or an earlier artifact `stage/key`."""
+
+
+class Devices(Frozen):
+    """What made the artifact, and what that was expected to take."""
+
+    kind: str
+    """Of the cluster's GPUs, or of its cores if it has none: nvidia-h100, cpu-amd-epyc. Several
+    kinds are joined by `+`.
+    """
+    count: float
+    """GPUs, or cores, that the cluster had when the artifact was finished."""
+    expected: Expected | None = None
+
+
 class Manifest(Frozen):
     """The record of an artifact, written last. `details` differs by stage: it holds what readers of
     the artifact need (a bucket's rows, a grid).
+
+    Of a large artifact, `files` and long `details` are in `tables`. `Artifact.files`,
+    `Artifact.entry` and `Artifact.details` give them wherever they are.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = _FORMER
     stage: str
     key: str
     version: int
@@ -79,11 +128,26 @@ class Manifest(Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     details: dict[str, Any] = Field(default_factory=dict)
     files: list[FileEntry]
+    tables: Tables | None = None
     started: str
     """UTC, ISO 8601."""
     seconds: float
     device_hours: float = 0.0
     """Hours times devices (GPUs if there are any, else CPU cores) that the stage held."""
+    devices: Devices | None = None
+    """None in artifacts before schema version 3."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files of the artifact."""
+        return self.tables.bytes if self.tables else sum(file.size for file in self.files)
+
+    def to_json(self) -> bytes:
+        """Return the manifest as it is stored."""
+        without = {name for name in ("tables", "devices") if getattr(self, name) is None}
+        version = _FORMER if len(without) == 2 else SCHEMA_VERSION
+        manifest = self.model_copy(update={"schema_version": version})
+        return (manifest.model_dump_json(indent=2, exclude=without) + "\n").encode()
 
 
 class ManifestError(ValueError):

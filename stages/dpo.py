@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.base.course import Course
-from pipeline.base.shards import ShardWriter, finished_shards
+from pipeline.base.markers import finished_shards
+from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, StageResult, files_of
 from pipeline.base.training import TrainingPlan, train_on_ray
+from pipeline.base.work import Above, Work
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from schemas.records import ShardStats
+from stages.estimates.trainings import tuning
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.pictures.student import check_steps
 from stages.scores import check_model, check_score
@@ -63,6 +66,10 @@ def estimate(config: PipelineConfig) -> str:
     )
 
 
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    return tuning(config)
+
+
 def course(config: PipelineConfig) -> Course:
     """The trunk is all updates; in the tail, a last look is taken and the adapters are saved."""
     return Course(config.dpo.steps, config.dpo.steps)
@@ -89,7 +96,7 @@ def run(context: StageContext) -> StageResult:
         details={
             "model": "model",
             "lora": LORA,
-            "grid": student.manifest.details["grid"],
+            "grid": student.details["grid"],
             "tuned": context.config.pairs.model,
             "scale": sweep.scale,
             "scales": sweep.rows,
@@ -107,7 +114,7 @@ def _tune(context: StageContext) -> ShardStats:
     from stages.training.trace import LORA, TRACE
 
     config = context.config.dpo
-    buckets = context.inputs["pairs"].manifest.details["buckets"]
+    buckets = context.inputs["pairs"].details["buckets"]
     sizes = {name: splits.get("train", 0) for name, splits in buckets.items()}
     plan = _plan(sizes, context.config)
     for name in plan.short_buckets:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.base.lineage import ancestors
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.stage import Files, StageContext, StageResult
+from pipeline.base.work import Above, Work
 from schemas.config import EvalConfig, PipelineConfig, TeacherConfig
+from stages.estimates.evaluations import evaluating
 from stages.judging.gates import check_gates, failed_gates
 from stages.judging.independence import warnings
 from stages.judging.systems import TIMING, floor_of, plan_shards, shards_of, systems_of
@@ -63,6 +65,10 @@ def estimate(config: PipelineConfig) -> str:
     )
 
 
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    return evaluating(config, above)
+
+
 def run(context: StageContext) -> StageResult:
     from stages.judging.drawn import read_drawn, read_pngs
     from stages.judging.judge import Judge
@@ -84,6 +90,7 @@ def run(context: StageContext) -> StageResult:
     done = map_shards(context, sorted(shards), build, config.eval.pool)
     one_worker = config.eval.pool.model_copy(update={"workers": 1})
     done |= map_shards(context, [TIMING], build, one_worker, unit="timings")
+    context.finish()  # the report names times, and the pages have room for one
     report = make_report(
         config.model_copy(update={"teacher": published(config.teacher)}),
         systems,

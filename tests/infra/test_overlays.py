@@ -125,7 +125,7 @@ def test_the_lint_finds_an_open_door():
 
 
 def test_the_base_is_what_render_writes(tmp_path):
-    """A golden test: `infra/k8s/base` is never edited by hand."""
+    """A golden test: `make manifests` writes `infra/k8s/base`, nobody edits it."""
     result = call_here(
         *("k8s", "render", "-c", INFRA / "pipeline.yaml", "--until", "distill", "--eval"),
         *("--out", tmp_path / "base"),
