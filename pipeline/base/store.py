@@ -43,7 +43,7 @@ class ArtifactStore:
         import fsspec  # not at the top: for a folder, `plan` does without it
 
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.url)
+            filesystem, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except Exception as error:  # drivers raise what they like, for settings that they dislike
             raise ConfigError(
                 f"store: {self.url!r} cannot be opened: {error}; correct `store`, or the FSSPEC_ "
