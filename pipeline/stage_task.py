@@ -9,7 +9,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 
 from pipeline.base.adopt import adopt_training
+from pipeline.base.guarded import GuardedStore
 from pipeline.base.lease import clear
-from pipeline.base.stage import StageContext, StageResult, digest_of, enter
+from pipeline.base.lineage import contents_of
+from pipeline.base.stage import StageContext, StageResult, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
 from pipeline.board import Reporter, Speaker
 from pipeline.dag import STAGES
@@ -49,10 +51,14 @@ class Job:
     trainings: dict[str, str]
     """The training's key of each stage that trains; empty for the others."""
     inputs: dict[str, tuple[str, ...]]
+    accepted: dict[str, str]
+    """Why artifacts were declared good for this configuration; empty for what was made for it."""
     outside: dict[str, Seen]
     """Fingerprints of what each stage reads outside the store, as the keys have them."""
     running: frozenset[str]
     forced: frozenset[str]
+    repairs: dict[str, frozenset[str]]
+    """The damaged files of artifacts that are there; these alone are made again."""
     cwd: str
     """The folder that relative paths in the configuration start from."""
 
@@ -61,28 +67,26 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
     enter(job.cwd)
     store, key, training = job.store, job.keys[name], job.trainings[name]
-    if name in job.forced:  # its manifest may be damaged
+    found = None if name in job.forced else store.find(name, key)  # it may be damaged
+    if name in job.forced:
         for made in filter(None, (key, training)):
             clear(store, name, made)
-    elif (found := store.find(name, key)) is not None:  # another run has committed it
+    elif found is not None and name not in job.repairs:  # another run has committed it
         return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
-    inputs: dict[str, Artifact] = {}
-    for upstream in job.inputs[name]:
-        artifact = store.find(upstream, job.keys[upstream])
-        if artifact is None:
-            raise StageFailed(
-                f"{name}: the artifact of {upstream} has disappeared from {store.url} "
-                "since the plan was made"
-            )
-        inputs[upstream] = artifact
+    inputs = _inputs(name, job)
     warn, note = Speaker(board, name, "warning"), Speaker(board, name, "note")
-    _begin(store, name, key, training, inputs, warn)
+    if found is not None:
+        store = GuardedStore.of(found, job.repairs[name])
+        inputs = {above: replace(artifact, store=store) for above, artifact in inputs.items()}
+    else:
+        _begin(store, name, key, training, inputs, warn)
     stage = STAGES[name]
     started, clock = datetime.now(UTC), time.monotonic()
-    store.write(
-        f"{store.folder(name, key)}/config.yaml",
-        yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
-    )
+    if found is None:
+        store.write(
+            f"{store.folder(name, key)}/config.yaml",
+            yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
+        )
     context = StageContext(
         name, key, training, job.config, store, inputs, Reporter(board, name), warn, note
     )
@@ -93,9 +97,23 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     result = stage.module().run(context)
     seconds = time.monotonic() - clock
     require_unchanged(stage, job.config, job.outside[name])
-    manifest = _manifest(name, job, inputs, result, started, seconds)
-    store.commit(manifest)
-    return {"stage": name, "action": "ran", "counts": result.counts, "seconds": seconds}
+    if found is None:
+        store.commit(_manifest(name, job, inputs, result, started, seconds))
+    action = "ran" if found is None else "repaired"
+    return {"stage": name, "action": action, "counts": result.counts, "seconds": seconds}
+
+
+def _inputs(name: str, job: Job) -> dict[str, Artifact]:
+    inputs: dict[str, Artifact] = {}
+    for upstream in job.inputs[name]:
+        artifact = job.store.find(upstream, job.keys[upstream])
+        if artifact is None:
+            raise StageFailed(
+                f"{name}: the artifact of {upstream} has disappeared from {job.store.url} "
+                "since the plan was made"
+            )
+        inputs[upstream] = replace(artifact, accepted=job.accepted[upstream])
+    return inputs
 
 
 def _begin(
@@ -112,10 +130,7 @@ def _begin(
     marks = {key: f"{store.folder(name, key)}/inputs.json"}
     if training:
         marks[training] = f"{store.training_folder(name, training)}/inputs.json"
-    files = {
-        upstream: digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
-        for upstream, artifact in inputs.items()
-    }
+    files = {upstream: contents_of(artifact) for upstream, artifact in inputs.items()}
     for made, mark in marks.items():
         left = store.read(mark)
         if left is not None and (known := json_object(left)) != files:
@@ -141,7 +156,10 @@ def _manifest(
         stage=name,
         key=job.keys[name],
         version=STAGES[name].version,
-        inputs=[InputRef(stage=i, key=a.manifest.key, digest=a.digest) for i, a in inputs.items()],
+        inputs=[
+            InputRef(stage=i, key=a.manifest.key, digest=a.digest, accepted=a.accepted)
+            for i, a in inputs.items()
+        ],
         identity=STAGES[name].identity(config),
         outside=job.outside[name],
         config=config.model_dump(mode="json"),

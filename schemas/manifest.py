@@ -10,7 +10,7 @@ from pydantic import Field
 
 from schemas.base import Frozen
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class FileEntry(Frozen):
@@ -44,6 +44,10 @@ class InputRef(Frozen):
     key: str
     digest: str
     """sha256 of the input's manifest."""
+    accepted: str = ""
+    """Why somebody declared it good for a configuration that it was not made for; usually empty.
+    Since schema version 3.
+    """
 
 
 class Environment(Frozen):

@@ -22,7 +22,7 @@ from schemas.errors import ArtifactError, LaddError, Locked
 
 BEAT_SECONDS = 10.0
 """A live holder writes a new beat at this interval; a holder that missed three beats is dead."""
-_FILE = "lease.json"
+LEASE = "lease.json"
 _LOOKS = 10
 """How often a holder is checked per beat interval."""
 _TRIES = 100
@@ -81,7 +81,7 @@ def held(store: ArtifactStore, folder: str, what: str) -> Iterator[Lease]:
     after three beats, and so is one that is damaged. Raises Locked, naming `what` the folder is
     for, if another holder is alive.
     """
-    lease = Lease(store, f"{folder}/{_FILE}", what, uuid.uuid4().hex)
+    lease = Lease(store, f"{folder}/{LEASE}", what, uuid.uuid4().hex)
     _take(lease)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(lease, ended), daemon=True)
@@ -98,7 +98,7 @@ def held(store: ArtifactStore, folder: str, what: str) -> Iterator[Lease]:
 
 def is_held(store: ArtifactStore, folder: str) -> bool:
     """Whether a live holder has a folder's lease. Takes up to three beats to tell."""
-    name = f"{folder}/{_FILE}"
+    name = f"{folder}/{LEASE}"
     found = store.read(name)
     return found is not None and _watched(store, name, found) == "alive"
 
@@ -108,7 +108,7 @@ def clear(store: ArtifactStore, stage: str, key: str) -> None:
     training = store.training_folder(stage, key)
     with held(store, training, stage):
         store.remove(store.folder(stage, key))
-        for name in {name.split("/")[0] for name in store.all_files(training)} - {_FILE}:
+        for name in {name.split("/")[0] for name in store.all_files(training)} - {LEASE}:
             store.remove(f"{training}/{name}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.base.stage import digest_of
+from pipeline.base.store import MANIFEST, Artifact, ArtifactStore, json_object
 from schemas.errors import ArtifactError, ServiceUnavailable
 from schemas.manifest import Manifest
 
@@ -25,8 +27,28 @@ def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
                     f"{artifact.url} was made from {ref.stage}/{ref.key}, which is no longer in "
                     f"the store; `ladd-pipeline run --until {ref.stage}` makes it again"
                 )
-            above.append(upstream)
+            above.append(replace(upstream, accepted=ref.accepted))
         found |= ancestors(above) | {artifact.manifest.stage: artifact}
+    return found
+
+
+def contents_of(artifact: Artifact) -> str:
+    """Return a digest of an artifact's files, which an unfinished stage notes of each input."""
+    return digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
+
+
+def unfinished_readers(artifact: Artifact, stages: Iterable[str]) -> list[str]:
+    """Return the unfinished artifacts, as `stage/key`, that are being made from this one."""
+    store, stage, contents = artifact.store, artifact.manifest.stage, contents_of(artifact)
+    found = []
+    for other in stages:
+        names = store.list(f"artifacts/{other}")
+        for name in names:
+            key, _, file = name.partition("/")
+            if file == "inputs.json" and f"{key}/{MANIFEST}" not in names:
+                inputs = json_object(store.read(f"artifacts/{other}/{name}") or b"") or {}
+                if inputs.get(stage) == contents:
+                    found.append(f"{other}/{key}")
     return found
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -107,6 +107,16 @@ def remove(path: str, first: str) -> None:
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
+
+
+def remove_files(paths: Sequence[str]) -> None:
+    """Remove files, and the folders that are empty then."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    for folder in sorted({os.path.dirname(path) for path in paths}, key=len, reverse=True):
+        with contextlib.suppress(OSError):  # there is more in it
+            os.rmdir(folder)
 
 
 def _unless_missing(error: OSError) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import glob
+import hashlib
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.storage_errors import answers
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 _CONFLICT, _EXISTS = 409, 412
 """HTTP status of a conditional write: another is under way; the object is there."""
 _TRIES = 5
+_BLOCK = 8 * 2**20
 _AT_ONCE = 64
-"""Files that are read at the same time."""
+"""Files that are read or removed at the same time."""
 
 
 def create(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
@@ -63,21 +65,55 @@ def read_all(
     """
     if not filesystem.async_impl:
         return [_read(filesystem, path) for path in paths]
+
+    async def read(path: str) -> bytes:
+        return bytes(await filesystem._cat_file(path))
+
+    return _at_once(filesystem, read, paths)
+
+
+def digest(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """Return the sha256 of an object, of which few blocks are in memory at a time."""
+    content = hashlib.sha256()
+    with filesystem.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as file:
+        while block := file.read(_BLOCK):
+            content.update(block)
+    return content.hexdigest()
+
+
+def remove_files(filesystem: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
+    """Remove files, in parallel where the store can. Those that are missing are no failure."""
+    if filesystem.async_impl:
+        for failure in _at_once(filesystem, filesystem._rm_file, paths):
+            if isinstance(failure, BaseException) and not isinstance(failure, FileNotFoundError):
+                raise failure
+        return
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+
+def _at_once(
+    filesystem: fsspec.AbstractFileSystem,
+    work: Callable[[str], Awaitable[Any]],
+    paths: Sequence[str],
+) -> list[Any]:
+    """Return what the work on each path gives, or the exception that it raises."""
     from fsspec.asyn import sync
 
-    async def one(path: str, room: asyncio.Semaphore) -> bytes | BaseException:
+    async def one(path: str, room: asyncio.Semaphore) -> Any:
         async with room:
             try:
-                return bytes(await filesystem._cat_file(path))
+                return await work(path)
             except Exception as error:  # drivers raise what they like; whoever asked sorts them
                 return error
 
-    async def all_at_once() -> list[bytes | BaseException]:
+    async def all_of_them() -> list[Any]:
         room = asyncio.Semaphore(_AT_ONCE)
         return await asyncio.gather(*(one(path, room) for path in paths))
 
-    contents: list[bytes | BaseException] = sync(filesystem.loop, all_at_once)
-    return contents
+    found: list[Any] = sync(filesystem.loop, all_of_them)
+    return found
 
 
 def _read(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes | BaseException:

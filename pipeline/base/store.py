@@ -217,6 +217,15 @@ class ArtifactStore:
             else:
                 on_objects.remove(self.filesystem, self.path(name), MANIFEST)
 
+    def remove_files(self, names: Sequence[str]) -> None:
+        """Delete many files at once, in parallel if the store supports it; some may be missing."""
+        with self._explained("remove", f"{len(names)} files"):
+            paths = [self.path(name) for name in names]
+            if self.is_local:
+                on_disk.remove_files(paths)
+            else:
+                on_objects.remove_files(self.filesystem, paths)
+
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the bytes of many small files by name, fetched in parallel if the store supports
         it. Leaves out those that are missing.
@@ -259,6 +268,25 @@ class ArtifactStore:
                 return on_disk.files_below(self.path(name))
             return on_objects.files_below(self.filesystem, self.path(name))
 
+    def modified(self, name: str) -> float:
+        """Return when a file was last written, in seconds since 1970 by the store's clock; now if
+        the store does not say.
+        """
+        with self._explained("read", name):
+            try:
+                if self.is_local:
+                    return os.stat(self.path(name)).st_mtime
+                return float(self.filesystem.modified(self.path(name)).timestamp())
+            except (FileNotFoundError, NotImplementedError):
+                return time.time()
+
+    def digest(self, name: str) -> str:
+        """Return the sha256 of a file, read in blocks."""
+        with self._explained("read", name):
+            if self.is_local:
+                return file_digest(Path(self.path(name)))
+            return on_objects.digest(self.filesystem, self.path(name))
+
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """Give a local path of a file: the file itself in a local store, else a temporary copy.
@@ -291,6 +319,8 @@ class Artifact:
     manifest: Manifest
     digest: str
     """sha256 of the manifest."""
+    accepted: str = ""
+    """Why it was declared good for a configuration that it was not made for."""
 
     @property
     def folder(self) -> str:
@@ -323,22 +353,6 @@ class Artifact:
             f"{self.url} lists no {path}; run `ladd-pipeline run --force {stage}` to make it again"
         )
 
-    def verify(self, *, contents: bool) -> list[str]:
-        """Return a sentence per damaged file: missing, of another size or, with `contents`, of
-        another sha256.
-        """
-        sizes = self.store.all_files(self.folder)
-        wrong = []
-        for entry in self.manifest.files:
-            where = f"{self.url}/{entry.path}"
-            if entry.path not in sizes:
-                wrong.append(f"{where} is missing")
-            elif sizes[entry.path] != entry.size:
-                wrong.append(f"{where} has {sizes[entry.path]} bytes instead of {entry.size}")
-            elif contents and self._digest(entry) != entry.sha256:
-                wrong.append(f"{where} has changed: its sha256 is not the manifest's")
-        return wrong
-
     @contextlib.contextmanager
     def checked(self, entry: FileEntry) -> Iterator[Path]:
         """Give a local path of a file after checking it against the manifest. Raises ArtifactError
@@ -365,10 +379,6 @@ class Artifact:
                 with self.checked(entry) as path:
                     target.write_bytes(path.read_bytes())
             yield Path(scratch) / prefix
-
-    def _digest(self, entry: FileEntry) -> str:
-        with self.store.local(self.name(entry.path)) as path:
-            return file_digest(path)
 
 
 def require_intact(path: Path, size: int, sha256: str, where: str, stage: str) -> None:

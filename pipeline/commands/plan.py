@@ -64,6 +64,7 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
     stage would fail.
     """
     from pipeline.commands.tables import print_table
+    from pipeline.lacking import require_inputs
     from pipeline.planning import check_inputs, warnings_of
 
     fields = ("stage", "key", "action", "why", "estimate")
@@ -76,6 +77,7 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
     else:
         columns = [name for name in fields if name != "key"]
         print_table(columns, [[row[name] for name in columns] for row in rows])
+    require_inputs(opened.store, opened.config, opened.stages)
     check_inputs(opened.config, opened.stages)
     for warning in warnings_of(opened.config, opened.stages):
         print(f"warning: {warning}", file=sys.stderr)
