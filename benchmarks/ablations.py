@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.shards import write_tar
 from pipeline.base.store import Artifact, ArtifactStore
-from pipeline.config import load_config
+from pipeline.commands.opening import open_config
 from pipeline.executor import make
 from pipeline.machine import usable_cpus
 from pipeline.observe import Observer
@@ -68,7 +68,7 @@ def trials(store: str, seeds: int, at_once: int) -> dict[str, Trial]:
 
 
 def _config(store: str, settings: tuple[str, ...] = ()):
-    return load_config(preset="shapes", settings=[f"store={store}", *settings])
+    return open_config(preset="shapes", settings=[f"store={store}", *settings])
 
 
 def write_real_scenes(store: ArtifactStore, folder: Path, observer: Observer) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.store import ArtifactStore
-from pipeline.config import load_config
+from pipeline.commands.opening import open_config
 from pipeline.executor import make
 from pipeline.observe import Observer
 from pipeline.planning import Selection
@@ -66,7 +66,7 @@ def main() -> None:
     lines, base = [], None
     for mode, title in MODES.items():
         settings = [f"store={store.url}", *wanted.set, f"pairs.model={mode}"]
-        config = load_config(preset="shapes", settings=settings)
+        config = open_config(preset="shapes", settings=settings)
         with Observer("text") as observer:
             made = make(Selection(until="dpo"), "dpo", config, store, observer)
         if base is None:

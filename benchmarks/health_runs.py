@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.base.store import Artifact, ArtifactStore
-from pipeline.config import load_config
+from pipeline.commands.opening import open_config
 from pipeline.machine import usable_cpus
 from pipeline.observe import Observer
 from pipeline.sweep import Trial, run_trials
@@ -133,7 +133,7 @@ def trained(store: ArtifactStore, names: list[str], at_once: int) -> dict[str, A
     trials = {}
     for name in names:
         settings = [f"store={store.url}", cpus, *CASES[name].all_settings]
-        trials[name] = Trial((name,), load_config(preset="shapes", settings=settings))
+        trials[name] = Trial((name,), open_config(preset="shapes", settings=settings))
     made = {}
     with Observer("text") as observer:
         for trial, result in run_trials("distill", list(trials.values()), store, observer, at_once):

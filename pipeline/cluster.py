@@ -94,7 +94,23 @@ def _local(
 
 
 def _ours_first() -> dict[str, Any]:
-    return {"runtime_env": {"worker_process_setup_hook": finder(str(_ROOT))}}
+    return {"runtime_env": {"worker_process_setup_hook": _at_start(finder(str(_ROOT)))}}
+
+
+def _at_start(find_ours: Callable[[], None]) -> Callable[[], None]:
+    """Return what each worker process does first; Ray sends it by value."""
+
+    def start() -> None:
+        import os
+
+        import ray
+
+        find_ours()
+        # Without it, Ray's state calls ask the Ray that started last on this machine. Ray Train's
+        # cleaner then takes our controller for dead, and removes the places of its workers.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+    return start
 
 
 def _start(options: dict[str, Any], warn: Callable[[str], None]) -> None:

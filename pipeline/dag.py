@@ -46,6 +46,7 @@ _ENTRIES = (
         ("synthesize", "teacher"),
         _pictures_from,
         "pictures",
+        in_shards=True,
         data=("shards/*.tar",),
     ),
     Stage(
@@ -54,6 +55,7 @@ _ENTRIES = (
         ("encode", "prompts.buckets", "prompts.held_out_fraction", "teacher"),
         _latents_from,
         "latents",
+        in_shards=True,
         data=("latents/*.npy", "shards/prompts/*.npy"),
     ),
     Stage(
@@ -73,6 +75,7 @@ _ENTRIES = (
         ("pairs", "synthesize", "teacher"),
         _pairs_from,
         "preference pairs",
+        in_shards=True,
         data=("shards/*.tar",),
     ),
     Stage(
@@ -89,6 +92,7 @@ _ENTRIES = (
         ("eval", "synthesize", "teacher"),
         _evaluated,
         "evaluated student",
+        in_shards=True,
         reads_lineage=True,
     ),
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeline.base.checking import Damage, damaged
 from pipeline.base.dropping import dropped, forget_drop
 from pipeline.base.lineage import unfinished_readers
-from pipeline.base.shards import finished_shards
+from pipeline.base.markers import finished_shards, forget
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.dag import STAGES
 from pipeline.executor import execute
@@ -64,7 +64,7 @@ def uncommit_failed(store: ArtifactStore, stage: PlannedStage) -> int:
     if (artifact := store.find(stage.name, stage.key)) is not None:
         require_unread(artifact)
         store.remove(f"{folder}/manifest.json")
-    store.remove_files([f"{folder}/{name}.json" for name in failed])
+    forget(store, folder, failed)
     return len(failed)
 
 

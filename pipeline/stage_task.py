@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.base.adopt import adopt_training
+from pipeline.base.claims import Crew, MadeElsewhere
 from pipeline.base.guarded import GuardedStore
 from pipeline.base.lease import clear
 from pipeline.base.lineage import contents_of
@@ -64,23 +65,43 @@ class Job:
 
 
 def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> dict[str, Any]:
-    """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
+    """The Ray task of one stage, which takes what another run commits. Runs on the head node."""
     enter(job.cwd)
+    store, key = job.store, job.keys[name]
+    note = Speaker(board, name, "note")
+    try:
+        is_forced = name in job.forced
+        again = is_forced or name in job.repairs
+        with Crew(store, name, key, job.config.on_conflict, note, again=again) as crew:
+            if is_forced:  # its manifest may be damaged
+                crew.wait_until_alone()
+                crew.finish()
+                for made in filter(None, (key, job.trainings[name])):
+                    clear(store, name, made)
+            elif not again and store.find(name, key) is not None:
+                raise MadeElsewhere
+            return _make(name, job, board, crew)
+    except MadeElsewhere:
+        found = store.find(name, key)
+        counts = found.manifest.counts if found is not None else {}
+        return {"stage": name, "action": "done", "counts": counts, "seconds": 0.0}
+
+
+def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
+    """Find the inputs, do the work, commit. Raises MadeElsewhere if another run has committed."""
     store, key, training = job.store, job.keys[name], job.trainings[name]
-    found = None if name in job.forced else store.find(name, key)  # it may be damaged
-    if name in job.forced:
-        for made in filter(None, (key, training)):
-            clear(store, name, made)
-    elif found is not None and name not in job.repairs:  # another run has committed it
-        return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
+    stage, found = STAGES[name], None
+    if stage.in_shards:
+        crew.join()
+    else:
+        crew.finish()
     inputs = _inputs(name, job)
     warn, note = Speaker(board, name, "warning"), Speaker(board, name, "note")
-    if found is not None:
+    if name in job.repairs and (found := store.find(name, key)) is not None:
         store = GuardedStore.of(found, job.repairs[name])
         inputs = {above: replace(artifact, store=store) for above, artifact in inputs.items()}
     else:
         _begin(store, name, key, training, inputs, warn)
-    stage = STAGES[name]
     started, clock = datetime.now(UTC), time.monotonic()
     if found is None:
         store.write(
@@ -88,7 +109,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
             yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
         )
     context = StageContext(
-        name, key, training, job.config, store, inputs, Reporter(board, name), warn, note
+        name, key, training, job.config, store, inputs, Reporter(board, name), warn, note, crew
     )
     if training:
         above = [artifact.manifest.key for artifact in inputs.values()]
@@ -97,6 +118,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     result = stage.module().run(context)
     seconds = time.monotonic() - clock
     require_unchanged(stage, job.config, job.outside[name])
+    crew.finish()
     if found is None:
         store.commit(_manifest(name, job, inputs, result, started, seconds))
     action = "ran" if found is None else "repaired"

@@ -161,6 +161,7 @@ class FailureLimits(Frozen):
     """Samples below which the stage does not stop."""
 
 
+Conflict = Literal["wait", "share", "fail"]
 SamplerName = Literal["euler", "dpmpp_2m"]
 GuidanceScale = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
@@ -216,13 +217,17 @@ class SynthesizeConfig(Frozen):
     """Pictures sampled together. An identity field, because low-precision sums may round
     differently at another batch size.
     """
+    compile_blocks: bool = added(False)
+    """Compile the transformer's blocks: faster on a GPU once every bucket was drawn once. An
+    identity field, as compiled sums round differently.
+    """
     image_format: Literal["png", "webp", "jpg"] = "png"
     """File format of the pictures in the shards."""
     quality: int = Field(95, ge=1, le=100)
     """Quality of webp and jpg files."""
     latents: Literal["none", "beside", "only"] = "none"
     """Whether to store the teacher's final latents next to the pictures (beside) or instead of them
-    (only).
+    (only). With `only` and a `flat_below` of 0 no picture is decoded.
     """
     flat_below: float = Field(2.0, ge=0)
     """Pictures whose standard deviation (values 0 to 255) is below this are filtered as flat."""
@@ -947,6 +952,11 @@ class PipelineConfig(Frozen):
     artifacts.
     """
     ray: RayConfig = runtime(RayConfig())
+    on_conflict: Conflict = runtime("share")
+    """What a run does when another live run works on the same artifact: `share` its shards, or
+    where there are none (prompts, distill, dpo) wait for it; `wait` for it always; `fail` with
+    exit code 5.
+    """
     failures: FailureLimits = runtime(FailureLimits())
     trackers: list[TrackerConfig] = runtime([TensorBoardTracker(kind="tensorboard")])
     """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its

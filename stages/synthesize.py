@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +33,10 @@ from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.identity import SAMPLE_SCHEMA
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
+Made = tuple[str, str | None, dict[str, bytes]]
+"""What came of a sample: status, reason and tar members."""
 SIDECAR_SCHEMA = pa.schema(
     [
         *SAMPLE_SCHEMA,
@@ -56,7 +60,7 @@ def estimate(config: PipelineConfig) -> str:
 
 def run(context: StageContext) -> StageResult:
     planned = context.inputs["prompts"]
-    shards = planned.manifest.details["shards"]
+    shards = planned.details["shards"]
     pool = context.config.synthesize.pool
     build = partial(Synthesizer, context.config, planned, context.folder)
     done = map_shards(context, shards, build, pool)
@@ -89,14 +93,16 @@ class Synthesizer:
     """Makes whole shards, in a worker that has the teacher loaded."""
 
     def __init__(self, config: PipelineConfig, planned: Artifact, folder: str) -> None:
+        from stages.ladd.parallelize import compile_blocks
         from stages.pictures.samplers import teacher_sampler
 
         self.config: SynthesizeConfig = config.synthesize
         self.planned, self.folder = planned, folder
         self.teacher = open_teacher_in(self.config.pool, config.teacher)
-        self.draw = teacher_sampler(
-            self.teacher, self.teacher.backbone(), self.teacher.device, self.config
-        )
+        backbone = self.teacher.backbone()
+        if self.config.compile_blocks:
+            compile_blocks(backbone)
+        self.draw = teacher_sampler(self.teacher, backbone, self.teacher.device, self.config)
 
     def __call__(self, shard: str) -> ShardStats:
         with self.planned.checked(self.planned.entry(f"{shard}.parquet")) as path:
@@ -104,52 +110,65 @@ class Synthesizer:
         writer = ShardWriter(self.planned.store, self.folder, shard)
         members: list[TarSample] = []
         rows, counts = [], Counter(ok=0, filtered=0, failed=0)
-        size = self.config.micro_batch
-        for start in range(0, len(samples), size):
-            part = samples[start : start + size]
-            for sample, (status, reason, contents) in zip(part, self._make(part), strict=True):
-                counts[status] += 1
-                digest = None
-                if status == "ok":
-                    members.append((sample["key"], contents))
-                    digest = hashlib.sha256(
-                        b"".join(contents[name] for name in sorted(contents))
-                    ).hexdigest()
-                bucket = str(Bucket(sample["width"], sample["height"]))
-                rows.append(
-                    {
-                        **sample,
-                        "bucket": bucket,
-                        "status": status,
-                        "reason": reason,
-                        "sha256": digest,
-                    }
-                )
+        for sample, (status, reason, contents) in zip(samples, self._made(samples), strict=True):
+            counts[status] += 1
+            digest = None
+            if status == "ok":
+                members.append((sample["key"], contents))
+                digest = hashlib.sha256(
+                    b"".join(contents[name] for name in sorted(contents))
+                ).hexdigest()
+            bucket = str(Bucket(sample["width"], sample["height"]))
+            row = {"bucket": bucket, "status": status, "reason": reason, "sha256": digest}
+            rows.append(sample | row)
         write_tar(writer.file(".tar"), members)
         writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
         return writer.commit(dict(counts), {"failures": failed_kinds(rows)})
 
-    def _make(
-        self, samples: list[dict[str, Any]]
-    ) -> list[tuple[str, str | None, dict[str, bytes]]]:
-        """Return status, reason and tar members of each sample; all samples are of one bucket."""
-        config = self.config
-        latents = self.draw(samples)
-        pictures = self.teacher.decode_latents(latents)
-        stored = latents if config.latents == "none" else latents.half()
+    def _made(self, samples: list[dict[str, Any]]) -> Iterator[Made]:
+        """What came of each sample; all are of one bucket.
+
+        While the device draws a batch, a thread encodes the pictures of the one before.
+        """
+        size = self.config.micro_batch
+        with ThreadPoolExecutor(1) as thread:
+            before: Future[list[Made]] | None = None
+            for start in range(0, len(samples), size):
+                batch = samples[start : start + size]
+                drawn = self._drawn(batch)
+                if before is not None:
+                    yield from before.result()
+                before = thread.submit(self._written, batch, *drawn)
+            if before is not None:
+                yield from before.result()
+
+    def _drawn(self, batch: list[dict[str, Any]]) -> tuple[Tensor, np.ndarray | None]:
+        """Latents (B, C, H, W) float32, and the pictures (B, H, W, 3) uint8 if they are looked at
+        or stored. Both are in host memory: a copy from the thread would wait for the next batch.
+        """
+        latents, pictures = self.draw(batch), None
+        if self.config.latents != "only" or self.config.flat_below > 0:
+            pictures = self.teacher.decode_latents(latents)
+        return latents.cpu(), pictures
+
+    def _written(
+        self, batch: list[dict[str, Any]], latents: Tensor, pictures: np.ndarray | None
+    ) -> list[Made]:
+        stored = latents if self.config.latents == "none" else latents.half()
         finite = stored.isfinite().flatten(1).all(1).tolist()
-        results: list[tuple[str, str | None, dict[str, bytes]]] = []
-        for i, sample in enumerate(samples):
+        made: list[Made] = []
+        for i, sample in enumerate(batch):
+            picture = None if pictures is None else pictures[i]
             if not finite[i]:
-                results.append(("failed", "not finite", {}))
-            elif pictures[i].std() < config.flat_below:
-                results.append(("filtered", "flat", {}))
+                made.append(("failed", "not finite", {}))
+            elif picture is not None and picture.std() < self.config.flat_below:
+                made.append(("filtered", "flat", {}))
             else:
-                results.append(("ok", None, self._members(sample, pictures[i], latents[i])))
-        return results
+                made.append(("ok", None, self._members(sample, picture, latents[i])))
+        return made
 
     def _members(
-        self, sample: dict[str, Any], picture: np.ndarray, latents: torch.Tensor
+        self, sample: dict[str, Any], picture: np.ndarray | None, latents: Tensor
     ) -> dict[str, bytes]:
         from stages.pictures.samplers import guidance_scale_of
 
@@ -160,12 +179,12 @@ class Synthesizer:
             "txt": sample["prompt"].encode(),
             "json": json.dumps(record, sort_keys=True).encode(),
         }
-        if config.latents != "only":
+        if config.latents != "only" and picture is not None:
             members[config.image_format] = encode_image(
                 picture, config.image_format, config.quality
             )
         if config.latents != "none":
             buffer = io.BytesIO()
-            np.save(buffer, latents.half().cpu().numpy(), allow_pickle=False)
+            np.save(buffer, latents.half().numpy(), allow_pickle=False)
             members["latent.npy"] = buffer.getvalue()
         return members

@@ -62,7 +62,7 @@ def damaged(
 
     found = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        files = artifact.manifest.files
+        files = artifact.listed
         for damage in pool.map(check, files) if deep else map(check, files):
             told()
             if damage is not None:

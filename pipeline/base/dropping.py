@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
 from pipeline.base.store import Artifact, json_object, to_json
-from schemas.manifest import FileEntry, Manifest
+from schemas.manifest import FileEntry
 
 DROPPED = "dropped.json"
 
@@ -38,9 +38,9 @@ class Dropped:
         return any(fnmatchcase(path, pattern) for pattern in self.patterns)
 
 
-def data_of(manifest: Manifest, patterns: Sequence[str]) -> list[FileEntry]:
+def data_of(artifact: Artifact, patterns: Sequence[str]) -> list[FileEntry]:
     """Return the files of an artifact that its stage declares as data."""
-    return [f for f in manifest.files if any(fnmatchcase(f.path, one) for one in patterns)]
+    return [f for f in artifact.listed if any(fnmatchcase(f.path, one) for one in patterns)]
 
 
 def dropped(artifact: Artifact) -> Dropped | None:
@@ -60,7 +60,7 @@ def drop(artifact: Artifact, patterns: Sequence[str]) -> Dropped:
     """Remove an artifact's data; the note comes first, so that a kill in between leaves no
     artifact that looks damaged. Called again, it goes on.
     """
-    files = data_of(artifact.manifest, patterns)
+    files = data_of(artifact, patterns)
     note = dropped(artifact) or Dropped.now(files, patterns)
     note_drop(artifact, note)
     artifact.store.remove_files([artifact.name(file.path) for file in files])

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.store import Artifact, ArtifactStore, file_digest
+from pipeline.base.artifact import file_digest
+from pipeline.base.store import Artifact, ArtifactStore
 from schemas.errors import ArtifactError
 
 
@@ -25,7 +26,7 @@ class GuardedStore(ArtifactStore):
 
     @classmethod
     def of(cls, artifact: Artifact, damaged: frozenset[str]) -> GuardedStore:
-        files = {entry.path: (entry.size, entry.sha256) for entry in artifact.manifest.files}
+        files = {entry.path: (entry.size, entry.sha256) for entry in artifact.listed}
         return cls(artifact.store.url, artifact.folder, files, damaged)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.base.checkpoint_list import whole_checkpoints
+from pipeline.base.claims import claims_folder, live_runs
 from pipeline.base.lease import LEASE, is_held
 from pipeline.base.storage_errors import explained
 from pipeline.base.store import ArtifactStore, json_object
@@ -34,7 +35,7 @@ class Leftover:
     remove: Callable[[], Any]
 
 
-def live_runs(store: ArtifactStore) -> dict[str, dict[str, Any]]:
+def runs_under_way(store: ArtifactStore) -> dict[str, dict[str, Any]]:
     """Return the records (`run.json`) of the runs that are under way on any machine, by their
     folder. Takes up to three beats of a lease to tell.
     """
@@ -46,6 +47,18 @@ def live_runs(store: ArtifactStore) -> dict[str, dict[str, Any]]:
         if is_alive
     ]
     return {folder: json_object(store.read(f"{folder}/run.json") or b"") or {} for folder in alive}
+
+
+def crews_at_work(store: ArtifactStore) -> set[tuple[str, str]]:
+    """Return stage and key of the artifacts on which a live run works."""
+    found = [
+        (stage, key)
+        for stage in store.folders("claims")
+        for key in store.folders(f"claims/{stage}")
+    ]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        alive = list(pool.map(lambda one: live_runs(store, claims_folder(*one)), found))
+    return {one for one, runs in zip(found, alive, strict=True) if runs}
 
 
 def watched(store: ArtifactStore, folders: Sequence[str]) -> list[bool]:
@@ -63,6 +76,7 @@ def leftovers(store: ArtifactStore, hours: float, *, busy: Collection[str]) -> I
     yield from _uploads(store, hours)
     yield from _leases_of_runs(store, busy)
     yield from _of_trainings(store, busy)
+    yield from _claims(store, busy)
 
 
 def _half_written(store: ArtifactStore, hours: float) -> Iterator[Leftover]:
@@ -122,3 +136,11 @@ def _of_trainings(store: ArtifactStore, busy: Collection[str]) -> Iterator[Lefto
                 size = sum(n for path, n in files.items() if path.startswith(f"{one}/"))
                 name = f"{folder}/{one}"
                 yield Leftover(f"orphaned checkpoint {name}", size, partial(store.remove, name))
+
+
+def _claims(store: ArtifactStore, busy: Collection[str]) -> Iterator[Leftover]:
+    """Yield the claims on artifacts on which no live run works."""
+    for name, size in sorted(store.all_files("claims").items()):
+        stage, key, *_ = name.split("/")
+        if claims_folder(stage, key) not in busy:
+            yield Leftover(f"claim claims/{name}", size, partial(store.remove, f"claims/{name}"))

@@ -34,7 +34,8 @@ def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
 
 def contents_of(artifact: Artifact) -> str:
     """Return a digest of an artifact's files, which an unfinished stage notes of each input."""
-    return digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
+    files = artifact.listed
+    return digest_of([list(row) for row in zip(files.paths, files.digests, strict=True)])
 
 
 def unfinished_readers(artifact: Artifact, stages: Iterable[str]) -> list[str]:
@@ -42,13 +43,11 @@ def unfinished_readers(artifact: Artifact, stages: Iterable[str]) -> list[str]:
     store, stage, contents = artifact.store, artifact.manifest.stage, contents_of(artifact)
     found = []
     for other in stages:
-        names = store.list(f"artifacts/{other}")
-        for name in names:
-            key, _, file = name.partition("/")
-            if file == "inputs.json" and f"{key}/{MANIFEST}" not in names:
-                inputs = json_object(store.read(f"artifacts/{other}/{name}") or b"") or {}
-                if inputs.get(stage) == contents:
-                    found.append(f"{other}/{key}")
+        for key in store.folders(f"artifacts/{other}"):
+            folder = f"artifacts/{other}/{key}"
+            noted = json_object(store.read(f"{folder}/inputs.json") or b"") or {}
+            if noted.get(stage) == contents and store.read(f"{folder}/{MANIFEST}") is None:
+                found.append(f"{other}/{key}")
     return found
 
 
@@ -61,15 +60,10 @@ def survey(store: ArtifactStore, stage: str) -> tuple[list[Manifest], list[str]]
     """Return the manifests of all artifacts of a stage, newest first, and a sentence for each that
     cannot be used.
     """
-    names = [
-        n
-        for n in store.list(f"artifacts/{stage}")
-        if n.count("/") == 1 and n.endswith("/manifest.json")
-    ]
     found, damaged = [], []
-    for name in names:
+    for key in store.folders(f"artifacts/{stage}"):
         try:
-            artifact = store.find(stage, name.split("/")[0])
+            artifact = store.find(stage, key)
         except ServiceUnavailable:
             raise
         except ArtifactError as error:

@@ -20,7 +20,7 @@ _CONFLICT, _EXISTS = 409, 412
 _TRIES = 5
 _BLOCK = 8 * 2**20
 _AT_ONCE = 64
-"""Files that are read or removed at the same time."""
+"""Files that are read at the same time."""
 
 
 def create(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
@@ -82,12 +82,13 @@ def digest(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 def remove_files(filesystem: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
-    """Remove files, in parallel where the store can. Those that are missing are no failure."""
-    if filesystem.async_impl:
-        for failure in _at_once(filesystem, filesystem._rm_file, paths):
-            if isinstance(failure, BaseException) and not isinstance(failure, FileNotFoundError):
-                raise failure
-        return
+    """Remove files, many with one request where the store can. Those that are missing are no
+    error.
+    """
+    if not any(map(glob.has_magic, paths)):  # `rm` takes them for patterns
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(list(paths))
+            return
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             filesystem.rm_file(path)
@@ -136,6 +137,19 @@ def files_below(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str,
         for path, info in found.items()
         if info.get("type") != "directory"  # SeaweedFS keeps a folder a while after its last file
     }
+
+
+def folders_in(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted: the common prefixes of its objects."""
+    try:
+        found = filesystem.ls(folder, detail=True, refresh=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(
+        posixpath.basename(info["name"].rstrip("/"))
+        for info in found
+        if info["type"] == "directory"
+    )
 
 
 def remove(filesystem: fsspec.AbstractFileSystem, path: str, first: str) -> None:

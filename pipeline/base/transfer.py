@@ -4,6 +4,7 @@ the manifest comes last, and a copy that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from schemas.manifest import FileEntry
 
 _AT_ONCE = 8
 """Files that are copied at the same time: each has its own copy on this machine on its way."""
+_NOTES_AT_ONCE = 1_000
+_NOTE = re.compile(r"(\.json|\.jsonl|\.yaml|\Amanifest\.\w+\.[0-9a-f]{16}\.parquet)\Z")
 _NOTES = ("pins", "accepted")
 """Folders of small files that say which artifacts a configuration means."""
 
@@ -34,12 +37,12 @@ class Parcel:
         """Pack an artifact: all that is there, or if `light` all but what matches `data`."""
         note = dropped(artifact)
         if light and data and note is None:
-            files = data_of(artifact.manifest, data)
+            files = data_of(artifact, data)
             note = Dropped.now(files, data)
         lacking = note.patterns if note is not None else ()
         kept = [
             entry
-            for entry in artifact.manifest.files
+            for entry in artifact.listed
             if not any(fnmatchcase(entry.path, pattern) for pattern in lacking)
         ]
         return cls(artifact, tuple(kept), note)
@@ -71,7 +74,7 @@ def send(parcel: Parcel, target: ArtifactStore, told: Callable[[], None]) -> int
     if parcel.note is None:
         forget_drop(mine)
     else:
-        left_out = data_of(artifact.manifest, parcel.note.patterns)
+        left_out = data_of(artifact, parcel.note.patterns)
         if any(there.get(file.path) != file.size for file in left_out):
             note_drop(mine, parcel.note)
     content = artifact.store.read(artifact.name(MANIFEST))
@@ -93,15 +96,19 @@ def send_notes(source: ArtifactStore, target: ArtifactStore) -> None:
 
 
 def _send_notes(artifact: Artifact, target: ArtifactStore) -> None:
-    """Copy the small files that the manifest does not list: configuration, inputs, markers."""
-    listed = {entry.path for entry in artifact.manifest.files} | {MANIFEST, DROPPED}
+    """Copy the small files that the manifest does not list: its tables, configuration, inputs, and
+    what marks shards as done.
+    """
+    listed = {*artifact.listed.paths, MANIFEST, DROPPED}
     names = [
         artifact.name(path)
         for path in artifact.store.list(artifact.folder)
-        if path not in listed and path.endswith((".json", ".yaml"))
+        if path not in listed and _NOTE.search(path)
     ]
-    for name, content in artifact.store.read_all(names).items():
-        target.write(name, content)
+    for start in range(0, len(names), _NOTES_AT_ONCE):
+        part = names[start : start + _NOTES_AT_ONCE]
+        for name, content in artifact.store.read_all(part).items():
+            target.write(name, content)
 
 
 def _require_same(artifact: Artifact, target: ArtifactStore) -> None:

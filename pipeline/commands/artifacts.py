@@ -51,7 +51,7 @@ def _size(store: ArtifactStore, manifest: Manifest) -> str:
     from pipeline.base.dropping import dropped
     from pipeline.base.store import Artifact
 
-    size = sum(file.size for file in manifest.files)
+    size = manifest.total_bytes
     note = dropped(Artifact(store, manifest, "")) if STAGES[manifest.stage].data else None
     if note is None:
         return f"{size / 1e6:.1f} MB"

@@ -67,7 +67,7 @@ def _damages(artifacts: Sequence[Artifact], *, deep: bool) -> dict[str, list[Dam
     from pipeline.base.dropping import dropped
     from pipeline.observe import Observer
 
-    total = sum(len(artifact.manifest.files) for artifact in artifacts)
+    total = sum(len(artifact.listed) for artifact in artifacts)
     done, found = 0, {}
     with Observer() as observer:
 
@@ -160,7 +160,7 @@ def drop(
         _require_served(artifact)
         require_unread(artifact)
     patterns = STAGES[name].data
-    files = data_of(artifact.manifest, patterns)
+    files = data_of(artifact, patterns)
     if not dry_run:
         drop(artifact, patterns)
     verb = "would drop" if dry_run else "dropped"
@@ -198,7 +198,8 @@ def collect_garbage(
     """List or delete what this configuration does not use (other artifacts and their trainings) and
     what killed processes have left. What a live run uses stays.
     """
-    from pipeline.base.leftovers import leftovers, live_runs, watched
+    from pipeline.base.claims import claims_folder
+    from pipeline.base.leftovers import crews_at_work, leftovers, runs_under_way, watched
     from pipeline.commands.opening import open_plan
     from pipeline.config import DEFAULT_FILE
     from pipeline.student_start import start_of
@@ -209,13 +210,14 @@ def collect_garbage(
             f"has no {DEFAULT_FILE}: choose one with --config FILE or --preset NAME"
         )
     opened = open_plan(config, preset, set_)
-    store, runs = opened.store, live_runs(opened.store)
+    store, runs = opened.store, runs_under_way(opened.store)
     used = {(stage.name, key) for stage in opened.stages for key in (stage.key, stage.training)}
     if (start := start_of(opened.config)) is not None:
         used.add(start)
     sizes = _stored(store)
     held = watched(store, [store.training_folder(*one) for one in sizes])
-    in_use = {one for one, is_held in zip(sizes, held, strict=True) if is_held}
+    crews = crews_at_work(store)
+    in_use = crews | {one for one, is_held in zip(sizes, held, strict=True) if is_held}
     for record in runs.values():
         for part in ("artifacts", "trainings"):
             in_use |= set(record.get(part, {}).items())
@@ -225,6 +227,7 @@ def collect_garbage(
         freed += sizes[one] if is_free else 0
         print(f"{('deleted' if delete else 'unused') if is_free else 'in use'} {'/'.join(one)}")
     busy = {*runs, *(store.training_folder(*one) for one in in_use)}
+    busy |= {claims_folder(*one) for one in crews}
     for left in leftovers(store, older_than, busy=busy):
         if delete:
             left.remove()

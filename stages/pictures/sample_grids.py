@@ -15,7 +15,12 @@ from stages.ladd.ema import ExponentialAverage
 from stages.ladd.grid import step_counts, steps_title, student_sigmas
 from stages.ladd.health import Sign, diversity_signs
 from stages.pictures.contact_sheet import draw_grid
-from stages.pictures.samplers import PlannedSample, student_sampler, teacher_sampler
+from stages.pictures.samplers import (
+    PlannedSample,
+    remembering,
+    student_sampler,
+    teacher_sampler,
+)
 from stages.teachers.protocol import Teacher
 
 _ALIKE = 4
@@ -36,6 +41,7 @@ class SampleGrids:
         self.context, self.config = context, context.config
         self.teacher, self.frozen, self.student = teacher, frozen, student
         self.average = average
+        self._encode = remembering(teacher.encode_prompts)
         self.grid = teacher.student_grid(self.config.distill.student_time)
         self._teacher_pictures: dict[str, np.ndarray] = {}
         self._teacher_distance: float | None = None
@@ -83,8 +89,9 @@ class SampleGrids:
         return diversity_signs(student, self._teacher_distance)
 
     def _from_teacher(self, samples: list[PlannedSample]) -> torch.Tensor:
-        how = self.config.synthesize
-        return teacher_sampler(self.teacher, self.frozen, self.teacher.device, how)(samples)
+        how, device = self.config.synthesize, self.teacher.device
+        draw = teacher_sampler(self.teacher, self.frozen, device, how, self._encode)
+        return draw(samples)
 
     def _from_student(self, samples: list[PlannedSample], steps: int) -> torch.Tensor:
         draw = student_sampler(
@@ -93,6 +100,7 @@ class SampleGrids:
             self.teacher.device,
             student_sigmas(self.grid, steps),
             bfloat16=self.config.distill.precision == "bfloat16",
+            encode=self._encode,
         )
         return draw(samples)
 

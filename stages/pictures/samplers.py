@@ -25,16 +25,40 @@ on these.
 """
 Sampler = Callable[[Sequence[PlannedSample]], Tensor]
 """Maps samples of one bucket to final latents (B, C, H, W) float32, on the backbone's device."""
+PromptEncoder = Callable[[Sequence[str]], Conditioning]
+
+
+def remembering(encode: PromptEncoder) -> PromptEncoder:
+    """Encode each batch of prompts once and keep it in host memory, so that text encoders that were
+    released are not loaded again for prompts that come again.
+    """
+    kept: dict[tuple[str, ...], Conditioning] = {}
+
+    def encode_once(prompts: Sequence[str]) -> Conditioning:
+        batch = tuple(prompts)
+        if batch not in kept:
+            encoded = encode(prompts)
+            kept[batch] = encoded.to("cpu")
+            return encoded
+        return kept[batch]
+
+    return encode_once
 
 
 def teacher_sampler(
-    teacher: Teacher, backbone: Backbone, device: torch.device, how: SynthesizeConfig
+    teacher: Teacher,
+    backbone: Backbone,
+    device: torch.device,
+    how: SynthesizeConfig,
+    encode: PromptEncoder | None = None,
 ) -> Sampler:
     """The teacher as a configuration samples it; a bfloat16 backbone computes under autocast.
+    `encode` takes the place of the teacher's own.
 
     Raises ConfigError for a block to skip that the teacher does not have.
     """
-    unconditional = teacher.encode_prompts([how.negative_prompt])
+    encode = encode or teacher.encode_prompts
+    unconditional = encode([how.negative_prompt]).to(device)
     skip, blocks = how.skip_layer_guidance, len(backbone.tap_widths)
     if skip is not None and max(skip.layers) >= blocks:
         raise ConfigError(
@@ -43,7 +67,7 @@ def teacher_sampler(
         )
 
     def draw(samples: Sequence[PlannedSample]) -> Tensor:
-        noise, _, conditioning, bucket = _start(teacher, samples, device)
+        noise, _, conditioning, bucket = _start(teacher, samples, device, encode)
         guidance = None
         if how.is_guided:
             scales = [guidance_scale_of(sample, how) for sample in samples]
@@ -78,11 +102,15 @@ def student_sampler(
     sigmas: Sequence[float],
     *,
     bfloat16: bool = True,
+    encode: PromptEncoder | None = None,
 ) -> Sampler:
-    """The student's consistency sampler over `sigmas`; the teacher encodes the prompts."""
+    """The student's consistency sampler over `sigmas`; the teacher encodes the prompts, unless
+    `encode` does.
+    """
+    encode = encode or teacher.encode_prompts
 
     def draw(samples: Sequence[PlannedSample]) -> Tensor:
-        noise, generators, conditioning, _ = _start(teacher, samples, device)
+        noise, generators, conditioning, _ = _start(teacher, samples, device, encode)
         with autocast(device, enabled=bfloat16):
             return sample_consistency(backbone, noise, conditioning, sigmas, generators)
 
@@ -106,9 +134,12 @@ def sample_batches(samples: Sequence[PlannedSample], size: int) -> Iterator[list
 
 
 def _start(
-    teacher: Teacher, samples: Sequence[PlannedSample], device: torch.device
+    teacher: Teacher,
+    samples: Sequence[PlannedSample],
+    device: torch.device,
+    encode: PromptEncoder,
 ) -> tuple[Tensor, list[torch.Generator], Conditioning, Bucket]:
     bucket = Bucket(samples[0]["width"], samples[0]["height"])
     noise, generators = initial_noise([s["seed"] for s in samples], teacher.latent_shape(bucket))
-    conditioning = teacher.encode_prompts([s["prompt"] for s in samples])
+    conditioning = encode([s["prompt"] for s in samples]).to(device)
     return noise.to(device), generators, conditioning, bucket

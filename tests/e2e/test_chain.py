@@ -165,6 +165,19 @@ def test_stock_readers_read_our_shards(finished):
     assert ray.data.read_webdataset(tars).count() == count
 
 
+def test_workers_ask_their_own_ray_and_not_the_one_that_started_last():
+    """Bug: leave RAY_ADDRESS to what the command's surroundings say. A second Ray with a dashboard
+    then ended the training of the first.
+    """
+    import os
+
+    import ray
+
+    start_ray()
+    asked = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
+    assert asked == ray.get_runtime_context().gcs_address
+
+
 def test_flipped_byte_in_a_shard_is_named(finished, tmp_path):
     config, store = finished
     copy = tmp_path / "store"

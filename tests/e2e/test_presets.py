@@ -52,16 +52,20 @@ def test_sd3_presets_run_at_tiny_width_with_t5(preset, tmp_path):
     """The same classes (all three encoders, T5 included) and the same code path; only sizes are
     overridden.
     """
-    result = call_here("run", "--preset", preset, "--until", "distill", *tiny(preset, tmp_path))
+    made_small = tiny(preset, tmp_path, save_clip(tmp_path / "clip"))
+    result = call_here("run", "--preset", preset, "--until", "distill", *made_small)
     assert result.returncode == 0, result.stderr
     check_student(tmp_path / "store")
 
 
 def check_student(store: Path) -> None:
-    """It was trained with T5, and is saved with it."""
+    """It was trained with T5, was looked at, and is saved with T5."""
     details = json.loads((artifact(store, "encode") / "manifest.json").read_text())["details"]
     assert details["null_tokens"] == 0
-    assert (artifact(store, "distill") / "model" / "text_encoder_3").is_dir()
+    distilled = artifact(store, "distill")
+    assert (distilled / "model" / "text_encoder_3").is_dir()
+    metrics = json.loads((distilled / "manifest.json").read_text())["metrics"]
+    assert {"held_out_distance", "held_out_clip_score", "held_out_diversity"} <= metrics.keys()
 
 
 @pytest.mark.parametrize("preset", ["sd35-medium", "sd35-medium-512"])
@@ -94,7 +98,7 @@ def test_sd35_medium_runs_to_its_report(preset, tmp_path):
         "eval.alike_seeds": 2,
         "eval.micro_batch": 4,
     }
-    result = call_here("run", "--preset", preset, *tiny(preset, tmp_path), *flags(settings))
+    result = call_here("run", "--preset", preset, *tiny(preset, tmp_path, clip), *flags(settings))
     assert result.returncode == 0, result.stderr
     check_student(tmp_path / "store")
     folder = artifact(tmp_path / "store", "eval")
@@ -104,7 +108,7 @@ def test_sd35_medium_runs_to_its_report(preset, tmp_path):
     assert list((artifact(tmp_path / "store", "dpo") / "lora").glob("*.safetensors"))
 
 
-def tiny(preset: str, folder: Path) -> list[str]:
+def tiny(preset: str, folder: Path, clip: Path) -> list[str]:
     """Flags that make a preset's run small: its teacher, its prompts, its numbers."""
     prompts = folder / "prompts.jsonl"
     prompts.write_text(
@@ -132,6 +136,10 @@ def tiny(preset: str, folder: Path) -> list[str]:
         "distill.discriminator.head_start_steps": 1,
         "distill.sample_prompts": 1,
         "distill.discriminator.channels": 8,
+        "distill.look.every": 3,  # the last update
+        "distill.look.prompts": 2,
+        "distill.look.scores": [{"name": "clip_score", "model": str(clip)}],
+        "distill.look.features": {"name": "judge_features"},
         **SMALLER.get(preset, {}),
     }
     return flags(settings)

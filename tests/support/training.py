@@ -127,11 +127,18 @@ def training_here(lives: int = 0, calls: list[str] | None = None) -> Callable[..
 
 
 def on_ranks(world: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Call `work(rank, *arguments)` in `world` processes of one group, one thread each."""
+    """Call `work(rank, *arguments)` in `world` processes of one group, one thread each.
+
+    They are forked from a process that has imported what they need: that takes longer than most of
+    their work.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_rank, (world, port, work, arguments), nprocs=world)
+    multiprocessing.set_forkserver_preload(["stages.training.distill_loop", "stages.teachers.sd3"])
+    multiprocessing.start_processes(
+        _rank, (world, port, work, arguments), nprocs=world, start_method="forkserver"
+    )
 
 
 def _rank(

@@ -78,7 +78,7 @@ def test_02_teacher_data_is_guided(tiny_config, tiny_teacher, monkeypatch):
         lambda z: seen.setdefault("z", z).new_zeros(1, 8, 8, 3).byte().numpy(),
     )
     sample = {"key": "k", "prompt": "a red ring", "seed": 5, "width": 32, "height": 32}
-    maker._make([sample])
+    list(maker._made([sample]))
 
     x, _ = initial_noise([5], (4, 8, 8))
     sigmas = tiny_teacher.sigmas(2, Bucket(32, 32))

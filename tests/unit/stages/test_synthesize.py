@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -45,7 +46,7 @@ def test_flat_pictures_are_recorded_as_filtered_and_broken_ones_as_failed(chain,
     maker = synthesize.Synthesizer(tiny_config, None, "x")
     maker.draw = lambda samples: torch.full((len(samples), 4, 8, 8), float("nan"))
     sample = {"key": "k", "prompt": "a", "seed": 1, "width": 32, "height": 32}
-    assert maker._make([sample]) == [("failed", "not finite", {})]
+    assert list(maker._made([sample])) == [("failed", "not finite", {})]
 
 
 @pytest.mark.parametrize(("stored", "status"), [("none", "ok"), ("beside", "failed")])
@@ -55,4 +56,60 @@ def test_latents_that_half_precision_cannot_hold_are_not_stored(tiny_config, sto
     maker = synthesize.Synthesizer(config, None, "x")
     maker.draw = lambda samples: torch.full((len(samples), 4, 8, 8), 1e6)
     sample = {"key": "k", "prompt": "a", "seed": 1, "width": 32, "height": 32}
-    assert maker._make([sample])[0][0] == status
+    assert next(maker._made([sample]))[0] == status
+
+
+def test_pictures_are_encoded_while_the_next_batch_is_drawn(tiny_config):
+    """Each waits for the other's beginning, so neither could end alone; the order stays."""
+    section = tiny_config.synthesize.model_copy(update={"micro_batch": 1})
+    maker = synthesize.Synthesizer(
+        tiny_config.model_copy(update={"synthesize": section}), None, "x"
+    )
+    draws, encodes = threading.Event(), threading.Event()
+    drawn, draw, members = [], maker.draw, maker._members
+
+    def draw_second_beside_first(samples):
+        drawn.append(samples[0]["key"])
+        if len(drawn) == 2:
+            draws.set()
+            assert encodes.wait(20)
+        return draw(samples)
+
+    def encode_first_beside_second(sample, *rest):
+        encodes.set()
+        assert draws.wait(20)
+        return members(sample, *rest)
+
+    maker.draw, maker._members = draw_second_beside_first, encode_first_beside_second
+    samples = [
+        {"key": key, "prompt": key, "seed": seed, "width": 32, "height": 32}
+        for seed, key in enumerate("abc")
+    ]
+    made = list(maker._made(samples))
+    assert drawn == ["a", "b", "c"]
+    assert [members["txt"] for _, _, members in made] == [b"a", b"b", b"c"]
+
+
+def test_latents_alone_need_no_decoding(tiny_config, monkeypatch):
+    section = tiny_config.synthesize.model_copy(update={"latents": "only", "flat_below": 0.0})
+    maker = synthesize.Synthesizer(
+        tiny_config.model_copy(update={"synthesize": section}), None, "x"
+    )
+    monkeypatch.setattr(maker.teacher, "decode_latents", None)
+    sample = {"key": "k", "prompt": "a", "seed": 1, "width": 32, "height": 32}
+    ((status, _, members),) = maker._made([sample])
+    assert status == "ok" and set(members) == {"txt", "json", "latent.npy"}
+
+
+def test_the_teacher_is_compiled_only_where_that_is_asked(tiny_config, monkeypatch):
+    from stages.ladd import parallelize
+
+    compiled = []
+    monkeypatch.setattr(parallelize, "compile_blocks", compiled.append)
+    synthesize.Synthesizer(tiny_config, None, "x")
+    assert not compiled
+    section = tiny_config.synthesize.model_copy(update={"compile_blocks": True})
+    config = tiny_config.model_copy(update={"synthesize": section})
+    synthesize.Synthesizer(config, None, "x")
+    (backbone,) = compiled
+    assert len(backbone.blocks) == 3

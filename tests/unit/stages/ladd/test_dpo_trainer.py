@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from schemas.config import DpoConfig, LoraConfig
 from stages.ladd.backbone import WithoutAdapters
@@ -26,6 +23,7 @@ from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters
 from tests.support.preference import BETA, CPU, oracle, pairs_of, tiny_net
 from tests.support.tiny_sd3 import tiny_transformer
+from tests.support.training import on_ranks
 
 
 def make_trainer(**changes) -> tuple[DpoTrainer, SD3Adapters]:
@@ -225,14 +223,10 @@ def test_the_watch_warns_of_errors_that_grow_together_and_of_spikes():
     assert not [text for _ in range(60) for text in calm.observe(sane)]
 
 
-def _ranks(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _ranks(rank: int, out: str) -> None:
     rows = _two_updates(rank, 2)
     if rank == 0:
         Path(out).write_text(json.dumps(rows))
-    distributed.destroy_process_group()
 
 
 def _two_updates(rank: int, world: int) -> list[dict[str, float]]:
@@ -249,10 +243,7 @@ def _two_updates(rank: int, world: int) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_two_ranks_repeat_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_ranks, (port, str(tmp_path / "rows.json")), nprocs=2)
+    on_ranks(2, _ranks, str(tmp_path / "rows.json"))
     found = json.loads((tmp_path / "rows.json").read_text())
     for row, expected in zip(found, _two_updates(0, 1), strict=True):
         assert row == pytest.approx(expected, rel=2e-3, abs=2e-4)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from schemas.config import DistillConfig
@@ -22,6 +20,7 @@ from stages.ladd.trainer import (
     LaddTrainer,
 )
 from stages.teachers.sd3_backbone import SD3Backbone
+from tests.support.training import on_ranks
 
 
 def test_average_follows_and_swaps_back():
@@ -119,10 +118,7 @@ def test_an_average_on_its_own_device_has_the_same_numbers(tmp_path):
     assert train(here, range(HALF, STEPS)) == train(apart, range(HALF, STEPS))
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _rank(rank: int, folder: str) -> None:
     here, apart = make_trainer(2), make_trainer(2, ema_device="cpu")
     traces = [train(trainer, range(HALF), rank, 2) for trainer in (here, apart)]
     averages = [whole(trainer.average.averages) for trainer in (here, apart)]
@@ -130,16 +126,12 @@ def _rank(rank: int, port: int, folder: str) -> None:
     if rank == 0:
         found = {"traces": traces, "average": same}
         (Path(folder) / "found.json").write_text(json.dumps(found))
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, str(folder)), nprocs=2)
+    on_ranks(2, _rank, str(folder))
     return folder, json.loads((folder / "found.json").read_text())
 
 

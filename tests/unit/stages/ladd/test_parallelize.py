@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from schemas.config import (
     DistillConfig,
@@ -25,6 +22,7 @@ from stages.ladd.parallelize import compile_blocks, spread
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers.sd3_backbone import SD3Backbone
 from tests.support.trainers import plain_trainer
+from tests.support.training import on_ranks
 
 pytestmark = pytest.mark.slow
 STEPS = 20
@@ -103,14 +101,10 @@ def train(
     return metrics
 
 
-def _rank(rank: int, port: int, jobs: dict[str, tuple], out: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _rank(rank: int, jobs: dict[str, tuple], out: str) -> None:
     traces = {name: train(rank, 2, *job) for name, job in jobs.items()}
     if rank == 0:
         Path(out).write_text(json.dumps(traces))
-    distributed.destroy_process_group()
 
 
 HALF = STEPS // 2
@@ -133,11 +127,8 @@ def on_two(tmp_path_factory) -> tuple[Path, dict[str, list[dict[str, float]]]]:
         jobs[f"{name}, second half"] = (way, range(HALF, STEPS), saved, "")
     jobs["uneven"] = (UNEVEN, range(HALF), "", "")
     jobs["from one"] = (WAYS["both sharded"], range(HALF, STEPS), str(folder / "one"), "")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     out = folder / "traces.json"
-    multiprocessing.spawn(_rank, (port, jobs, str(out)), nprocs=2)
+    on_ranks(2, _rank, jobs, str(out))
     return folder, json.loads(out.read_text())
 
 

@@ -11,7 +11,7 @@ from schemas.bucket import Bucket
 from schemas.config import SynthesizeConfig, TeacherConfig
 from schemas.errors import ConfigError
 from stages.ladd.sampling import initial_noise
-from stages.pictures.samplers import guidance_scale_of, teacher_sampler
+from stages.pictures.samplers import guidance_scale_of, remembering, teacher_sampler
 from stages.teachers import open_teacher
 
 STEPS, SCALE = 6, 4.0
@@ -165,3 +165,18 @@ def test_a_block_that_the_teacher_does_not_have_is_refused(tiny_teacher):
     how = making(skip_layer_guidance={"layers": [3]})
     with pytest.raises(ConfigError, match=r"layers: the teacher has no block 3, its blocks are 0"):
         ours(tiny_teacher, how)
+
+
+def test_prompts_that_come_again_are_not_encoded_again(tiny_teacher):
+    encoded, how, backbone = [], making(), tiny_teacher.backbone()
+
+    def encode(prompts):
+        encoded.append(list(prompts))
+        return tiny_teacher.encode_prompts(prompts)
+
+    encode_once = remembering(encode)
+    plain = teacher_sampler(tiny_teacher, backbone, torch.device("cpu"), how)([sample(3)])
+    for _ in range(2):
+        draw = teacher_sampler(tiny_teacher, backbone, torch.device("cpu"), how, encode_once)
+        assert torch.equal(draw([sample(3)]), plain)
+    assert encoded == [[""], ["a red circle"]]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
-from torch import distributed, multiprocessing, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from schemas.config import LoraConfig, TeacherConfig
@@ -25,6 +24,7 @@ from stages.ladd.backbone import Conditioning
 from stages.ladd.parallelize import spread
 from stages.teachers import open_teacher
 from stages.teachers.sd3_sharded import on_meta
+from tests.support.training import on_ranks
 
 CPU = torch.device("cpu")
 GEOMETRIES = {
@@ -156,22 +156,15 @@ def compare(rank: int, way: dict[str, Any], folder: str) -> dict[str, Any]:
 TABLE = "transformer.pos_embed.pos_embed"
 
 
-def _rank(rank: int, port: int, folders: dict[str, str], out: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _rank(rank: int, folders: dict[str, str], out: str) -> None:
     found = {name: compare(rank, way, folders[way["file"]]) for name, way in WAYS.items()}
     Path(f"{out}-{rank}").write_text(json.dumps(found))
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def on_two(folders, tmp_path_factory) -> list[dict[str, dict[str, Any]]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     out = tmp_path_factory.mktemp("ranks") / "found"
-    multiprocessing.spawn(_rank, (port, folders, str(out)), nprocs=2)
+    on_ranks(2, _rank, folders, str(out))
     return [json.loads(Path(f"{out}-{rank}").read_text()) for rank in range(2)]
 
 
