@@ -100,11 +100,12 @@ def _retrying_command(name: str) -> Callable[..., None]:
         retry_failed: Annotated[
             bool, typer.Option(help="Make the shards again in which samples have failed.")
         ] = False,
+        on_conflict: OnConflict = None,
         log_format: LogFormat = "text",
     ) -> None:
         if retry_failed:
             _take_back_failed(name, config, preset, set_)
-        run_stage(config, preset, set_, force, log_format)
+        run_stage(config, preset, set_, force, on_conflict, log_format)
 
     command.__doc__ = run_stage.__doc__
     return command

@@ -24,5 +24,6 @@ def test_the_whole_smoke_chain_on_seaweedfs_runs_once(bucket):
     assert {name: row["LastModified"] for name, row in after.items()} == {
         name: row["LastModified"] for name, row in before.items()
     }
-    checked = call("artifacts", "verify", "--preset", "shapes-smoke", "--set", f"store={bucket}")
+    where = ["--preset", "shapes-smoke", "--set", f"store={bucket}"]
+    checked = call("artifacts", "verify", "--deep", *where)
     assert checked.returncode == 0, checked.stderr
