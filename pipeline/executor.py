@@ -26,6 +26,7 @@ from pipeline.dag import declare
 from pipeline.lacking import require_inputs
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
+from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, ProcessLost, StageFailed
@@ -61,7 +62,9 @@ def execute(
         "trainings": {s.name: s.training for s in running if s.training},
     }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
-    job = _job(config, store, plan, repairs)
+    ahead = look_ahead(config, store, plan)
+    expected = ahead.expected() if ahead is not None else {}
+    job = replace(_job(config, store, plan, repairs), expected=expected)
     status = "failed"
     try:
         with held(store, record, "this run"):
@@ -107,6 +110,7 @@ def _job(
         running=frozenset(s.name for s in running),
         forced=frozenset(s.name for s in running if s.why == "forced"),
         repairs=dict(repairs),
+        expected={},
         cwd=os.getcwd(),
     )
 

@@ -25,10 +25,11 @@ from pipeline.base.stage import StageContext, StageResult, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
 from pipeline.board import Reporter, Speaker
 from pipeline.dag import STAGES
+from pipeline.devices import cluster_devices
 from pipeline.outside import Seen, require_unchanged
 from schemas.config import PipelineConfig
 from schemas.errors import StageFailed
-from schemas.manifest import Environment, FileEntry, InputRef, Manifest
+from schemas.manifest import Environment, Expected, FileEntry, InputRef, Manifest
 
 _PACKAGES = (
     "torch",
@@ -60,6 +61,8 @@ class Job:
     forced: frozenset[str]
     repairs: dict[str, frozenset[str]]
     """The damaged files of artifacts that are there; these alone are made again."""
+    expected: dict[str, Expected]
+    """What each running stage is expected to take, where that is known."""
     cwd: str
     """The folder that relative paths in the configuration start from."""
 
@@ -196,6 +199,7 @@ def _manifest(
         started=started.isoformat(),
         seconds=round(seconds, 3),
         device_hours=round(result.device_hours, 6),
+        devices=cluster_devices(job.expected.get(name)),
     )
 
 

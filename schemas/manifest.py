@@ -11,9 +11,9 @@ from pydantic import Field
 from schemas.base import Frozen
 
 SCHEMA_VERSION = 3
-_AS_BEFORE = 2
-"""The version of a manifest that holds everything itself, and was made from nothing that was
-declared good: older programs read it too.
+_FORMER = 2
+"""The version of a manifest without `tables` and `devices`, made from nothing that was declared
+good: older programs read it too.
 """
 
 
@@ -85,6 +85,28 @@ class Environment(Frozen):
     platform: str = ""
 
 
+class Expected(Frozen):
+    """What was expected of an artifact before it was made."""
+
+    device_hours: float
+    seconds: float
+    store_bytes: float
+    source: str
+    """What the estimate was made from: model, probe, or an earlier artifact `stage/key`."""
+
+
+class Devices(Frozen):
+    """What made the artifact, and what that was expected to take."""
+
+    kind: str
+    """Of the cluster's GPUs, or of its cores if it has none: nvidia-h100, cpu-amd-epyc. Several
+    kinds are joined by `+`.
+    """
+    count: float
+    """GPUs, or cores, that the cluster had when the artifact was finished."""
+    expected: Expected | None = None
+
+
 class Manifest(Frozen):
     """The record of an artifact, written last. `details` differs by stage: it holds what readers of
     the artifact need (a bucket's rows, a grid).
@@ -93,7 +115,7 @@ class Manifest(Frozen):
     `Artifact.entry` and `Artifact.details` give them wherever they are.
     """
 
-    schema_version: int = _AS_BEFORE
+    schema_version: int = _FORMER
     stage: str
     key: str
     version: int
@@ -118,6 +140,8 @@ class Manifest(Frozen):
     seconds: float
     device_hours: float = 0.0
     """Hours times devices (GPUs if there are any, else CPU cores) that the stage held."""
+    devices: Devices | None = None
+    """None in artifacts before schema version 3."""
 
     @property
     def total_bytes(self) -> int:
@@ -126,12 +150,12 @@ class Manifest(Frozen):
 
     def to_json(self) -> bytes:
         """Return the manifest as it is stored."""
-        without: dict[str, Any] = {}
-        if self.tables is None:
-            without["tables"] = True
+        without: dict[str, Any] = {
+            name: True for name in ("tables", "devices") if getattr(self, name) is None
+        }
         if not any(ref.accepted for ref in self.inputs):
             without["inputs"] = {"__all__": {"accepted"}}
-        version = _AS_BEFORE if len(without) == 2 else SCHEMA_VERSION
+        version = _FORMER if len(without) == 3 else SCHEMA_VERSION
         manifest = self.model_copy(update={"schema_version": version})
         return (manifest.model_dump_json(indent=2, exclude=without) + "\n").encode()
 
