@@ -62,9 +62,7 @@ def execute(
         "trainings": {s.name: s.training for s in running if s.training},
     }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
-    ahead = look_ahead(config, store, plan)
-    expected = ahead.expected() if ahead is not None else {}
-    job = replace(_job(config, store, plan, repairs), expected=expected)
+    job = _job(config, store, plan, repairs)
     status = "failed"
     try:
         with held(store, record, "this run"):
@@ -99,6 +97,7 @@ def _job(
     repairs: Mapping[str, frozenset[str]],
 ) -> Job:
     running = [stage for stage in plan if stage.action == "run"]
+    ahead = look_ahead(config, store, plan)
     return Job(
         config=config,
         store=store,
@@ -110,7 +109,7 @@ def _job(
         running=frozenset(s.name for s in running),
         forced=frozenset(s.name for s in running if s.why == "forced"),
         repairs=dict(repairs),
-        expected={},
+        expected=ahead.expected() if ahead is not None else {},
         cwd=os.getcwd(),
     )
 
