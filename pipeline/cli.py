@@ -11,7 +11,18 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for them reads
 
 import typer
 
-from pipeline.commands import artifacts, compare, k8s, plan, run, settings, students, submit, sweep
+from pipeline.commands import (
+    artifacts,
+    compare,
+    doctor,
+    k8s,
+    plan,
+    run,
+    settings,
+    students,
+    submit,
+    sweep,
+)
 from pipeline.commands.boundary import debug_first, enter_folder, report
 from pipeline.commands.stopping import exit_stopped
 from pipeline.machine import settle_home, settle_threads
@@ -22,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (run, submit, plan, settings, students, sweep, compare):
+for group in (run, submit, plan, doctor, settings, students, sweep, compare):
     app.add_typer(group.app)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(settings.config_app, name="config")
