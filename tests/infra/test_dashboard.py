@@ -29,6 +29,18 @@ def test_every_query_refers_to_a_metric_that_exists():
     assert ours <= asked, f"no panel shows {ours - asked}"
 
 
+def test_the_guide_lists_every_measure_with_its_tags():
+    rows = re.findall(
+        r"^\| (`ray_ladd.*?) \|.*\| (.+?) \|$", (ROOT / "infra/README.md").read_text(), re.M
+    )
+    listed = {
+        name: set(re.findall(r"\w+", tags.partition(":")[0]))
+        for names, tags in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert listed == {exported(name): set(measure.tags) for name, measure in MEASURES.items()}
+
+
 def test_labels_of_queries_are_those_of_their_metrics():
     for query in queries():
         for labels, name in re.findall(r"by \(([\w, ]+)\) \((?:rate\()?(ray_ladd_\w+)", query):

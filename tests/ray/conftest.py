@@ -1,4 +1,4 @@
-"""The store of the proofs is a real object store. Only `make proofs-cluster` runs them."""
+"""The store of real clusters is a real object store."""
 
 from __future__ import annotations
 
