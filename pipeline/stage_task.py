@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.base import retries
 from pipeline.base.adopt import adopt_training
 from pipeline.base.claims import Crew, MadeElsewhere
 from pipeline.base.lease import clear
@@ -83,7 +84,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
 def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
     """Find the inputs, do the work, commit. Raises MadeElsewhere if another run has committed."""
     store, key, training = job.store, job.keys[name], job.trainings[name]
-    stage = STAGES[name]
+    stage, tried_before = STAGES[name], retries.total()
     if stage.in_shards:
         crew.join()
     else:
@@ -117,7 +118,13 @@ def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
     crew.finish()
     manifest = _manifest(name, job, inputs, result, started, seconds)
     store.commit(manifest)
-    return {"stage": name, "action": "ran", "counts": result.counts, "seconds": seconds}
+    return {
+        "stage": name,
+        "action": "ran",
+        "counts": result.counts,
+        "seconds": seconds,
+        "retries": retries.total() - tried_before,
+    }
 
 
 def _begin(
