@@ -10,7 +10,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for them reads
 
 import typer
 
-from pipeline.commands import artifacts, compare, plan, run, settings, students, sweep
+from pipeline.commands import artifacts, compare, doctor, plan, run, settings, students, sweep
 from pipeline.commands.boundary import debug_first, report
 from pipeline.commands.stopping import exit_stopped
 from pipeline.machine import settle_home, settle_threads
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (run, plan, settings, students, sweep, compare):
+for group in (run, plan, doctor, settings, students, sweep, compare):
     app.add_typer(group.app)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(settings.config_app, name="config")

@@ -60,6 +60,8 @@ class PlannedStage:
     outside: Seen = field(default_factory=dict, repr=False)
     """Fingerprints of what it reads outside the store."""
     manifest: Manifest | None = field(default=None, repr=False)
+    accepted: str = ""
+    """Why its artifact was declared good for this configuration, if it was not made for it."""
 
 
 def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
@@ -162,6 +164,7 @@ def make_plan(
                 training=training,
                 outside=keyed[name].seen,
                 manifest=artifact.manifest if artifact else None,
+                accepted=artifact.accepted if artifact else "",
             )
         )
     return planned

@@ -105,7 +105,7 @@ class _Adapter:
 
             def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
                 before = retries.total()
-                row = {"stats": "", "claimed": "", "error": self._failure}
+                row: dict[str, Any] = {"stats": "", "claimed": "", "error": self._failure}
                 if not self._failure:
                     row |= self._answer(str(batch["shard"][0]))
                 row["retries"] = retries.total() - before

@@ -20,6 +20,7 @@ from pipeline.base.checkpoints import (
     Trained,
     arrow_filesystem,
     hold_training,
+    is_all_there_is,
     keep_best,
     result_of,
     tidy_checkpoints,
@@ -243,6 +244,10 @@ def train_on_ray(
     that will never fit, Locked if another run trains this training, ProcessLost if the training
     has lost its controller, and StageFailed for anything else that ends it.
     """
+    if is_all_there_is(context, course):
+        with result_of(context, course) as trained:
+            yield trained
+        return
     share = _own_share(context, plan)
     with hold_training(context, course) as lease:
         _free_places(context)

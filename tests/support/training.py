@@ -18,6 +18,7 @@ from pipeline.base.checkpoints import (
     Trained,
     folder_of,
     hold_training,
+    is_all_there_is,
     keep_best,
     result_of,
     tidy_checkpoints,
@@ -108,6 +109,10 @@ def training_here(lives: int = 0, calls: list[str] | None = None) -> Callable[..
     def train_on_ray(
         context: StageContext, worker: Callable[[Any], None], plan: TrainingPlan, course: Course
     ) -> Iterator[Trained]:
+        if is_all_there_is(context, course):
+            with result_of(context, course) as trained:
+                yield trained
+            return
         with hold_training(context, course):
             there = saved_in(context.store, context.training_folder)
             starts = course.starts(there, context.key)
