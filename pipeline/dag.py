@@ -40,13 +40,14 @@ def _always(*stages: str) -> Callable[[PipelineConfig], tuple[str, ...]]:
 
 _ENTRIES = (
     Stage("prompts", 1, ("prompts", "teacher"), _always(), "prompts"),
-    Stage("synthesize", 1, ("synthesize", "teacher"), _pictures_from, "pictures"),
+    Stage("synthesize", 1, ("synthesize", "teacher"), _pictures_from, "pictures", in_shards=True),
     Stage(
         "encode",
         2,
         ("encode", "prompts.buckets", "prompts.held_out_fraction", "teacher"),
         _latents_from,
         "latents",
+        in_shards=True,
     ),
     Stage(
         "distill",
@@ -59,7 +60,14 @@ _ENTRIES = (
             *("distill.look", "distill.choose", "distill.choose_by"),
         ),
     ),
-    Stage("pairs", 2, ("pairs", "synthesize", "teacher"), _pairs_from, "preference pairs"),
+    Stage(
+        "pairs",
+        2,
+        ("pairs", "synthesize", "teacher"),
+        _pairs_from,
+        "preference pairs",
+        in_shards=True,
+    ),
     Stage(
         "dpo",
         1,
@@ -68,7 +76,14 @@ _ENTRIES = (
         "tuned student",
         taken=("dpo.steps", "dpo.scales", "dpo.chooser", "dpo.chooser_prompts"),
     ),
-    Stage("eval", 1, ("eval", "synthesize", "teacher"), _evaluated, "evaluated student"),
+    Stage(
+        "eval",
+        1,
+        ("eval", "synthesize", "teacher"),
+        _evaluated,
+        "evaluated student",
+        in_shards=True,
+    ),
 )
 """In execution order: each stage comes after its inputs."""
 

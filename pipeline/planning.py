@@ -323,8 +323,7 @@ def _estimate(name: str, config: PipelineConfig, manifest: Manifest | None) -> s
     if manifest is None:
         expected: str = STAGES[name].module().estimate(config)
         return expected
-    size = sum(file.size for file in manifest.files)
     return (
-        f"{size / 1e6:.1f} MB, took {manifest.seconds:.0f} s, "
+        f"{manifest.total_bytes / 1e6:.1f} MB, took {manifest.seconds:.0f} s, "
         f"{manifest.device_hours:.2f} device-hours"
     )

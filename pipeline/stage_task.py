@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.base.adopt import adopt_training
+from pipeline.base.claims import Crew, MadeElsewhere
 from pipeline.base.lease import clear
 from pipeline.base.stage import StageContext, StageResult, digest_of, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
@@ -58,14 +59,35 @@ class Job:
 
 
 def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> dict[str, Any]:
-    """The Ray task of one stage: find the inputs, do the work, commit. Runs on the head node."""
+    """The Ray task of one stage, which takes what another run commits. Runs on the head node."""
     enter(job.cwd)
+    store, key = job.store, job.keys[name]
+    note = Speaker(board, name, "note")
+    try:
+        is_forced = name in job.forced
+        with Crew(store, name, key, job.config.on_conflict, note, again=is_forced) as crew:
+            if is_forced:  # its manifest may be damaged
+                crew.wait_until_alone()
+                crew.finish()
+                for made in filter(None, (key, job.trainings[name])):
+                    clear(store, name, made)
+            elif store.find(name, key) is not None:
+                raise MadeElsewhere
+            return _make(name, job, board, crew)
+    except MadeElsewhere:
+        found = store.find(name, key)
+        counts = found.manifest.counts if found is not None else {}
+        return {"stage": name, "action": "done", "counts": counts, "seconds": 0.0}
+
+
+def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
+    """Find the inputs, do the work, commit. Raises MadeElsewhere if another run has committed."""
     store, key, training = job.store, job.keys[name], job.trainings[name]
-    if name in job.forced:  # its manifest may be damaged
-        for made in filter(None, (key, training)):
-            clear(store, name, made)
-    elif (found := store.find(name, key)) is not None:  # another run has committed it
-        return {"stage": name, "action": "done", "counts": found.manifest.counts, "seconds": 0.0}
+    stage = STAGES[name]
+    if stage.in_shards:
+        crew.join()
+    else:
+        crew.finish()
     inputs: dict[str, Artifact] = {}
     for upstream in job.inputs[name]:
         artifact = store.find(upstream, job.keys[upstream])
@@ -77,14 +99,13 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
         inputs[upstream] = artifact
     warn, note = Speaker(board, name, "warning"), Speaker(board, name, "note")
     _begin(store, name, key, training, inputs, warn)
-    stage = STAGES[name]
     started, clock = datetime.now(UTC), time.monotonic()
     store.write(
         f"{store.folder(name, key)}/config.yaml",
         yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
     )
     context = StageContext(
-        name, key, training, job.config, store, inputs, Reporter(board, name), warn, note
+        name, key, training, job.config, store, inputs, Reporter(board, name), warn, note, crew
     )
     if training:
         above = [artifact.manifest.key for artifact in inputs.values()]
@@ -93,6 +114,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     result = stage.module().run(context)
     seconds = time.monotonic() - clock
     require_unchanged(stage, job.config, job.outside[name])
+    crew.finish()
     manifest = _manifest(name, job, inputs, result, started, seconds)
     store.commit(manifest)
     return {"stage": name, "action": "ran", "counts": result.counts, "seconds": seconds}
@@ -112,10 +134,7 @@ def _begin(
     marks = {key: f"{store.folder(name, key)}/inputs.json"}
     if training:
         marks[training] = f"{store.training_folder(name, training)}/inputs.json"
-    files = {
-        upstream: digest_of([[entry.path, entry.sha256] for entry in artifact.manifest.files])
-        for upstream, artifact in inputs.items()
-    }
+    files = {upstream: _digest_of_files(artifact) for upstream, artifact in inputs.items()}
     for made, mark in marks.items():
         left = store.read(mark)
         if left is not None and (known := json_object(left)) != files:
@@ -126,6 +145,11 @@ def _begin(
                 )
             clear(store, name, made)
         store.write(mark, json.dumps(files, sort_keys=True).encode())
+
+
+def _digest_of_files(artifact: Artifact) -> str:
+    files = artifact.listed
+    return digest_of([list(row) for row in zip(files.paths, files.digests, strict=True)])
 
 
 def _manifest(

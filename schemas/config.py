@@ -161,6 +161,7 @@ class FailureLimits(Frozen):
     """Samples below which the stage does not stop."""
 
 
+Conflict = Literal["wait", "share", "fail"]
 SamplerName = Literal["euler", "dpmpp_2m"]
 GuidanceScale = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
@@ -951,6 +952,11 @@ class PipelineConfig(Frozen):
     artifacts.
     """
     ray: RayConfig = runtime(RayConfig())
+    on_conflict: Conflict = runtime("share")
+    """What a run does when another live run works on the same artifact: `share` its shards, or
+    where there are none (prompts, distill, dpo) wait for it; `wait` for it always; `fail` with
+    exit code 5.
+    """
     failures: FailureLimits = runtime(FailureLimits())
     trackers: list[TrackerConfig] = runtime([TensorBoardTracker(kind="tensorboard")])
     """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its

@@ -10,7 +10,9 @@ from pydantic import Field
 
 from schemas.base import Frozen
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_WITHOUT_TABLES = 2
+"""The version of a manifest that holds everything itself: older programs read it too."""
 
 
 class FileEntry(Frozen):
@@ -21,6 +23,28 @@ class FileEntry(Frozen):
     size: int
     """Bytes."""
     sha256: str
+
+
+class Table(Frozen):
+    """A Parquet file beside the manifest, named after its contents."""
+
+    path: str
+    """Relative to the artifact's folder."""
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class Tables(Frozen):
+    """Where the long parts of a large manifest are; `pipeline.base.tables` reads them."""
+
+    files: Table
+    count: int
+    """Files of the artifact."""
+    bytes: int
+    """Bytes of all these files."""
+    details: Table | None = None
+    """Those of the details that are long."""
 
 
 class OutsideInput(Frozen):
@@ -58,9 +82,12 @@ class Environment(Frozen):
 class Manifest(Frozen):
     """The record of an artifact, written last. `details` differs by stage: it holds what readers of
     the artifact need (a bucket's rows, a grid).
+
+    Of a large artifact, `files` and long `details` are in `tables`. `Artifact.files`,
+    `Artifact.entry` and `Artifact.details` give them wherever they are.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = _WITHOUT_TABLES
     stage: str
     key: str
     version: int
@@ -79,11 +106,24 @@ class Manifest(Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     details: dict[str, Any] = Field(default_factory=dict)
     files: list[FileEntry]
+    tables: Tables | None = None
     started: str
     """UTC, ISO 8601."""
     seconds: float
     device_hours: float = 0.0
     """Hours times devices (GPUs if there are any, else CPU cores) that the stage held."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files of the artifact."""
+        return self.tables.bytes if self.tables else sum(file.size for file in self.files)
+
+    def to_json(self) -> bytes:
+        """Return the manifest as it is stored."""
+        without = {"tables"} if self.tables is None else None
+        version = _WITHOUT_TABLES if self.tables is None else SCHEMA_VERSION
+        manifest = self.model_copy(update={"schema_version": version})
+        return (manifest.model_dump_json(indent=2, exclude=without) + "\n").encode()
 
 
 class ManifestError(ValueError):

@@ -82,7 +82,7 @@ def run(context: StageContext) -> StageResult:
     config = context.config.distill
     sizes = {
         name: sum(part["rows"] for part in parts)
-        for name, parts in context.inputs["encode"].manifest.details["buckets"].items()
+        for name, parts in context.inputs["encode"].details["buckets"].items()
     }
     try:
         plan = BatchPlan(sizes, config.global_batch, config.seed)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.base.course import Course
-from pipeline.base.shards import ShardWriter, finished_shards
+from pipeline.base.markers import finished_shards
+from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, StageResult, files_of
 from pipeline.base.training import TrainingPlan, train_on_ray
 from schemas.config import PipelineConfig
@@ -89,7 +90,7 @@ def run(context: StageContext) -> StageResult:
         details={
             "model": "model",
             "lora": LORA,
-            "grid": student.manifest.details["grid"],
+            "grid": student.details["grid"],
             "tuned": context.config.pairs.model,
             "scale": sweep.scale,
             "scales": sweep.rows,
@@ -107,7 +108,7 @@ def _tune(context: StageContext) -> ShardStats:
     from stages.training.trace import LORA, TRACE
 
     config = context.config.dpo
-    buckets = context.inputs["pairs"].manifest.details["buckets"]
+    buckets = context.inputs["pairs"].details["buckets"]
     sizes = {name: splits.get("train", 0) for name, splits in buckets.items()}
     plan = _plan(sizes, context.config)
     for name in plan.short_buckets:

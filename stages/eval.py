@@ -84,6 +84,7 @@ def run(context: StageContext) -> StageResult:
     done = map_shards(context, sorted(shards), build, config.eval.pool)
     one_worker = config.eval.pool.model_copy(update={"workers": 1})
     done |= map_shards(context, [TIMING], build, one_worker, unit="timings")
+    context.finish()  # the report names times, and the pages have room for one
     report = make_report(
         config.model_copy(update={"teacher": published(config.teacher)}),
         systems,

@@ -60,7 +60,7 @@ def estimate(config: PipelineConfig) -> str:
 
 def run(context: StageContext) -> StageResult:
     planned = context.inputs["prompts"]
-    shards = planned.manifest.details["shards"]
+    shards = planned.details["shards"]
     pool = context.config.synthesize.pool
     build = partial(Synthesizer, context.config, planned, context.folder)
     done = map_shards(context, shards, build, pool)

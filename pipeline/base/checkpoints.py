@@ -70,11 +70,16 @@ def folder_of(context: StageContext, saved: Saved) -> Iterator[Path]:
 @contextlib.contextmanager
 def hold_training(context: StageContext, course: Course) -> Iterator[Lease]:
     """Hold a training and the artifact that is taken from it, so that no other run and no `gc`
-    touches either; its list of checkpoints is made usable.
+    touches either; its list of checkpoints is made usable. Waits for a run that trains another
+    length, or raises Locked, as the configuration says.
     """
     store, folder = context.store, context.training_folder
     artifact = store.training_folder(context.stage, context.key)
-    with held(store, folder, context.stage) as lease, held(store, artifact, context.stage):
+    wait = context.crew.wait if context.crew else None
+    with (
+        held(store, folder, context.stage, wait) as lease,
+        held(store, artifact, context.stage, wait),
+    ):
         mend_checkpoint_list(store, folder, context.warn)
         keep(store, folder, course.trunk)
         yield lease

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from pipeline.base.processes import birth, has_ended, here
@@ -46,6 +46,10 @@ class Lease:
                 "sign of life for too long; this run stops, the other goes on"
             )
 
+    def content(self, beat: int = 0) -> bytes:
+        """Return what this process writes into the lease."""
+        return json.dumps(asdict(_Holder.me(self.token)) | {"beat": beat}).encode()
+
     def is_lost(self) -> bool:
         """Whether another holder is written in the lease. A lease that is missing or damaged is not
         lost: the next beat writes it again.
@@ -74,15 +78,18 @@ class _Holder:
 
 
 @contextlib.contextmanager
-def held(store: ArtifactStore, folder: str, what: str) -> Iterator[Lease]:
+def held(
+    store: ArtifactStore, folder: str, what: str, wait: Callable[[str], None] | None = None
+) -> Iterator[Lease]:
     """Hold the lease of a folder until the block ends.
 
     The lease of a killed process is taken over: at once on the machine of that process, elsewhere
-    after three beats, and so is one that is damaged. Raises Locked, naming `what` the folder is
-    for, if another holder is alive.
+    after three beats, and so is one that is damaged. If another holder is alive, `wait` is called,
+    with words that name it, and the lease is tried again; `wait` may raise to give up. Without
+    `wait`, Locked is raised, naming `what` the folder is for.
     """
     lease = Lease(store, f"{folder}/{_FILE}", what, uuid.uuid4().hex)
-    _take(lease)
+    _take(lease, wait)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(lease, ended), daemon=True)
     beating.start()
@@ -98,9 +105,60 @@ def held(store: ArtifactStore, folder: str, what: str) -> Iterator[Lease]:
 
 def is_held(store: ArtifactStore, folder: str) -> bool:
     """Whether a live holder has a folder's lease. Takes up to three beats to tell."""
+    return holder_of(store, folder) is not None
+
+
+def may_be_held(store: ArtifactStore, folder: str) -> bool:
+    """Whether a folder has a lease whose holder is not known to have ended."""
+    found = store.read(f"{folder}/{_FILE}")
+    return found is not None and not process_has_ended(found)
+
+
+def holder_of(store: ArtifactStore, folder: str) -> str | None:
+    """Return words that name the live holder of a folder's lease, or None. Takes up to three beats
+    to tell.
+    """
     name = f"{folder}/{_FILE}"
     found = store.read(name)
-    return found is not None and _watched(store, name, found) == "alive"
+    if found is None or _watched(store, name, found) != "alive":
+        return None
+    return _who(found)
+
+
+def process_has_ended(content: bytes) -> bool:
+    """Whether a holder's process is known to have ended: only its own machine can tell at once."""
+    holder = json_object(content) or {}
+    process, born = holder.get("process"), holder.get("born")
+    if (holder.get("machine"), holder.get("space")) != here():
+        return False
+    if not isinstance(process, int) or not isinstance(born, (int, float)):
+        return False
+    return has_ended(process, born)
+
+
+def take_over(lease: Lease, dead: bytes) -> bool:
+    """Put this lease in the place of a dead one, unless another process does so. Returns whether it
+    did.
+
+    Two processes may find the same lease dead, so whoever replaces it first creates a claim on
+    exactly this content, exclusively, and looks once more. If that process dies there, its claim is
+    claimed in turn. A claim is removed after the lease has changed: then it opens nothing.
+    """
+    store, claims, content = lease.store, [], dead
+    while True:
+        claims.append(f"{lease.name}.{hashlib.sha256(content).hexdigest()[:16]}.claim")
+        if store.create(claims[-1], lease.content()):
+            break
+        found = store.read(claims[-1])
+        if found is None or _watched(store, claims[-1], found) != "dead":
+            return False
+        content = found
+    unchanged = store.read(lease.name) == dead
+    if unchanged:
+        store.write(lease.name, lease.content())
+    for claim in claims:
+        store.remove(claim)
+    return unchanged
 
 
 def clear(store: ArtifactStore, stage: str, key: str) -> None:
@@ -112,23 +170,30 @@ def clear(store: ArtifactStore, stage: str, key: str) -> None:
             store.remove(f"{training}/{name}")
 
 
-def _take(lease: Lease) -> None:
+def _take(lease: Lease, wait: Callable[[str], None] | None) -> None:
     """Create the lease, or take a dead one over."""
     store, name = lease.store, lease.name
-    for _ in range(_TRIES):
-        if store.create(name, _content(lease)):
+    tries = 0
+    while tries < _TRIES:
+        tries += 1
+        # A store may have created it although its answer was lost, and say now that it is there.
+        is_new = store.create(name, lease.content())
+        found = lease.content() if is_new else store.read(name)
+        if found == lease.content():
             if _is_ours_for_sure(lease):
                 return
             continue
-        found = store.read(name)
         if found is None:
             continue
         if _watched(store, name, found) == "alive":
-            raise Locked(
-                f"{lease.what}: another run is using it ({_who(found)}); wait until that run ends, "
-                "or stop it"
-            )
-        if _take_over(lease, found) and _is_ours_for_sure(lease):
+            if wait is None:
+                raise Locked(
+                    f"{lease.what}: another run is using it ({_who(found)}); wait until that run "
+                    "ends, or stop it"
+                )
+            wait(_who(found))
+            tries = 0
+        elif take_over(lease, found) and _is_ours_for_sure(lease):
             return
     raise ArtifactError(
         f"store {store.url}: {name} comes and goes, so nobody can hold it; check the store, and "
@@ -144,36 +209,12 @@ def _is_ours_for_sure(lease: Lease) -> bool:
     return not lease.is_lost()
 
 
-def _take_over(lease: Lease, dead: bytes) -> bool:
-    """Put this lease in the place of a dead one, unless another process does so.
-
-    Two processes may find the same lease dead, so whoever replaces it first creates a claim on
-    exactly this content, exclusively, and looks once more. If that process dies there, its claim is
-    claimed in turn. A claim is removed after the lease has changed: then it opens nothing.
-    """
-    store, claims, content = lease.store, [], dead
-    while True:
-        claims.append(f"{lease.name}.{hashlib.sha256(content).hexdigest()[:16]}.claim")
-        if store.create(claims[-1], _content(lease)):
-            break
-        found = store.read(claims[-1])
-        if found is None or _watched(store, claims[-1], found) != "dead":
-            return False
-        content = found
-    unchanged = store.read(lease.name) == dead
-    if unchanged:
-        store.write(lease.name, _content(lease))
-    for claim in claims:
-        store.remove(claim)
-    return unchanged
-
-
 def _watched(store: ArtifactStore, name: str, found: bytes) -> str:
     """Watch a lease for a new beat: "alive", "dead" or "gone". This avoids comparing the clocks of
     two machines.
     """
     for _ in range(3 * _LOOKS):
-        if _process_has_ended(found):
+        if process_has_ended(found):
             return "dead"
         now = store.read(name)
         if now is None:
@@ -184,17 +225,6 @@ def _watched(store: ArtifactStore, name: str, found: bytes) -> str:
     return "dead"
 
 
-def _process_has_ended(content: bytes) -> bool:
-    """Whether a holder's process is known to have ended: only its own machine can tell at once."""
-    holder = json_object(content) or {}
-    process, born = holder.get("process"), holder.get("born")
-    if (holder.get("machine"), holder.get("space")) != here():
-        return False
-    if not isinstance(process, int) or not isinstance(born, (int, float)):
-        return False
-    return has_ended(process, born)
-
-
 def _beat(lease: Lease, ended: threading.Event) -> None:
     beat = 0
     while not ended.wait(BEAT_SECONDS):
@@ -202,11 +232,7 @@ def _beat(lease: Lease, ended: threading.Event) -> None:
         with contextlib.suppress(LaddError):  # store unreachable: retry at the next beat
             if lease.is_lost():
                 return
-            lease.store.write(lease.name, _content(lease, beat))
-
-
-def _content(lease: Lease, beat: int = 0) -> bytes:
-    return json.dumps(asdict(_Holder.me(lease.token)) | {"beat": beat}).encode()
+            lease.store.write(lease.name, lease.content(beat))
 
 
 def _who(content: bytes) -> str:

@@ -39,15 +39,10 @@ def survey(store: ArtifactStore, stage: str) -> tuple[list[Manifest], list[str]]
     """Return the manifests of all artifacts of a stage, newest first, and a sentence for each that
     cannot be used.
     """
-    names = [
-        n
-        for n in store.list(f"artifacts/{stage}")
-        if n.count("/") == 1 and n.endswith("/manifest.json")
-    ]
     found, damaged = [], []
-    for name in names:
+    for key in store.folders(f"artifacts/{stage}"):
         try:
-            artifact = store.find(stage, name.split("/")[0])
+            artifact = store.find(stage, key)
         except ServiceUnavailable:
             raise
         except ArtifactError as error:

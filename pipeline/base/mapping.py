@@ -1,5 +1,5 @@
 """Maps a worker over the shards that are missing, in this process or in a pool of Ray Data actors.
-All stages that map over shards use it.
+All stages that map over shards use it. Several runs share the shards of one artifact.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from pipeline.base.claims import Claims
 from pipeline.base.failures import ShardFailures
 from pipeline.base.foreign import innermost, loss
-from pipeline.base.shards import finished_shards
+from pipeline.base.markers import Folding, forget, read_marker, scan
+from pipeline.base.sharing import settled
 from pipeline.base.stage import StageContext, enter
 from schemas.config import WorkerPool
 from schemas.errors import LaddError, ProcessLost, ServiceUnavailable, dump_error, load_error
 from schemas.records import ShardStats
 
 T = TypeVar("T")
+Answer = ShardStats | str
+"""The statistics of a shard, or the name of one that another run has claimed."""
 _PAUSE_SECONDS = 10.0
 """Pause before the first retry; it doubles before each further one."""
 _NODES_LOST = 20
@@ -37,10 +41,10 @@ class ShardWorker(Protocol):
 class _Persistent:
     """Builds a worker that pauses and retries when a store or a hub does not answer."""
 
-    build: Callable[[], ShardWorker]
+    build: Callable[[], Callable[[str], Answer]]
     retries: int
 
-    def __call__(self) -> ShardWorker:
+    def __call__(self) -> Callable[[str], Answer]:
         worker = self._tried(self.build)
         return lambda shard: self._tried(lambda: worker(shard))
 
@@ -54,10 +58,35 @@ class _Persistent:
 
 
 @dataclass(frozen=True)
+class _Claiming:
+    """Builds a worker that leaves a shard alone while another run has claimed it: then it answers
+    with the shard's name.
+    """
+
+    build: Callable[[], ShardWorker]
+    claims: Claims
+    folder: str
+
+    def __call__(self) -> Callable[[str], Answer]:
+        worker = self.build()
+
+        def claimed(shard: str) -> Answer:
+            if not self.claims.take(shard):
+                return shard
+            try:
+                made = read_marker(self.claims.store, self.folder, shard)
+                return made or worker(shard)
+            finally:
+                self.claims.give_back(shard)
+
+        return claimed
+
+
+@dataclass(frozen=True)
 class _Adapter:
     """Makes the actor class that Ray Data calls with batches of one row."""
 
-    build: Callable[[], ShardWorker]
+    build: Callable[[], Callable[[str], Answer]]
     cwd: str
 
     def actor_type(self) -> type:
@@ -74,12 +103,15 @@ class _Adapter:
 
             def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
                 if self._failure:
-                    return {"stats": [""], "error": [self._failure]}
+                    return {"stats": [""], "claimed": [""], "error": [self._failure]}
                 shard = str(batch["shard"][0])
                 try:
-                    return {"stats": [self._worker(shard).model_dump_json()], "error": [""]}
+                    answer = self._worker(shard)
                 except LaddError as error:
-                    return {"stats": [""], "error": [dump_error(error)]}
+                    return {"stats": [""], "claimed": [""], "error": [dump_error(error)]}
+                if isinstance(answer, str):
+                    return {"stats": [""], "claimed": [answer], "error": [""]}
+                return {"stats": [answer.model_dump_json()], "claimed": [""], "error": [""]}
 
         return ShardActor
 
@@ -98,27 +130,67 @@ def map_shards(
     raised here, after the shards in progress are saved. Samples that failed are counted; too
     many raise StageFailed.
     """
-    done = {
-        name: stats
-        for name, stats in finished_shards(context.store, context.folder).items()
-        if name in set(shards)
-    }
+    store, folder, wanted = context.store, context.folder, set(shards)
+    found = scan(store, folder)
+    if found.stale & wanted:
+        found = scan(store, folder)  # another run may have been finishing them
+        if stale := found.stale & wanted:
+            forget(store, folder, stale)
+    done = {name: stats for name, stats in found.done.items() if name in wanted}
     missing = [name for name in shards if name not in done]
     context.report(unit, len(done), len(shards))
     failures = ShardFailures(context, len(shards))
+    claims = context.crew.claims if context.crew else None
+    folding = Folding(store, folder, claims.is_alone if claims else lambda: True)
     for stats in done.values():
         failures.add_shard(stats)
-    for stats in _made(context, missing, build, pool):
+        if stats.shard in found.loose:
+            folding.add(stats)
+    making = _shared(context, claims, missing, build, pool) if claims else None
+    for stats in making or _made(context, missing, build, pool):
         done[stats.shard] = stats
         context.report(unit, len(done), len(shards))
         failures.add_shard(stats)
+        folding.add(stats)
     failures.tell()
     return done
 
 
-def _made(
-    context: StageContext, missing: list[str], build: Callable[[], ShardWorker], pool: WorkerPool
+def _shared(
+    context: StageContext,
+    claims: Claims,
+    missing: list[str],
+    build: Callable[[], ShardWorker],
+    pool: WorkerPool,
 ) -> Iterator[ShardStats]:
+    """Make the shards that no other run makes, and wait for those that others make."""
+    if not missing:
+        return
+    if not claims.is_alone():  # so that runs seldom meet
+        first = int(claims.token, 16) % len(missing)
+        missing = missing[first:] + missing[:first]
+    claiming = _Claiming(build, claims, context.folder)
+    while missing:
+        claimed: list[str] = []
+        for answer in _made(context, missing, claiming, pool):
+            if isinstance(answer, str):
+                claimed.append(answer)
+            else:
+                yield answer
+        missing = []
+        for answer in settled(claims, context.folder, claimed):
+            if isinstance(answer, str):
+                missing.append(answer)
+            else:
+                yield answer
+
+
+def _made(
+    context: StageContext,
+    missing: list[str],
+    build: Callable[[], Callable[[str], Answer]],
+    pool: WorkerPool,
+) -> Iterator[Any]:
     """Make shards in a pool of actors. A single worker without a GPU and without a joined cluster
     runs in this process: an actor would take longer to start than most of its work.
     """
@@ -143,11 +215,11 @@ def _made(
 
 def _by_actors(
     shards: list[str],
-    build: Callable[[], ShardWorker],
+    build: Callable[[], Callable[[str], Answer]],
     pool: WorkerPool,
     sizes: tuple[int, int],
     gpus: float,
-) -> Iterator[ShardStats]:
+) -> Iterator[Answer]:
     """Make shards in Ray Data actors. `sizes`: how many at first, and at most when nodes join."""
     import ray
 
@@ -167,7 +239,7 @@ def _by_actors(
         for row in mapped.iter_rows():
             if row["error"]:
                 raise load_error(row["error"])
-            yield ShardStats.model_validate_json(row["stats"])
+            yield row["claimed"] or ShardStats.model_validate_json(row["stats"])
     except ray.exceptions.RayError as error:
         if lost := loss(innermost(error)) or loss(error):
             raise ProcessLost(f"a worker of the shards: {lost}") from error

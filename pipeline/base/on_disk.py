@@ -7,10 +7,11 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PARTIAL = ".partial"
+_TRIES = 3
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """errno of file systems that cannot flush one file."""
 
@@ -30,9 +31,8 @@ def create(path: str, content: bytes) -> bool:
 
     Without hard links the name appears first and the content after it: see `has_links`.
     """
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     with _partial_of(path) as partial:
-        Path(partial).write_bytes(content)
+        _in_its_folder(path, lambda: Path(partial).write_bytes(content))
         _flush(partial)
         try:
             os.link(partial, path)
@@ -76,12 +76,11 @@ def has_links(folder: str) -> bool:
 
 def put(source: Path | bytes, path: str) -> None:
     """Write a file, or copy one, in one atomic step. It is on the disk before it has its name."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     with _partial_of(path) as partial:
         if isinstance(source, bytes):
-            Path(partial).write_bytes(source)
+            _in_its_folder(path, lambda: Path(partial).write_bytes(source))
         else:
-            shutil.copyfile(source, partial)
+            _in_its_folder(path, lambda: shutil.copyfile(source, partial))
         _flush(partial)
         os.replace(partial, path)
 
@@ -97,6 +96,22 @@ def files_below(folder: str) -> dict[str, int]:
     return sizes
 
 
+def folders_in(folder: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def remove_empty(folder: str) -> None:
+    """Remove a folder and those in it as far as no file is in them."""
+    for where, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # it is not empty
+            os.rmdir(where)
+
+
 def remove(path: str, first: str) -> None:
     """Remove a file, or a folder with all that is in it, the file `first` before all others."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -107,6 +122,18 @@ def remove(path: str, first: str) -> None:
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
+
+
+def _in_its_folder(path: str, write: Callable[[], object]) -> None:
+    """Write a file of a folder that is made, again if another process removes it as empty."""
+    for _ in range(_TRIES):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            write()
+        except FileNotFoundError:
+            continue
+        return
+    write()
 
 
 def _unless_missing(error: OSError) -> None:

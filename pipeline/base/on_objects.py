@@ -77,6 +77,32 @@ def files_below(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str,
     }
 
 
+def folders_in(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted: the common prefixes of its objects."""
+    try:
+        found = filesystem.ls(folder, detail=True, refresh=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(
+        posixpath.basename(info["name"].rstrip("/"))
+        for info in found
+        if info["type"] == "directory"
+    )
+
+
+def remove_files(filesystem: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
+    """Remove files, many with one request where the store can. Those that are missing are no
+    error.
+    """
+    if not any(map(glob.has_magic, paths)):  # `rm` takes them for patterns
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(list(paths))
+            return
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+
 def remove(filesystem: fsspec.AbstractFileSystem, path: str, first: str) -> None:
     """Remove a file, or a folder with all that is in it, the file `first` before all others."""
     if filesystem.exists(posixpath.join(path, first)):

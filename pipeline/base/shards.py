@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
+from pipeline.base.markers import marker_of
 from pipeline.base.storage_errors import scratch_explained
 from pipeline.base.store import ArtifactStore
 from pipeline.base.tars import read_samples
@@ -99,36 +99,7 @@ class ShardWriter:
         )
         stats = stats.model_copy(update={"seal": stats.own_seal()})
         self._store.write(
-            f"{self._artifact_folder}/{self._shard}.json", stats.model_dump_json(indent=2).encode()
+            marker_of(self._artifact_folder, self._shard), stats.model_dump_json(indent=2).encode()
         )
         self._scratch.cleanup()
         return stats
-
-
-def finished_shards(store: ArtifactStore, artifact_folder: str) -> dict[str, ShardStats]:
-    """Return the shards that have a marker and whose files have the recorded sizes. Makes one
-    listing, then reads all markers at once.
-
-    Any other file there is ignored, and so is a damaged marker: its shard is made again.
-    """
-    listing = store.list(artifact_folder)
-    markers = [n for n in listing if n.startswith("shards/") and n.endswith(".json")]
-    done = {}
-    read = store.read_all([f"{artifact_folder}/{name}" for name in markers])
-    for name, content in read.items():
-        stats = _marked(content)
-        if stats is None or name != f"{artifact_folder}/{stats.shard}.json":
-            continue
-        if all(listing.get(file) == size for file, size in stats.sizes.items()):
-            done[stats.shard] = stats
-    return done
-
-
-def _marked(content: bytes) -> ShardStats | None:
-    """Return the statistics in a marker if they are as they were written."""
-    try:
-        stats = ShardStats.model_validate_json(content)
-    except ValidationError:
-        return None
-    intact = stats.files.keys() == stats.sizes.keys() and stats.seal in ("", stats.own_seal())
-    return stats if intact else None

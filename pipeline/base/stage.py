@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.base.claims import Crew
     from pipeline.base.store import Artifact, ArtifactStore
     from schemas.config import PipelineConfig
     from schemas.manifest import OutsideInput
@@ -54,6 +55,8 @@ class Stage:
     """Of a stage that trains, the fields that say what is taken from a training, such as its
     length. They are left out of the training's key.
     """
+    in_shards: bool = False
+    """Whether several runs may make it together, each some of its shards."""
 
     def identity(self, config: PipelineConfig) -> dict[str, Any]:
         """Return the identity fields of its sections, as JSON values."""
@@ -171,6 +174,15 @@ class StageContext:
     """Warn the user: the text goes to the terminal, the log and the run's record."""
     note: Callable[[str], None]
     """Tell the user what was found while the stage runs; it goes where a warning goes."""
+    crew: Crew | None = None
+    """The runs that work on this artifact. Outside an engine there is none but this."""
+
+    def finish(self) -> None:
+        """Call this before writing what is made of all shards, if its bytes may differ between two
+        runs: only one run goes on, the others take what it commits.
+        """
+        if self.crew is not None:
+            self.crew.finish()
 
     @property
     def folder(self) -> str:

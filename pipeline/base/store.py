@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base import on_disk, on_objects
+from pipeline.base.artifact import Artifact as Artifact  # who has a store has artifacts
+from pipeline.base.artifact import file_digest
+from pipeline.base.artifact import require_intact as require_intact
 from pipeline.base.storage_errors import explained
+from pipeline.base.tables import split
 from schemas.errors import ArtifactError, ConfigError
-from schemas.manifest import FileEntry, Manifest, ManifestError, NewerManifest, read_manifest
+from schemas.manifest import Manifest, ManifestError, NewerManifest, read_manifest
 
 if TYPE_CHECKING:
     import fsspec
@@ -155,10 +159,15 @@ class ArtifactStore:
         return Artifact(self, manifest, hashlib.sha256(text).hexdigest())
 
     def commit(self, manifest: Manifest) -> Artifact:
-        """Write the manifest unless one exists; return the artifact that is then committed."""
-        text = (manifest.model_dump_json(indent=2) + "\n").encode()
-        name = posixpath.join(self.folder(manifest.stage, manifest.key), MANIFEST)
-        self.create(name, text)
+        """Write the manifest, its tables before it, unless one exists; return the artifact that is
+        then committed.
+        """
+        folder = self.folder(manifest.stage, manifest.key)
+        manifest, tables = split(manifest)
+        for path, content in tables.items():
+            self.write(posixpath.join(folder, path), content)
+        name = posixpath.join(folder, MANIFEST)
+        self.create(name, manifest.to_json())
         found = self.find(manifest.stage, manifest.key)
         if found is None:
             raise ArtifactError(
@@ -216,6 +225,33 @@ class ArtifactStore:
                 on_disk.remove(self.path(name), MANIFEST)
             else:
                 on_objects.remove(self.filesystem, self.path(name), MANIFEST)
+
+    def remove_files(self, names: Sequence[str]) -> None:
+        """Delete many files in few requests. Those that are missing are no error."""
+        if not names:
+            return
+        with self._explained("remove", f"{len(names)} files"):
+            if self.is_local:
+                for name in names:
+                    Path(self.path(name)).unlink(missing_ok=True)
+            else:
+                on_objects.remove_files(self.filesystem, [self.path(name) for name in names])
+
+    def remove_empty(self, name: str) -> None:
+        """Remove a folder and those in it as far as no file is in them. Object stores have none."""
+        if self.is_local:
+            on_disk.remove_empty(self.path(name))
+
+    def folders(self, name: str) -> list[str]:
+        """Return the names of the folders directly in a folder, sorted, in one request for each
+        thousand of them, whatever lies in them.
+        """
+        with self._explained("list", name):
+            if self.is_local:
+                found = on_disk.folders_in(self.path(name))
+            else:
+                found = on_objects.folders_in(self.filesystem, self.path(name))
+        return [folder for folder in found if not on_disk.is_foreign(folder)]
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the bytes of many small files by name, fetched in parallel if the store supports
@@ -281,109 +317,6 @@ class ArtifactStore:
 
     def _explained(self, verb: str, name: str) -> contextlib.AbstractContextManager[None]:
         return explained(self.url, verb, name)
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A committed artifact: its manifest, and where its files are."""
-
-    store: ArtifactStore
-    manifest: Manifest
-    digest: str
-    """sha256 of the manifest."""
-
-    @property
-    def folder(self) -> str:
-        return self.store.folder(self.manifest.stage, self.manifest.key)
-
-    @property
-    def url(self) -> str:
-        return f"{self.store.url.rstrip('/')}/{self.folder}"
-
-    def name(self, path: str) -> str:
-        """Return the path of a file of this artifact, relative to the store."""
-        return posixpath.join(self.folder, path)
-
-    def files(self, prefix: str = "", suffix: str = "") -> list[FileEntry]:
-        return [
-            f for f in self.manifest.files if f.path.startswith(prefix) and f.path.endswith(suffix)
-        ]
-
-    def has(self, path: str) -> bool:
-        """Whether the manifest lists a file of this name."""
-        return any(entry.path == path for entry in self.manifest.files)
-
-    def entry(self, path: str) -> FileEntry:
-        """Return the entry of a file. Raises ArtifactError if the manifest does not list it."""
-        for entry in self.manifest.files:
-            if entry.path == path:
-                return entry
-        stage = self.manifest.stage
-        raise ArtifactError(
-            f"{self.url} lists no {path}; run `ladd-pipeline run --force {stage}` to make it again"
-        )
-
-    def verify(self, *, contents: bool) -> list[str]:
-        """Return a sentence per damaged file: missing, of another size or, with `contents`, of
-        another sha256.
-        """
-        sizes = self.store.all_files(self.folder)
-        wrong = []
-        for entry in self.manifest.files:
-            where = f"{self.url}/{entry.path}"
-            if entry.path not in sizes:
-                wrong.append(f"{where} is missing")
-            elif sizes[entry.path] != entry.size:
-                wrong.append(f"{where} has {sizes[entry.path]} bytes instead of {entry.size}")
-            elif contents and self._digest(entry) != entry.sha256:
-                wrong.append(f"{where} has changed: its sha256 is not the manifest's")
-        return wrong
-
-    @contextlib.contextmanager
-    def checked(self, entry: FileEntry) -> Iterator[Path]:
-        """Give a local path of a file after checking it against the manifest. Raises ArtifactError
-        naming the file.
-        """
-        with self.store.local(self.name(entry.path)) as path:
-            require_intact(
-                path, entry.size, entry.sha256, f"{self.url}/{entry.path}", self.manifest.stage
-            )
-            yield path
-
-    @contextlib.contextmanager
-    def local_folder(self, prefix: str) -> Iterator[Path]:
-        """Give a local path of a folder of the artifact: the folder itself in a local store, else a
-        checked temporary copy.
-        """
-        if self.store.is_local:
-            yield Path(self.store.path(self.name(prefix)))
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            for entry in self.files(f"{prefix}/"):
-                target = Path(scratch) / entry.path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with self.checked(entry) as path:
-                    target.write_bytes(path.read_bytes())
-            yield Path(scratch) / prefix
-
-    def _digest(self, entry: FileEntry) -> str:
-        with self.store.local(self.name(entry.path)) as path:
-            return file_digest(path)
-
-
-def require_intact(path: Path, size: int, sha256: str, where: str, stage: str) -> None:
-    """Raise ArtifactError unless the file has this size and sha256."""
-    actual = path.stat().st_size
-    remedy = f"remove it and run `ladd-pipeline run --force {stage}`"
-    if actual != size:
-        raise ArtifactError(f"{where} is damaged: {actual} bytes instead of {size}; {remedy}")
-    if file_digest(path) != sha256:
-        raise ArtifactError(f"{where} is damaged: its sha256 is not the one recorded; {remedy}")
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_json(content: Any) -> bytes:

@@ -33,7 +33,7 @@ def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Setti
             manifest.stage,
             manifest.key,
             manifest.started[:19],
-            f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB",
+            f"{manifest.total_bytes / 1e6:.1f} MB",
             counts_text(manifest.counts),
         ]
         for manifests, _ in found

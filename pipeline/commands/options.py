@@ -31,6 +31,13 @@ Only = Annotated[
     str | None, typer.Option(help="Run only this stage; artifacts of earlier stages must exist.")
 ]
 Force = Annotated[list[str] | None, typer.Option(help="Make this stage's artifact again.")]
+OnConflict = Annotated[
+    str | None,
+    typer.Option(
+        help="When another live run works on the same artifact: share its shards, wait, or fail "
+        "with exit code 5 (on_conflict; by default share)."
+    ),
+]
 Eval = Annotated[
     bool,
     typer.Option("--eval", help="With --until distill: evaluate the student too, without tuning."),
@@ -71,6 +78,11 @@ def with_evaluation(until: str | None, settings: list[str] | None) -> tuple[str,
     if until != "distill":
         raise ConfigError("--eval evaluates the student alone: give --until distill with it")
     return "eval", [*(settings or ()), "eval.tuned=false"]
+
+
+def with_conflict(settings: list[str] | None, on_conflict: str | None) -> list[str]:
+    """Return the settings with what `--on-conflict` says."""
+    return [*(settings or ()), *([f"on_conflict={on_conflict}"] if on_conflict else ())]
 
 
 def check_log_format(log_format: str) -> None:

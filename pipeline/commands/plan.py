@@ -104,8 +104,9 @@ def _state(store: ArtifactStore, stage: PlannedStage) -> dict[str, Any]:
     row: dict[str, Any] = {"stage": stage.name, "key": stage.key, "state": "done", "counts": {}}
     if stage.manifest is not None:
         return row | {"counts": stage.manifest.counts}
-    files = store.list(store.folder(stage.name, stage.key))
-    markers = [name for name in files if name.startswith("shards/") and name.endswith(".json")]
+    from pipeline.base.markers import finished_shards
+
+    markers = finished_shards(store, store.folder(stage.name, stage.key))
     checkpoints = []
     if stage.training:
         from pipeline.base.course import saved_in

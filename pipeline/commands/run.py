@@ -14,6 +14,7 @@ from pipeline.commands.options import (
     Force,
     From,
     LogFormat,
+    OnConflict,
     Only,
     Preset,
     Settings,
@@ -21,6 +22,7 @@ from pipeline.commands.options import (
     check_log_format,
     new_group,
     selection,
+    with_conflict,
     with_evaluation,
 )
 from pipeline.dag import STAGES
@@ -44,6 +46,7 @@ def run(
     only: Only = None,
     force: Force = None,
     dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    on_conflict: OnConflict = None,
     log_format: LogFormat = "text",
 ) -> None:
     """Run the pipeline; existing artifacts are not made again."""
@@ -53,7 +56,8 @@ def run(
     if eval_:
         until, set_ = with_evaluation(until, set_)
     wanted = selection(until, from_, only, force)
-    opened = open_plan(config, preset, set_, wanted, pin=not dry_run)
+    settings = with_conflict(set_, on_conflict)
+    opened = open_plan(config, preset, settings, wanted, pin=not dry_run)
     if dry_run:
         from pipeline.commands.plan import show_plan
 
@@ -68,13 +72,15 @@ def _stage_command(name: str) -> Callable[..., None]:
         preset: Preset = None,
         set_: Settings = None,
         force: bool = False,
+        on_conflict: OnConflict = None,
         log_format: LogFormat = "text",
     ) -> None:
         from pipeline.commands.opening import open_plan
 
         check_log_format(log_format)
         wanted = selection(only=name, force=[name] if force else None)
-        _run(open_plan(config, preset, set_, wanted, pin=True), wanted, log_format)
+        settings = with_conflict(set_, on_conflict)
+        _run(open_plan(config, preset, settings, wanted, pin=True), wanted, log_format)
 
     command.__doc__ = f"Run only stage {name}; same as `run --only {name}`."
     return command
@@ -91,10 +97,11 @@ def _training_commands(name: str) -> typer.Typer:
         preset: Preset = None,
         set_: Settings = None,
         force: bool = False,
+        on_conflict: OnConflict = None,
         log_format: LogFormat = "text",
     ) -> None:
         if context.invoked_subcommand is None:
-            run_stage(config, preset, set_, force, log_format)
+            run_stage(config, preset, set_, force, on_conflict, log_format)
         elif config or preset or set_ or force:
             raise ConfigError(f"write the options of `{name} export` behind it")
 
@@ -159,7 +166,7 @@ def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
     for stage in wanted.stages(opened.stages):
         found = opened.store.find(stage.name, stage.key)
         if found is not None:
-            details = found.manifest.details
+            details = found.manifest.details  # what is shown is short, so it is there
             if "model" in details:
                 print(f"{STAGES[stage.name].makes}: {found.url}/{details['model']}")
             for grid in details.get("samples", ())[-1:]:

@@ -72,7 +72,7 @@ def sample(
         folder = stack.enter_context(opened.student_folder(student, tuned=tuned))
         if lora is None and lora_scale is not None:
             found = opened.made("dpo")
-            lora = stack.enter_context(found.local_folder(found.manifest.details["lora"]))
+            lora = stack.enter_context(found.local_folder(found.details["lora"]))
         for path in draw_prompts(
             folder,
             wanted,

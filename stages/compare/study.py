@@ -140,7 +140,7 @@ def plan_study(
     Raises ConfigError for an unknown system or question, or too few of them, and ArtifactError if
     the systems share no sample.
     """
-    known = evaluation.manifest.details["systems"]
+    known = evaluation.details["systems"]
     chosen = list(systems) or _default_systems(evaluation)
     for name in chosen:
         if name not in known:
@@ -251,7 +251,7 @@ def open_pictures(study: Study, evaluation: Artifact) -> Iterator[Pictures]:
         pictures = Pictures(file)
         for system in study.titles:
             missing = set(study.samples)
-            for shard in evaluation.manifest.details["systems"][system]["shards"]:
+            for shard in evaluation.details["systems"][system]["shards"]:
                 entry = evaluation.entry(f"{shard}.tar")
                 with evaluation.checked(entry) as path:
                     for key, members in read_tar(path, f"{evaluation.url}/{entry.path}"):

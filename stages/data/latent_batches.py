@@ -54,8 +54,7 @@ class LatentData:
         cache_bytes: int = 50 * 10**9,
     ) -> None:
         self._artifact, self._encode_prompts = artifact, encode_prompts
-        self._entries = {entry.path: entry for entry in artifact.manifest.files}
-        self._layout: dict[str, Any] = artifact.manifest.details
+        self._layout: dict[str, Any] = artifact.details
         self._cache = None
         if not artifact.store.is_local:
             for problem in artifact.verify(contents=False):
@@ -147,11 +146,11 @@ class LatentData:
         if self._cache is None:
             return MappedRows([self._mapped(name) for name in names])
         path = self._artifact.store.path
-        sizes = {path(self._artifact.name(name)): self._entries[name].size for name in names}
+        sizes = {path(self._artifact.name(name)): self._artifact.entry(name).size for name in names}
         return FetchedRows(self._cache, sizes)
 
     def _mapped(self, name: str) -> np.ndarray:
-        entry, where = self._entries[name], f"{self._artifact.url}/{name}"
+        entry, where = self._artifact.entry(name), f"{self._artifact.url}/{name}"
         path = Path(self._artifact.store.path(self._artifact.name(name)))
         if not path.is_file():
             raise ArtifactError(f"{where} is missing; run `ladd-pipeline run --force encode`")
@@ -163,7 +162,7 @@ class LatentData:
         """One column of several Parquet files, each checked against the manifest."""
 
         def read(name: str) -> pa.ChunkedArray:
-            with self._artifact.checked(self._entries[name]) as path:
+            with self._artifact.checked(self._artifact.entry(name)) as path:
                 return pq.read_table(path, columns=[column])[column]
 
         with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:

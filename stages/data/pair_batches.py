@@ -49,11 +49,10 @@ class PairData:
         folder: Path,
         encode_prompts: Callable[[Sequence[str]], Conditioning],
     ) -> None:
-        shards = artifact.manifest.details["shards"]
-        entries = {entry.path: entry for entry in artifact.manifest.files}
+        shards = artifact.details["shards"]
         tables = []
         for shard in shards:
-            with artifact.checked(entries[f"{shard}.parquet"]) as path:
+            with artifact.checked(artifact.entry(f"{shard}.parquet")) as path:
                 tables.append(pq.read_table(path).to_pylist())
         usable = [
             (number, row)
@@ -71,7 +70,9 @@ class PairData:
             split: {bucket: len(pairs) for bucket, pairs in sorted(buckets.items())}
             for split, buckets in self._pairs.items()
         }
-        self._shards = [MappedTar(artifact, entries[f"{shard}.tar"], folder) for shard in shards]
+        self._shards = [
+            MappedTar(artifact, artifact.entry(f"{shard}.tar"), folder) for shard in shards
+        ]
         self._conditioning = PromptEmbeddings(prompts, encode_prompts, folder)
 
     def batch(

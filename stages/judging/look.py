@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.base.shards import ShardWriter, finished_shards
+from pipeline.base.markers import finished_shards
+from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, digest_of
 from pipeline.base.store import Artifact
 from schemas.base import identity_of

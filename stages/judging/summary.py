@@ -225,7 +225,7 @@ def _curves(stage: str, rows: list[dict[str, Any]]) -> list[Curve]:
 def _data(lineage: dict[str, Artifact]) -> dict[str, dict[str, int]]:
     prompts = lineage["prompts"].manifest.counts
     prefix = "bucket_"
-    encoded = lineage["encode"].manifest.details["buckets"]
+    encoded = lineage["encode"].details["buckets"]
     tables = {
         "prompts": {name: n for name, n in prompts.items() if not name.startswith(prefix)},
         "prompts by bucket": {
@@ -245,7 +245,7 @@ def _tuning(lineage: dict[str, Artifact]) -> dict[str, list[dict[str, float]]]:
     """The swept scales of the adapters, if the student was tuned."""
     if "dpo" not in lineage:
         return {}
-    return {"adapter scale": lineage["dpo"].manifest.details["scales"]}
+    return {"adapter scale": lineage["dpo"].details["scales"]}
 
 
 def _step(artifact: Artifact) -> LineageStep:

@@ -31,7 +31,7 @@ def chosen_prompts(
 def _training_prompts(planned: Artifact) -> Iterator[dict[str, Any]]:
     """Yield each training prompt once: the row of its first picture."""
     columns = ["prompt_id", "prompt", "width", "height"]
-    for shard in planned.manifest.details["shards"]:
+    for shard in planned.details["shards"]:
         with planned.checked(planned.entry(f"{shard}.parquet")) as path:
             table = pq.read_table(path, columns=["key", *columns])
         for row in table.to_pylist():

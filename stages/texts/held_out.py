@@ -102,7 +102,7 @@ def _ids_of(row: dict[str, Any]) -> set[str]:
 def _trained_lists(lineage: dict[str, Artifact]) -> Iterator[tuple[Artifact, str]]:
     """Yield the tables with the `prompt_id`s that distillation and tuning have seen."""
     encoded = lineage["encode"]
-    for name in encoded.manifest.details["prompts"]:
+    for name in encoded.details["prompts"]:
         yield encoded, name
     if "pairs" in lineage:
         for entry in lineage["pairs"].files("shards/", ".parquet"):

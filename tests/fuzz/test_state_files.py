@@ -15,8 +15,9 @@ from pipeline.base.checkpoint_list import _LIST, _listed, mend_checkpoint_list
 from pipeline.base.course import Saved, Work, noted_in
 from pipeline.base.lease import Lease, held, is_held
 from pipeline.base.lineage import survey
-from pipeline.base.shards import ShardWriter, finished_shards
-from pipeline.base.store import ArtifactStore
+from pipeline.base.markers import finished_shards
+from pipeline.base.shards import ShardWriter
+from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.stage_task import _begin
 from schemas.errors import ArtifactError, LaddError, Locked
 from stages.compare.votes import open_votes
@@ -85,7 +86,7 @@ def test_a_marker_is_intact_or_ignored(store, shard, data):
 @given(data=st.data())
 def test_a_lease_is_taken_over_or_respected(store, data):
     name = f"{TRAINING}/lease.json"
-    sound = lease._content(Lease(store, name, "distill", "token"))
+    sound = Lease(store, name, "distill", "token").content()
     write(store, name, data.draw(files(sound)))
     is_held(store, TRAINING)
     try:
@@ -136,7 +137,7 @@ def test_what_trainings_note_down_is_read_or_ignored(store, context, data):
 @fuzzed
 @given(data=st.data())
 def test_what_an_unfinished_run_was_made_from_is_known_or_unknown(store, data):
-    artifact = SimpleNamespace(manifest=manifest_of("prompts", {"a.parquet": (1, "0" * 64)}))
+    artifact = Artifact(store, manifest_of("prompts", {"a.parquet": (1, "0" * 64)}), "digest")
     _begin(store, "synthesize", "k", "", {"prompts": artifact}, lambda text: None)
     mark = f"{FOLDER}/inputs.json"
     write(store, mark, data.draw(files(store.read(mark))))

@@ -47,7 +47,7 @@ def scales_in_process(lives: int, calls: list):
     """`map_shards` without Ray; a death after `lives` scales."""
 
     def run(context, shards, build, pool, unit="shards"):
-        from pipeline.base.shards import finished_shards
+        from pipeline.base.markers import finished_shards
 
         done = finished_shards(context.store, context.folder)
         worker, left = build(), lives

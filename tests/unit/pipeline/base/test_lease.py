@@ -261,7 +261,7 @@ def test_a_late_claim_opens_nothing(store):
     late = lease_module.Lease(store, FILE, "distill", "late")
     with held(store, FOLDER, "distill"):
         kept = store.read(FILE)
-        assert lease_module._take_over(late, dead) is False
+        assert lease_module.take_over(late, dead) is False
         assert store.read(FILE) == kept
     assert store.all_files(FOLDER) == {}
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.base.shards import ShardWriter, finished_shards, read_tar, write_tar
+from pipeline.base.markers import finished_shards
+from pipeline.base.shards import ShardWriter, read_tar, write_tar
 from schemas.errors import ArtifactError
 
 SAMPLES = [
