@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,12 @@ from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.external_shards import shard_names
 from stages.data.sample_members import Taken, read_sample
+from stages.data.token_rows import TokenLayout, to_8_bits
 from stages.teachers import check_teacher, open_teacher_in
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
+
+if TYPE_CHECKING:
+    from stages.ladd.backbone import Conditioning
 
 EXTERNAL = "encode.external"
 PROMPTS_PER_SHARD = 4096
@@ -163,11 +167,12 @@ def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, 
         for part in stats.details.get("latents", []):
             buckets[part["bucket"]].append({name: part[name] for name in ("file", "index", "rows")})
     first = next((done[shard].details for shard in prompt_shards if shard in done), {})
-    return {
+    layout = {"token_layout": first["token_layout"]} if "token_layout" in first else {}
+    return layout | {
         "buckets": dict(sorted(buckets.items())),
         "prompts": [f"{shard}.prompts.parquet" for shard in prompt_shards],
         "embeddings": [
-            {part: f"{shard}.{part}.npy" for part in ("tokens", "pooled")}
+            {part: f"{shard}.{part}.npy" for part in first.get("parts", ["tokens", "pooled"])}
             for shard in prompt_shards
             if shard in done
         ],
@@ -298,21 +303,21 @@ class PromptEncoder:
     def __init__(self, config: PipelineConfig, store: ArtifactStore, folder: str) -> None:
         self.config, self.store, self.folder = config.encode, store, folder
         self.teacher = open_teacher_in(self.config.pool, config.teacher)
+        self.layout = None
+        if self.config.embedding_format != "whole":
+            empty = self.teacher.encode_prompts([""]).tokens_BLD
+            self.layout = TokenLayout.of(empty[0].cpu().numpy())
 
     def __call__(self, shard: str) -> ShardStats:
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()
         size = self.config.micro_batch
         writer = ShardWriter(self.store, self.folder, shard)
-        import torch
-
-        dtype = getattr(torch, self.config.dtype)
         arrays: dict[str, np.memmap] = {}
         for start in range(0, len(prompts), size):
             encoded = self.teacher.encode_prompts(prompts[start : start + size])
             # Write each batch to the file now: a GPU cannot hold the T5 tokens of a whole shard.
-            for name, tensor in (("tokens", encoded.tokens_BLD), ("pooled", encoded.pooled_BP)):
-                rows = tensor.to(dtype).cpu().numpy()
+            for name, rows in self._rows(encoded).items():
                 if name not in arrays:
                     arrays[name] = np.lib.format.open_memmap(
                         writer.file(f".{name}.npy"),
@@ -323,7 +328,26 @@ class PromptEncoder:
                 arrays[name][start : start + len(rows)] = rows
         for array in arrays.values():
             array.flush()
-        return writer.commit({}, {"null_tokens": encoded.null_tokens, "prompts": len(prompts)})
+        details: dict[str, Any] = {"null_tokens": encoded.null_tokens, "prompts": len(prompts)}
+        if self.layout is not None:
+            details |= {"parts": list(arrays), "token_layout": self.layout.written()}
+        return writer.commit({}, details)
+
+    def _rows(self, encoded: Conditioning) -> dict[str, np.ndarray]:
+        """A batch's rows of each file, by the file's part of the name."""
+        import torch
+
+        dtype = getattr(torch, self.config.dtype)
+        tokens, pooled = (
+            tensor.to(dtype).cpu().numpy() for tensor in (encoded.tokens_BLD, encoded.pooled_BP)
+        )
+        if self.layout is None:
+            return {"tokens": tokens, "pooled": pooled}
+        packed = self.layout.pack(tokens)
+        if self.config.embedding_format == "packed":
+            return {"tokens": packed, "pooled": pooled}
+        codes, scales = to_8_bits(packed)
+        return {"tokens": codes, "pooled": pooled, "scales": scales}
 
 
 def _own_rules(config: EncodeConfig) -> EncodeConfig:

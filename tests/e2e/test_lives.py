@@ -95,7 +95,9 @@ def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path)
     run(config, *settings(parts, *WHOLE))
     assert "; takes update 10 of the training " in planned(config, parts, *HALF)
     run(config, "export", "--step", 9, *settings(parts))
-    die_at_a_checkpoint(config, *settings(parts, *DECAYED), lives=3)  # the first two are the trunk's
+    die_at_a_checkpoint(
+        config, *settings(parts, *DECAYED), lives=3
+    )  # the first two are the trunk's
     assert re.search(r"; continues at update 8 of 12$", planned(config, parts, *DECAYED))
     run(config, *settings(parts, *DECAYED))
     begun_again = settings(parts, "distill.steps=5", "distill.init=latest")
