@@ -28,6 +28,10 @@ WORDS = ["harbour", "lantern", "velvet", "copper", "silent", "bicycle", "garden"
 MIB = 2**20
 
 
+def silent(*_: object) -> None:
+    """Report to nobody."""
+
+
 def write_prompts(path: Path, count: int) -> None:
     """Write `count` different lines of ten words and a number."""
     rng = random.Random(0)
@@ -49,7 +53,7 @@ def measure(count: int) -> dict[str, float]:
         ]
         config = load_config(preset="shapes", settings=settings)
         store = ArtifactStore(f"{folder}/store")
-        context = StageContext("prompts", "k", "", config, store, {}, lambda *a: None)
+        context = StageContext("prompts", "k", "", config, store, {}, silent, silent, silent)
         kept = []
         started = time.perf_counter()
         peak = anonymous_peak(lambda: kept.append(prompts.run(context).counts["kept"]))

@@ -23,6 +23,7 @@ from pipeline.cluster import ray_cluster, require_ray
 from pipeline.dag import declare
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
+from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, ProcessLost, StageFailed
@@ -51,6 +52,7 @@ def execute(
         "config": config.model_dump(mode="json"),
     }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
+    ahead = look_ahead(config, store, plan)
     job = Job(
         config=config,
         store=store,
@@ -60,6 +62,7 @@ def execute(
         outside={s.name: s.outside for s in plan},
         running=frozenset(s.name for s in running),
         forced=frozenset(s.name for s in running if s.why == "forced"),
+        expected=ahead.expected() if ahead is not None else {},
         cwd=os.getcwd(),
     )
     status = "failed"

@@ -23,10 +23,11 @@ from pipeline.base.stage import StageContext, StageResult, digest_of, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
 from pipeline.board import Reporter, Speaker
 from pipeline.dag import STAGES
+from pipeline.devices import cluster_devices
 from pipeline.outside import Seen, require_unchanged
 from schemas.config import PipelineConfig
 from schemas.errors import StageFailed
-from schemas.manifest import Environment, FileEntry, InputRef, Manifest
+from schemas.manifest import Environment, Expected, FileEntry, InputRef, Manifest
 
 _PACKAGES = (
     "torch",
@@ -54,6 +55,8 @@ class Job:
     """Fingerprints of what each stage reads outside the store, as the keys have them."""
     running: frozenset[str]
     forced: frozenset[str]
+    expected: dict[str, Expected]
+    """What each running stage is expected to take, where that is known."""
     cwd: str
     """The folder that relative paths in the configuration start from."""
 
@@ -180,6 +183,7 @@ def _manifest(
         started=started.isoformat(),
         seconds=round(seconds, 3),
         device_hours=round(result.device_hours, 6),
+        devices=cluster_devices(job.expected.get(name)),
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas.base import Frozen, added, added_as, outside, retired, runtime, runtime_unless
 from schemas.bucket import Bucket, BucketName
+from schemas.costs import CostsConfig
 from schemas.trackers import TensorBoardTracker, TrackerConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -963,6 +964,7 @@ class PipelineConfig(Frozen):
     exit code 5.
     """
     failures: FailureLimits = runtime(FailureLimits())
+    costs: CostsConfig = runtime(CostsConfig())
     trackers: list[TrackerConfig] = runtime([TensorBoardTracker(kind="tensorboard")])
     """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its
     name or with settings, such as {kind: wandb, project: mine, mode: offline}.

@@ -11,8 +11,8 @@ from pydantic import Field
 from schemas.base import Frozen
 
 SCHEMA_VERSION = 3
-_WITHOUT_TABLES = 2
-"""The version of a manifest that holds everything itself: older programs read it too."""
+_FORMER = 2
+"""The version of a manifest without `tables` and `devices`: older programs read it too."""
 
 
 class FileEntry(Frozen):
@@ -79,6 +79,28 @@ class Environment(Frozen):
     platform: str = ""
 
 
+class Expected(Frozen):
+    """What was expected of an artifact before it was made."""
+
+    device_hours: float
+    seconds: float
+    store_bytes: float
+    source: str
+    """What the estimate was made from: model, probe, or an earlier artifact `stage/key`."""
+
+
+class Devices(Frozen):
+    """What made the artifact, and what that was expected to take."""
+
+    kind: str
+    """Of the cluster's GPUs, or of its cores if it has none: nvidia-h100, cpu-amd-epyc. Several
+    kinds are joined by `+`.
+    """
+    count: float
+    """GPUs, or cores, that the cluster had when the artifact was finished."""
+    expected: Expected | None = None
+
+
 class Manifest(Frozen):
     """The record of an artifact, written last. `details` differs by stage: it holds what readers of
     the artifact need (a bucket's rows, a grid).
@@ -87,7 +109,7 @@ class Manifest(Frozen):
     `Artifact.entry` and `Artifact.details` give them wherever they are.
     """
 
-    schema_version: int = _WITHOUT_TABLES
+    schema_version: int = _FORMER
     stage: str
     key: str
     version: int
@@ -112,6 +134,8 @@ class Manifest(Frozen):
     seconds: float
     device_hours: float = 0.0
     """Hours times devices (GPUs if there are any, else CPU cores) that the stage held."""
+    devices: Devices | None = None
+    """None in artifacts before schema version 3."""
 
     @property
     def total_bytes(self) -> int:
@@ -120,8 +144,8 @@ class Manifest(Frozen):
 
     def to_json(self) -> bytes:
         """Return the manifest as it is stored."""
-        without = {"tables"} if self.tables is None else None
-        version = _WITHOUT_TABLES if self.tables is None else SCHEMA_VERSION
+        without = {name for name in ("tables", "devices") if getattr(self, name) is None}
+        version = _FORMER if len(without) == 2 else SCHEMA_VERSION
         manifest = self.model_copy(update={"schema_version": version})
         return (manifest.model_dump_json(indent=2, exclude=without) + "\n").encode()
 

@@ -17,12 +17,14 @@ from pipeline.base.checkpoints import Trained
 from pipeline.base.course import Course
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.training import TrainingPlan, train_on_ray
+from pipeline.base.work import Above, Work
 from schemas.config import LookConfig, PipelineConfig
 from schemas.errors import ConfigError
+from stages.estimates.trainings import distilling
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.pictures.student import check_steps
 from stages.scores import FEATURES, check_model, check_score
-from stages.teachers import check_start, check_teacher, open_teacher, training_memory
+from stages.teachers import check_start, check_teacher, model_costs, open_teacher
 from stages.texts.judgeable import check_judged
 from stages.training.trackers import check_trackers
 
@@ -62,13 +64,18 @@ def _check_look(config: PipelineConfig, look: LookConfig) -> None:
 
 
 def estimate(config: PipelineConfig) -> str:
-    distill = config.distill
-    memory = training_memory(config)
-    memory_text = "" if memory is None else f", about {memory / 1e9:.1f} GB a worker"
+    distill, costs = config.distill, model_costs(config.teacher)
+    memory_text = ""
+    if costs is not None:
+        memory_text = f", about {costs.training_bytes(config) / 1e9:.1f} GB a worker"
     return (
         f"{distill.steps:,} updates of {distill.global_batch}, at least 6 passes a sample"
         f"{memory_text}"
     )
+
+
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    return distilling(config, above)
 
 
 def course(config: PipelineConfig) -> Course:

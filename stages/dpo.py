@@ -20,9 +20,11 @@ from pipeline.base.markers import finished_shards
 from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, StageResult, files_of
 from pipeline.base.training import TrainingPlan, train_on_ray
+from pipeline.base.work import Above, Work
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from schemas.records import ShardStats
+from stages.estimates.trainings import tuning
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.pictures.student import check_steps
 from stages.scores import check_model, check_score
@@ -62,6 +64,10 @@ def estimate(config: PipelineConfig) -> str:
         f"up to {dpo.steps:,} updates of {dpo.global_batch}, 6 passes a pair; "
         f"{len({0.0, *dpo.scales})} scales on {dpo.chooser_prompts:,} prompts"
     )
+
+
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    return tuning(config)
 
 
 def course(config: PipelineConfig) -> Course:

@@ -28,14 +28,20 @@ from pipeline.base.shards import ShardWriter, table_bytes
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.base.tars import Sample, read_samples
+from pipeline.base.work import Above, Part, Phase, Work, pieces_of
 from schemas.bucket import Bucket
 from schemas.config import EncodeConfig, PipelineConfig
 from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.external_shards import shard_names
 from stages.data.sample_members import Taken, read_sample
+<<<<<<< HEAD
 from stages.data.token_rows import TokenLayout, to_8_bits
 from stages.teachers import check_teacher, open_teacher_in
+=======
+from stages.estimates.pictures import encoded, file_bytes, largest, latent_bytes
+from stages.teachers import check_teacher, model_costs, open_teacher_in
+>>>>>>> main
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
 if TYPE_CHECKING:
@@ -43,6 +49,12 @@ if TYPE_CHECKING:
 
 EXTERNAL = "encode.external"
 PROMPTS_PER_SHARD = 4096
+_SECONDS = 0.001
+"""That a core takes for a sample of a shard, and ..."""
+_BYTES_A_SECOND = 3e8
+"""... bytes that it reads, hashes and writes a second."""
+_BYTES = 100.0
+"""Of a sample's row in the index."""
 _DIGITS = 2
 """Leading hexadecimal digits of an id that select its part of the prompts: 256 parts."""
 ROW_SCHEMA = pa.schema({"key": pa.string(), "prompt_id": pa.string()})
@@ -65,6 +77,48 @@ def estimate(config: PipelineConfig) -> str:
     if config.encode.external is not None:
         return "all pictures of the external shards"
     return f"{config.prompts.pictures_text()} pictures"
+
+
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    """Workers of a pool make latents of pictures that have none, then embed each prompt once. None
+    for external data, whose number is known when they are read.
+    """
+    wanted, costs = config.encode, model_costs(config.teacher)
+    pictures = above.get("synthesize", {}).get("ok")
+    if costs is None or pictures is None or wanted.external is not None:
+        return None
+    has_latents = wanted.use_teacher_latents and config.synthesize.latents != "none"
+    prompts = -(-pictures // config.prompts.images_per_prompt)
+    number = 2 if wanted.dtype == "float16" else 4
+    embedded = number * costs.embedding() if wanted.embeddings == "stored" else 0
+    copied = file_bytes(config, config.synthesize.image_format)
+    size, buckets = config.prompts.samples_per_shard, len(config.prompts.buckets)
+    latents = latent_bytes(config, costs, number)
+    reading = Phase(
+        "latents",
+        () if has_latents else encoded(config, costs, pictures, wanted.micro_batch),
+        core_seconds=pictures * (_SECONDS + (copied + latents) / _BYTES_A_SECOND),
+        by=wanted.pool,
+        pieces=pieces_of(pictures, size, buckets),
+    )
+    calls = prompts / wanted.micro_batch * 2 * costs.blocks
+    embedding = Phase(
+        "embeddings",
+        (Part("text", prompts * costs.text(), calls),),
+        by=wanted.pool,
+        pieces=pieces_of(prompts, PROMPTS_PER_SHARD),
+    )
+    largest_shard = max(size * (copied + latents), min(prompts, PROMPTS_PER_SHARD) * embedded)
+    return Work(
+        samples=pictures,
+        unit="pictures",
+        phases=(reading, embedding) if embedded else (reading,),
+        counts={"ok": pictures, "prompts": prompts},
+        store_bytes=pictures * (latents + _BYTES) + prompts * (embedded + _BYTES),
+        scratch_bytes=largest_shard,
+        device_bytes=costs.sampling_bytes(largest(config), wanted.micro_batch, student=False),
+        model_bytes=costs.folder_bytes(),
+    )
 
 
 def run(context: StageContext) -> StageResult:
@@ -205,9 +259,9 @@ class Encoder:
         self.shapes = {self.teacher.latent_shape(bucket): bucket for bucket in self.buckets}
 
     def __call__(self, shard: str) -> ShardStats:
+        writer = ShardWriter(self.store, self.folder, shard)  # whose clock runs from here on
         source = self.sources[shard]
         rows, ready = self._taken(self._samples(source))
-        writer = ShardWriter(self.store, self.folder, shard)
         prompts: dict[str, str] = {}
         parts: list[dict[str, Any]] = []
         name = shard.removeprefix("shards/").replace("/", "-")
@@ -309,10 +363,17 @@ class PromptEncoder:
             self.layout = TokenLayout.of(empty[0].cpu().numpy())
 
     def __call__(self, shard: str) -> ShardStats:
+        writer = ShardWriter(self.store, self.folder, shard)
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()
         size = self.config.micro_batch
+<<<<<<< HEAD
         writer = ShardWriter(self.store, self.folder, shard)
+=======
+        import torch
+
+        dtype = getattr(torch, self.config.dtype)
+>>>>>>> main
         arrays: dict[str, np.memmap] = {}
         for start in range(0, len(prompts), size):
             encoded = self.teacher.encode_prompts(prompts[start : start + size])

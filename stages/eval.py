@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.base.lineage import ancestors
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.stage import Files, StageContext, StageResult
+from pipeline.base.work import Above, Work
 from schemas.config import EvalConfig, PipelineConfig, TeacherConfig
+from stages.estimates.evaluations import evaluating
 from stages.judging.gates import check_gates, failed_gates
 from stages.judging.independence import warnings
 from stages.judging.systems import TIMING, floor_of, plan_shards, shards_of, systems_of
@@ -61,6 +63,10 @@ def estimate(config: PipelineConfig) -> str:
         f"up to {config.eval.prompts:,} held-out prompts, "
         f"each sampled by {len(systems_of(config))} systems{again}"
     )
+
+
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    return evaluating(config, above)
 
 
 def run(context: StageContext) -> StageResult:

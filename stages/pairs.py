@@ -23,16 +23,26 @@ from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.base.work import Above, Phase, Work, pieces_of
 from schemas.bucket import Bucket, nearest_bucket
 from schemas.config import PipelineConfig
 from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.pair_files import Part, SourcePair, parts_of, read_part, require_pair_files
+from stages.estimates.pictures import (
+    MEMBERS_BYTES,
+    drawn,
+    file_bytes,
+    largest,
+    latent_bytes,
+    writing_seconds,
+)
+from stages.estimates.scores import judged, weight_bytes
 from stages.pictures.decoding import read_picture
 from stages.pictures.files import encode_image, fit_to_bucket
 from stages.pictures.student import check_steps, pairs_sampler, student_of
 from stages.scores import check_model, check_score, open_score
-from stages.teachers import check_teacher, open_teacher_in
+from stages.teachers import check_teacher, model_costs, open_teacher_in
 from stages.texts.captions import checked_prompt
 from stages.texts.choice import chosen_prompts
 from stages.texts.identity import HELD_OUT, hash_fraction, prompt_id, seed_of, split_of
@@ -91,6 +101,43 @@ def estimate(config: PipelineConfig) -> str:
     return (
         f"{pairs.prompts:,} prompts, {pairs.pictures_per_prompt} pictures each by the "
         f"{pairs.model}, ranked by {pairs.reward.name}"
+    )
+
+
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    """Workers of a pool sample several pictures of each prompt and rank them. None for pairs from
+    files, whose number is known when they are read.
+    """
+    wanted, costs = config.pairs, model_costs(config.teacher)
+    if costs is None or wanted.url is not None:
+        return None
+    prompts = min(wanted.prompts, above.get("prompts", {}).get("train", wanted.prompts))
+    pictures = prompts * wanted.pictures_per_prompt
+    how = config.synthesize.at(steps=wanted.teacher_steps, guidance_scale=wanted.guidance_scale)
+    passes = how.passes if wanted.model == "teacher" else wanted.student_steps
+    kept = 2 * (file_bytes(config, "png") + latent_bytes(config, costs)) + MEMBERS_BYTES
+    drawing = Phase(
+        "pairs",
+        (
+            *drawn(config, costs, pictures, passes, wanted.micro_batch),
+            *judged(config, [wanted.reward.name], pictures),
+        ),
+        core_seconds=writing_seconds(config, 2 * prompts, "png"),
+        by=wanted.pool,
+        pieces=pieces_of(prompts, wanted.prompts_per_shard),
+    )
+    is_student = wanted.model == "student"
+    return Work(
+        samples=pictures,
+        unit="pictures",
+        phases=(drawing,),
+        counts={"ok": prompts},
+        store_bytes=prompts * kept,
+        scratch_bytes=2 * min(prompts, wanted.prompts_per_shard) * kept
+        + (costs.folder_bytes() if is_student else 0),
+        device_bytes=costs.sampling_bytes(largest(config), wanted.micro_batch, student=is_student)
+        + weight_bytes([wanted.reward.name]),
+        model_bytes=costs.folder_bytes(),
     )
 
 
@@ -183,6 +230,7 @@ class _PairWorker:
         self.teacher = open_teacher_in(self.pairs.pool, config.teacher)
 
     def __call__(self, shard: str) -> ShardStats:
+        writer = ShardWriter(self.store, self.folder, shard)  # whose clock runs from here on
         members: list[TarSample] = []
         rows: list[Row] = []
         counts = Counter(ok=0, near_tie=0, failed=0)
@@ -193,7 +241,6 @@ class _PairWorker:
             if row["status"] == "ok":
                 buckets[row["bucket"]][row["split"]] += 1
                 members.append((row["key"], contents))
-        writer = ShardWriter(self.store, self.folder, shard)
         write_tar(writer.file(".tar"), members)
         writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
         details = {"buckets": {name: dict(splits) for name, splits in buckets.items()}}

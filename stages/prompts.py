@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.failures import Failures, recorded
 from pipeline.base.stage import StageContext, StageResult
+from pipeline.base.work import Above, Phase, Work
 from schemas.bucket import Bucket
 from schemas.config import FileSource, PipelineConfig, PromptsConfig
 from schemas.errors import StageFailed
@@ -40,6 +41,12 @@ from stages.texts.identity import (
 from stages.texts.prompt_files import Row
 from stages.texts.sources import mixed, require_prompts
 
+_SECONDS = 0.0003
+"""That a core takes for a prompt: 8.9 s for 30,000 (benchmarks/prompts_memory.py)."""
+_BYTES = 100.0
+"""Of a prompt or a planned sample in Parquet, and ..."""
+_SIGNATURE_BYTES = 528.0
+"""... of what is spooled of a prompt to find its like."""
 CHUNK = 4096
 ROWS_PER_FILE = 100_000
 
@@ -72,6 +79,32 @@ def check(config: PipelineConfig) -> None:
 def estimate(config: PipelineConfig) -> str:
     count = config.prompts.count
     return "all prompts" if count is None else f"{count:,} prompts"
+
+
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    """One process cleans, compares and plans the prompts. None if nobody knows how many there are
+    before they are read.
+    """
+    prompts = config.prompts
+    if prompts.count is None:
+        return None
+    held_out = round(prompts.count * prompts.held_out_fraction)
+    train = prompts.count - held_out
+    counts = {
+        "kept": prompts.count,
+        "held_out": held_out,
+        "train": train,
+        "samples": train * prompts.images_per_prompt,
+    }
+    cleaning = Phase("prompts", core_seconds=prompts.count * _SECONDS)
+    return Work(
+        samples=prompts.count,
+        unit="prompts",
+        phases=(cleaning,),
+        counts=counts,
+        store_bytes=_BYTES * (prompts.count + counts["samples"]),
+        scratch_bytes=(_BYTES + _SIGNATURE_BYTES) * prompts.count,
+    )
 
 
 def run(context: StageContext) -> StageResult:

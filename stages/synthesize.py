@@ -24,12 +24,22 @@ from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact
+from pipeline.base.work import Above, Phase, Work, pieces_of
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig, SynthesizeConfig
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
+from stages.estimates.consumption import never_drawn
+from stages.estimates.pictures import (
+    MEMBERS_BYTES,
+    drawn,
+    file_bytes,
+    largest,
+    latent_bytes,
+    writing_seconds,
+)
 from stages.pictures.files import encode_image
-from stages.teachers import check_teacher, open_teacher_in
+from stages.teachers import check_teacher, model_costs, open_teacher_in
 from stages.texts.identity import SAMPLE_SCHEMA
 
 if TYPE_CHECKING:
@@ -56,6 +66,39 @@ def check(config: PipelineConfig) -> None:
 def estimate(config: PipelineConfig) -> str:
     passes = config.synthesize.passes
     return f"{config.prompts.pictures_text()} pictures, {passes} teacher passes each"
+
+
+def work(config: PipelineConfig, above: Above) -> Work | None:
+    """Workers of a pool sample the planned pictures and write them as shards."""
+    wanted, costs = config.synthesize, model_costs(config.teacher)
+    planned = above.get("prompts", {}).get("samples")
+    if costs is None or planned is None:
+        return None
+    pictures = planned
+    has_picture, has_latents = wanted.latents != "only", wanted.latents != "none"
+    each = MEMBERS_BYTES
+    each += file_bytes(config, wanted.image_format) if has_picture else 0
+    each += latent_bytes(config, costs) if has_latents else 0
+    written = writing_seconds(config, pictures, wanted.image_format) if has_picture else 0.0
+    size = config.prompts.samples_per_shard
+    drawing = Phase(
+        "pictures",
+        drawn(config, costs, pictures, wanted.passes, wanted.micro_batch),
+        core_seconds=written,
+        by=wanted.pool,
+        pieces=pieces_of(pictures, size, len(config.prompts.buckets)),
+    )
+    return Work(
+        samples=pictures,
+        unit="pictures",
+        phases=(drawing,),
+        counts={"ok": pictures},
+        store_bytes=pictures * each,
+        scratch_bytes=2 * min(size, pictures) * each,
+        device_bytes=costs.sampling_bytes(largest(config), wanted.micro_batch, student=False),
+        model_bytes=costs.folder_bytes(),
+        remarks=never_drawn(config, pictures),
+    )
 
 
 def run(context: StageContext) -> StageResult:

@@ -63,19 +63,27 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
     """Print one row per stage and, on stderr, warnings. Raises ConfigError for inputs with which a
     stage would fail.
     """
+    from pipeline.commands.cost_table import cost_rows, print_costs
     from pipeline.commands.tables import print_table
     from pipeline.planning import check_inputs, warnings_of
+    from pipeline.rates import look_ahead
 
+    ahead = look_ahead(opened.config, opened.store, opened.stages)
     fields = ("stage", "key", "action", "why", "estimate")
     rows = [
         dict(zip(fields, (s.name, s.key, s.action, s.why, s.estimate), strict=True))
         for s in opened.stages
     ]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        costs = cost_rows(ahead)
+        print(json.dumps([row | {"cost": costs.get(row["stage"])} for row in rows], indent=2))
     else:
         columns = [name for name in fields if name != "key"]
         print_table(columns, [[row[name] for name in columns] for row in rows])
+        if ahead is not None:
+            print_costs(ahead, opened.config.costs)
+    for remark in ahead.remarks if ahead is not None else ():
+        print(f"note: {remark}", file=sys.stderr)
     check_inputs(opened.config, opened.stages)
     for warning in warnings_of(opened.config, opened.stages):
         print(f"warning: {warning}", file=sys.stderr)

@@ -122,6 +122,7 @@ class ScaleJudge:
         self.device = self.teacher.device
 
     def __call__(self, shard: str) -> ShardStats:
+        writer = ShardWriter(self.store, self.folder, shard)  # whose clock runs from here on
         draw, adapters = self._student
         adapters.scale(self.scales[shard])
         values: dict[str, list[float]] = {name: [] for name in self._scores}
@@ -140,7 +141,6 @@ class ScaleJudge:
             {**sample, **{name: values[name][i] for name in values}}
             for i, sample in enumerate(self.samples)
         ]
-        writer = ShardWriter(self.store, self.folder, shard)
         writer.file(".parquet", table_bytes(rows, schema))
         means = {name: float(np.mean(column)) for name, column in values.items()}
         signs = {n: 1 if s.card.higher_is_better else -1 for n, s in self._scores.items()}

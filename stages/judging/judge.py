@@ -51,9 +51,9 @@ class Judge:
         if shard == TIMING:
             return self._measure_times()
         planned = self.shards[shard]
+        writer = ShardWriter(self.store, self.folder, shard)  # whose clock runs from here on
         draw = self._sampler(self.systems[planned.system])
         pictures = np.concatenate(list(self._draw(draw, planned.samples)))
-        writer = ShardWriter(self.store, self.folder, shard)
         if planned.alike:
             put_features(writer, self.meter.features(pictures))
         else:
@@ -65,6 +65,7 @@ class Judge:
         """Measure seconds per picture of each system, one after another on this worker: the median
         over micro-batches of the first bucket.
         """
+        writer = ShardWriter(self.store, self.folder, TIMING)
         size = self.config.eval.micro_batch
         _, first = min((name, s) for name, s in self.shards.items() if not s.alike)
         samples = [first.samples[i % len(first.samples)] for i in range(size)]
@@ -73,7 +74,6 @@ class Judge:
             for name, system in self.systems.items()
             if name != FLOOR
         }
-        writer = ShardWriter(self.store, self.folder, TIMING)
         return writer.commit({"ok": 0}, {"seconds_per_picture": seconds})
 
     def _seconds(self, system: System, samples: list[PlannedSample]) -> float:

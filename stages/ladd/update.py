@@ -1,9 +1,7 @@
 """One LADD update: student and heads learn from the same forward passes (LADD, section 3).
 
-With F the cost of one forward pass of the transformer for one sample: student forward and backward
-3F, teacher on the student's latents with gradient to its input 2F, teacher on the data 1F. So both
-nets learn for 6F, where separate iterations for student and heads cost 8F. R1 costs another 1F, and
-so does each mismatched sample. Pure torch. Legend in `backbone.py`.
+Both nets learn for six forward passes a sample (`passes.py`), where separate iterations for student
+and heads cost eight. Pure torch. Legend in `backbone.py`.
 """
 
 from __future__ import annotations
@@ -15,28 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from schemas.config import DistillConfig, ObjectiveConfig
+from schemas.config import ObjectiveConfig
 from stages.ladd.backbone import Backbone, Conditioning
-from stages.ladd.batch_plan import mismatched_slots
 from stages.ladd.flow import Draws, add_noise, clean_estimate
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.losses import fake_loss, r1_penalty, real_loss, student_loss
-
-
-def passes(config: DistillConfig, *, train_student: bool) -> float:
-    """What an update costs for each sample, in forward passes of the transformer, as counted above.
-    The heads, which are far smaller, and activation checkpointing are left out.
-    """
-    cost = 6.0 if train_student else 3.0
-    if train_student and config.lora is not None:
-        cost -= 1  # the base weights take no gradient
-    if config.student_time.rollout > 0:
-        cost += len(config.student_time.grid) - 1
-    if config.objective.r1_weight > 0:
-        cost += 1
-    mismatched = mismatched_slots(config.global_batch, config.objective.mismatched_share)
-    return cost + len(mismatched) / config.global_batch
-
 
 _PAPER = ObjectiveConfig()
 """The hinge loss and nothing else."""

@@ -18,7 +18,8 @@ from schemas.errors import ArtifactError, ConfigError
 from schemas.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from schemas.config import PipelineConfig, TeacherConfig, WorkerPool
+    from schemas.config import TeacherConfig, WorkerPool
+    from stages.teachers.costs import ModelCosts
     from stages.teachers.protocol import Teacher
 
 # At import transformers warns that torchvision is absent, which this project does not need, and
@@ -37,9 +38,10 @@ class Family:
     """A class that implements `protocol.Teacher` and is constructed from a TeacherConfig."""
     pipeline: str
     """`_class_name` in the model_index.json of the family's folders."""
-    memory: str | None = None
-    """A function of PipelineConfig and the teacher's folder that returns the bytes that a training
-    worker needs, and does not import torch. Without it `plan` reports no memory.
+    costs: str | None = None
+    """A function of TeacherConfig and the teacher's folder, or None if that is not on this machine,
+    that returns `costs.ModelCosts` or None, and does not import torch. Without it `plan` counts
+    samples, but neither hours nor memory.
     """
     check: str | None = None
     """A function of TeacherConfig and the teacher's folder that raises ConfigError unless the
@@ -55,7 +57,7 @@ class Family:
 
 EMBEDDED = Path(__file__).parents[1] / "shapes_world" / "weights"
 _SD3 = (
-    "stages.teachers.sd3_memory:training_memory",
+    "stages.teachers.sd3_costs:model_costs",
     "stages.teachers.sd3_folder:check_teacher",
     "stages.teachers.sd3_folder:check_start",
 )
@@ -141,24 +143,22 @@ def folder_config(folder: Path) -> TeacherConfig:
     )
 
 
-def training_memory(config: PipelineConfig) -> int | None:
-    """Bytes that `distill` needs on each worker's device. None when the family has no estimate, or
-    the teacher's files are not on this machine or incomplete. Does not import torch.
+def model_costs(config: TeacherConfig) -> ModelCosts | None:
+    """What the teacher's parts cost. None when the family has no estimate, when the teacher's files
+    are incomplete, or not on this machine and of no published model. Does not import torch.
     """
     from stages.teachers.hub import local_folder
 
-    family = FAMILIES.get(config.teacher.family)
-    if family is None or family.memory is None:
+    family = FAMILIES.get(config.family)
+    if family is None or family.costs is None:
         return None
-    folder = family.embedded if config.teacher.model is None else local_folder(config.teacher)
-    if folder is None:
-        return None
+    folder = family.embedded if config.model is None else local_folder(config)
     try:
-        memory: int = _load(family.memory)(config, folder)
+        costs: ModelCosts | None = _load(family.costs)(config, folder)
     except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         # An incomplete folder, or odd JSON files: `check_teacher` reports them.
         return None
-    return memory
+    return costs
 
 
 def _family(name: str) -> Family:

@@ -7,7 +7,6 @@ text encoders, VAE and the program itself. Legend: N image tokens, L text tokens
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,26 +53,20 @@ class Memory:
         return self.weights + self.average + self.moments + self.working
 
 
-def training_memory(config: PipelineConfig, folder: Path) -> int:
-    """Total bytes of `update_memory` for a configuration, from the teacher folder's JSON files.
+def training_memory(
+    config: PipelineConfig, transformer: dict[str, Any], vae_factor: int, text_tokens: int
+) -> int:
+    """Total bytes of `update_memory` for a configuration, from the content of the teacher's
+    `transformer/config.json`, the pixels per latent, and the text tokens of a pass.
 
-    Raises OSError, ValueError or KeyError when the folder is incomplete.
+    Raises ValueError or KeyError where that is incomplete.
     """
-    transformer, vae, tokenizer = (
-        json.loads((folder / name).read_text())
-        for name in (
-            "transformer/config.json",
-            "vae/config.json",
-            "tokenizer/tokenizer_config.json",
-        )
-    )
-    unit = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
+    unit = vae_factor * transformer["patch_size"]
     largest = max(config.prompts.bucket_list(), key=lambda bucket: bucket.width * bucket.height)
-    has_t5 = config.teacher.use_t5 and (folder / "text_encoder_3").is_dir()
     shapes = Shapes(
         rows=largest.height // unit,
         columns=largest.width // unit,
-        text=tokenizer["model_max_length"] + (config.teacher.max_sequence_length if has_t5 else 1),
+        text=text_tokens,
         share=-(-config.distill.global_batch // config.distill.workers),
         on_gpu=_expects_gpu(config),
         has_bfloat16=_expects_gpu(config) or _cpu_has_bfloat16(),
@@ -82,9 +75,11 @@ def training_memory(config: PipelineConfig, folder: Path) -> int:
 
 
 def _expects_gpu(config: PipelineConfig) -> bool:
-    """Whether the workers will probably have GPUs, judged from this machine."""
+    """Whether the workers will probably have GPUs, as `costs` says, or judged from this machine."""
     if config.distill.use_gpu is not None:
         return config.distill.use_gpu
+    if config.costs.device is not None:
+        return config.costs.device != "cpu"
     return config.ray.address is not None or shutil.which("nvidia-smi") is not None
 
 

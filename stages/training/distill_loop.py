@@ -21,9 +21,9 @@ from stages.ladd.ema import ExponentialAverage
 from stages.ladd.health import HealthWatch, Sign
 from stages.ladd.low_bit import quantize_blocks
 from stages.ladd.parallelize import compile_blocks, spread
+from stages.ladd.passes import passes
 from stages.ladd.precision import computed_dtype
 from stages.ladd.trainer import LaddTrainer
-from stages.ladd.update import passes
 from stages.pictures.sample_grids import SampleGrids
 from stages.teachers import open_teacher
 from stages.teachers.devices import worker_device

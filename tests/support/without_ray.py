@@ -18,9 +18,11 @@ import pytest
 
 from pipeline import cli, executor, stage_task
 from pipeline.base import mapping
+from pipeline.devices import cpu_kind
 from pipeline.observe import Observer
 from pipeline.stage_task import Job, run_stage
 from schemas.errors import LaddError
+from schemas.manifest import Devices, Expected
 from stages import distill, dpo
 from tests.support.training import training_here
 
@@ -36,6 +38,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     map_in_this_process(patch)
     patch.setattr(executor, "ray_cluster", lambda config, warn: contextlib.nullcontext())
     patch.setattr(executor, "_walk", _walk)
+    patch.setattr(stage_task, "cluster_devices", _this_core)
     lives = int(os.environ.get("LIVES", 0))
     for stage in (distill, dpo):
         patch.setattr(stage, "train_on_ray", training_here(lives, die=_kill_itself))
@@ -43,6 +46,10 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 
 def _kill_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _this_core(expected: Expected | None) -> Devices:
+    return Devices(kind=cpu_kind(), count=1, expected=expected)
 
 
 def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from schemas.bucket import Bucket
 from schemas.config import ObjectiveConfig, StudentLoraConfig, TeacherConfig
 from stages.ladd.backbone import Backbone
-from stages.ladd.update import passes
+from stages.ladd.passes import passes
 from stages.teachers import open_teacher
 from stages.teachers.sd3_flops import forward_flops
 from tests.support.tiny_family import TinyTeacher, make_tiny_teacher

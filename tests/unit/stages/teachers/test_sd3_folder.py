@@ -459,12 +459,12 @@ def test_a_run_refuses_before_it_starts(refused, folder, tmp_path):
         edit("tokenizer/tokenizer_config.json", model_max_length=None),
     ],
 )
-def test_plan_tells_no_memory_of_an_odd_folder(spoil, folder):
-    from stages.teachers import training_memory
+def test_an_odd_folder_is_not_estimated(spoil, folder):
+    from stages.teachers import model_costs
     from tests.support.tiny_sd3 import make_tiny_config
 
     spoil(folder)
-    assert training_memory(make_tiny_config(folder, folder)) is None
+    assert model_costs(make_tiny_config(folder, folder).teacher) is None
 
 
 def test_the_check_loads_neither_torch_nor_transformers(folder):

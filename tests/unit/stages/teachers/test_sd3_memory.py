@@ -21,7 +21,7 @@ from pipeline.planning import Selection, make_plan
 from schemas.config import DiscriminatorConfig, DistillConfig, LoraConfig
 from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.low_bit import quantize_blocks
-from stages.teachers import training_memory
+from stages.teachers import model_costs
 from stages.teachers.sd3_backbone import SD3Backbone
 from stages.teachers.sd3_memory import (
     Shapes,
@@ -209,6 +209,11 @@ def test_low_bits_save_memory_and_say_so():
     assert memory(optimizer_bits=8).moments < 0.3 * usual.moments
     saved = usual.weights - memory(frozen_weights="float8").weights
     assert saved == pytest.approx(parameters(medium_geometry()), rel=0.05)
+
+
+def training_memory(config) -> int | None:
+    costs = model_costs(config.teacher)
+    return None if costs is None else costs.training_bytes(config)
 
 
 def distill_line(config) -> str:
