@@ -35,13 +35,9 @@ from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.external_shards import shard_names
 from stages.data.sample_members import Taken, read_sample
-<<<<<<< HEAD
 from stages.data.token_rows import TokenLayout, to_8_bits
-from stages.teachers import check_teacher, open_teacher_in
-=======
 from stages.estimates.pictures import encoded, file_bytes, largest, latent_bytes
 from stages.teachers import check_teacher, model_costs, open_teacher_in
->>>>>>> main
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
 if TYPE_CHECKING:
@@ -367,13 +363,6 @@ class PromptEncoder:
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()
         size = self.config.micro_batch
-<<<<<<< HEAD
-        writer = ShardWriter(self.store, self.folder, shard)
-=======
-        import torch
-
-        dtype = getattr(torch, self.config.dtype)
->>>>>>> main
         arrays: dict[str, np.memmap] = {}
         for start in range(0, len(prompts), size):
             encoded = self.teacher.encode_prompts(prompts[start : start + size])
