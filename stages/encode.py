@@ -36,7 +36,13 @@ from schemas.records import ShardStats
 from stages.data.external_shards import shard_names
 from stages.data.sample_members import Taken, read_sample
 from stages.data.token_rows import TokenLayout, to_8_bits
-from stages.estimates.pictures import encoded, file_bytes, largest, latent_bytes
+from stages.estimates.pictures import (
+    embedding_bytes,
+    encoded,
+    file_bytes,
+    largest,
+    latent_bytes,
+)
 from stages.teachers import check_teacher, model_costs, open_teacher_in
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
@@ -44,7 +50,8 @@ if TYPE_CHECKING:
     from stages.ladd.backbone import Conditioning
 
 EXTERNAL = "encode.external"
-PROMPTS_PER_SHARD = 4096
+PROMPTS_PER_SHARD, BYTES_PER_SHARD = 4096, 1 << 30
+"""The most that a shard of embeddings holds: a worker has it on its disk until it is stored."""
 _SECONDS = 0.001
 """That a core takes for a sample of a shard, and ..."""
 _BYTES_A_SECOND = 3e8
@@ -86,7 +93,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
     has_latents = wanted.use_teacher_latents and config.synthesize.latents != "none"
     prompts = -(-pictures // config.prompts.images_per_prompt)
     number = 2 if wanted.dtype == "float16" else 4
-    embedded = number * costs.embedding() if wanted.embeddings == "stored" else 0
+    embedded, per_shard = embedding_bytes(config, costs), _prompts_per_shard(config)
     copied = file_bytes(config, config.synthesize.image_format)
     size, buckets = config.prompts.samples_per_shard, len(config.prompts.buckets)
     latents = latent_bytes(config, costs, number)
@@ -102,9 +109,9 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
         "embeddings",
         (Part("text", prompts * costs.text(), calls),),
         by=wanted.pool,
-        pieces=pieces_of(prompts, PROMPTS_PER_SHARD),
+        pieces=pieces_of(prompts, per_shard),
     )
-    largest_shard = max(size * (copied + latents), min(prompts, PROMPTS_PER_SHARD) * embedded)
+    largest_shard = max(size * (copied + latents), min(prompts, per_shard) * embedded)
     return Work(
         samples=pictures,
         unit="pictures",
@@ -161,13 +168,14 @@ def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
 def _write_prompt_lists(
     context: StageContext, done: dict[str, ShardStats]
 ) -> dict[str, tuple[int, str]]:
-    """Write each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second
-    pass. Returns each list's file with its size in bytes and its sha256.
+    """Write each prompt once, sorted by id, in lists of a shard each: the work of the second pass.
+    Returns each list's file with its size in bytes and its sha256.
 
     An id is a hash, so its first digits split the prompts into parts of similar size; only one part
     at a time is in memory.
     """
     written: dict[str, tuple[int, str]] = {}
+    most = _prompts_per_shard(context.config)
 
     def write(rows: list[tuple[str, str]]) -> None:
         name = f"shards/prompts/{len(written):06d}.prompts.parquet"
@@ -182,12 +190,20 @@ def _write_prompt_lists(
                 zip(texts["prompt_id"].to_pylist(), texts["prompt"].to_pylist(), strict=True)
             )
             left += sorted(unique.items())
-            while len(left) >= PROMPTS_PER_SHARD:
-                write(left[:PROMPTS_PER_SHARD])
-                del left[:PROMPTS_PER_SHARD]
+            while len(left) >= most:
+                write(left[:most])
+                del left[:most]
     if left:
         write(left)
     return written
+
+
+def _prompts_per_shard(config: PipelineConfig) -> int:
+    costs = model_costs(config.teacher)
+    size = 0.0 if costs is None else embedding_bytes(config, costs)
+    return (
+        max(1, min(PROMPTS_PER_SHARD, int(BYTES_PER_SHARD / size))) if size else PROMPTS_PER_SHARD
+    )
 
 
 def _by_first_digits(
