@@ -93,7 +93,7 @@ def losses(config: PipelineConfig, data: LatentData, change: Change, updates: in
     plan = BatchPlan(data.sizes, config.distill.global_batch, config.distill.seed)
     rows = []
     for step in range(updates):
-        bucket, chosen = plan.batch(step)
+        bucket, chosen = plan.part(step, range(config.distill.global_batch), more=1)
         latents, told = data.batch(bucket, chosen)
         metrics = trainer.update(latents, change(told.to(CPU, torch.float32)))
         rows.append([metrics["student_loss"], metrics["discriminator_loss"]])
