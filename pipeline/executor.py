@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.attempts import Attempts, StageLost
 from pipeline.base.foreign import innermost, loss, page, sentence
+from pipeline.base.lease import held
 from pipeline.base.store import Artifact, ArtifactStore, to_json
 from pipeline.board import ProgressBoard, Shown
 from pipeline.cluster import ray_cluster, require_ray
 from pipeline.dag import declare
+from pipeline.lacking import require_inputs
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
 from pipeline.rates import look_ahead
@@ -30,10 +33,14 @@ from schemas.errors import LaddError, ProcessLost, StageFailed
 
 
 def execute(
-    config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage], observer: Observer
+    config: PipelineConfig,
+    store: ArtifactStore,
+    plan: list[PlannedStage],
+    observer: Observer,
+    repairs: Mapping[str, frozenset[str]] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Run a plan; return one row per stage: name, action, key, counts, seconds. Raises the first
-    failure.
+    failure. Of the stages in `repairs` only these files are made again.
 
     Starts nothing if there is nothing to run.
     """
@@ -41,6 +48,7 @@ def execute(
     rows = rows_of(plan)
     if not running:
         return list(rows.values())
+    require_inputs(store, config, plan)
     check_inputs(config, running)
     # Write now, so that a store without write access fails before an hour of work, not after it.
     store.tell_limits(partial(observer.warn, "store"))
@@ -50,25 +58,16 @@ def execute(
         "started": started.isoformat(),
         "command": sys.argv[1:],
         "config": config.model_dump(mode="json"),
+        "artifacts": {s.name: s.key for s in running},
+        "trainings": {s.name: s.training for s in running if s.training},
     }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
-    ahead = look_ahead(config, store, plan)
-    job = Job(
-        config=config,
-        store=store,
-        keys={s.name: s.key for s in plan},
-        trainings={s.name: s.training for s in plan},
-        inputs={s.name: s.inputs for s in plan},
-        outside={s.name: s.outside for s in plan},
-        running=frozenset(s.name for s in running),
-        forced=frozenset(s.name for s in running if s.why == "forced"),
-        expected=ahead.expected() if ahead is not None else {},
-        cwd=os.getcwd(),
-    )
+    job = _job(config, store, plan, repairs)
     status = "failed"
     try:
-        for outcome in _outcomes(job, observer):
-            rows[outcome["stage"]] |= outcome
+        with held(store, record, "this run"):
+            for outcome in _outcomes(job, observer):
+                rows[outcome["stage"]] |= outcome
         status = "done"
     except Exception as error:
         failure = error if isinstance(error, LaddError) else StageFailed(sentence(error))
@@ -89,6 +88,30 @@ def execute(
         store.write(f"{record}/run.json", to_json(summary | done))
         store.write(f"{record}/events.jsonl", b"".join(to_line(event) for event in observer.events))
     return list(rows.values())
+
+
+def _job(
+    config: PipelineConfig,
+    store: ArtifactStore,
+    plan: list[PlannedStage],
+    repairs: Mapping[str, frozenset[str]],
+) -> Job:
+    running = [stage for stage in plan if stage.action == "run"]
+    ahead = look_ahead(config, store, plan)
+    return Job(
+        config=config,
+        store=store,
+        keys={s.name: s.key for s in plan},
+        trainings={s.name: s.training for s in plan},
+        inputs={s.name: s.inputs for s in plan},
+        accepted={s.name: s.accepted for s in plan},
+        outside={s.name: s.outside for s in plan},
+        running=frozenset(s.name for s in running),
+        forced=frozenset(s.name for s in running if s.why == "forced"),
+        repairs=dict(repairs),
+        expected=ahead.expected() if ahead is not None else {},
+        cwd=os.getcwd(),
+    )
 
 
 def make(

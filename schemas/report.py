@@ -112,6 +112,8 @@ class LineageStep(Frozen):
     seconds: float
     device_hours: float
     counts: dict[str, int]
+    accepted: str = ""
+    """Why it was declared good for a configuration that it was not made for."""
 
 
 class WallPicture(Frozen):

@@ -5,7 +5,6 @@ server, and a browser.
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +18,7 @@ import pytest
 import torch
 
 from schemas.config import PipelineConfig, TeacherConfig
+from tests.support.s3_servers import make_bucket, speak_to
 from tests.support.tiny_sd3 import build_pipeline, make_tiny_config, tiny_transformer
 
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -58,7 +58,7 @@ def tiny_config(tiny_sd3, tmp_path) -> PipelineConfig:
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """A real S3 server on loopback."""
+    """An S3 server on loopback that starts at once. `tests/storage` has a real one."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -73,18 +73,8 @@ def bucket(endpoint, monkeypatch):
     """The URL of an empty store there; the credentials are in the environment."""
     import s3fs
 
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = f"bucket-{uuid.uuid4().hex[:8]}"
-    s3fs.S3FileSystem(endpoint_url=endpoint).mkdir(name)
-    yield f"s3://{name}/prefix"
+    speak_to(monkeypatch, endpoint)
+    yield f"s3://{make_bucket()}/prefix"
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -65,6 +65,7 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
     """
     from pipeline.commands.cost_table import cost_rows, print_costs
     from pipeline.commands.tables import print_table
+    from pipeline.lacking import require_inputs
     from pipeline.planning import check_inputs, warnings_of
     from pipeline.rates import look_ahead
 
@@ -84,6 +85,7 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
             print_costs(ahead, opened.config.costs)
     for remark in ahead.remarks if ahead is not None else ():
         print(f"note: {remark}", file=sys.stderr)
+    require_inputs(opened.store, opened.config, opened.stages)
     check_inputs(opened.config, opened.stages)
     for warning in warnings_of(opened.config, opened.stages):
         print(f"warning: {warning}", file=sys.stderr)

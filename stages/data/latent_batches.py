@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from pipeline.base.checking import damaged
 from pipeline.base.store import Artifact, require_intact
 from schemas.errors import ArtifactError
 from stages.data.row_files import FetchedRows, MappedRows, RangeCache, Rows, map_file
@@ -58,8 +59,8 @@ class LatentData:
         self._layout: dict[str, Any] = artifact.details
         self._cache = None
         if not artifact.store.is_local:
-            for problem in artifact.verify(contents=False):
-                raise ArtifactError(f"{problem}; run `ladd-pipeline run --force encode`")
+            for damage in damaged(artifact):
+                raise ArtifactError(f"{damage.text}; run `ladd-pipeline artifacts repair encode`")
             self._cache = RangeCache(artifact.store.filesystem, cache_bytes)
         ids = self._column(self._layout["prompts"], "prompt_id")
         self._buckets = {

@@ -258,4 +258,5 @@ def _step(artifact: Artifact) -> LineageStep:
         seconds=manifest.seconds,
         device_hours=manifest.device_hours,
         counts=manifest.counts,
+        accepted=artifact.accepted,
     )

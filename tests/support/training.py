@@ -18,6 +18,7 @@ from pipeline.base.checkpoints import (
     Trained,
     folder_of,
     hold_training,
+    is_all_there_is,
     keep_best,
     result_of,
     tidy_checkpoints,
@@ -120,6 +121,10 @@ def training_here(
     def train_on_ray(
         context: StageContext, worker: Callable[[Any], None], plan: TrainingPlan, course: Course
     ) -> Iterator[Trained]:
+        if is_all_there_is(context, course):
+            with result_of(context, course) as trained:
+                yield trained
+            return
         with hold_training(context, course):
             there = saved_in(context.store, context.training_folder)
             starts = course.starts(there, context.key)

@@ -18,6 +18,7 @@ import pytest
 
 from pipeline import cli, executor, stage_task
 from pipeline.base import mapping
+from pipeline.base.resources import Node
 from pipeline.devices import cpu_kind
 from pipeline.observe import Observer
 from pipeline.stage_task import Job, run_stage
@@ -29,8 +30,7 @@ from tests.support.training import training_here
 
 def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
     """`map_shards` as on a laptop of one core."""
-    patch.setattr(mapping, "_demand", lambda pool: (1.0, 0.0))
-    patch.setattr(mapping, "_pool_size", lambda cpus, gpus: 1)
+    patch.setattr(mapping, "cluster_nodes", lambda: [Node({"CPU": 1.0})])
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from pipeline.base.claims import Claims, Crew, MadeElsewhere, claims_folder, liv
 from pipeline.base.lease import _Holder
 from pipeline.base.markers import finished_shards
 from pipeline.base.store import ArtifactStore
-from schemas.config import WorkerPool
 from schemas.errors import ArtifactError, Locked
+from schemas.resources import WorkerPool
 from tests.support.context import ignore, make_context
 from tests.support.manifests import manifest_of
 from tests.support.shards import make_shard, shard_names

@@ -347,7 +347,7 @@ def test_a_remote_file_that_is_cut_short_or_gone_is_named(remote):
     with pytest.raises(ArtifactError, match=rf"{entry.path} has {entry.size - 7} bytes instead"):
         LatentData(remote)
     filesystem.rm_file(path)
-    with pytest.raises(ArtifactError, match=rf"{entry.path} is missing.*--force encode"):
+    with pytest.raises(ArtifactError, match=rf"{entry.path} is missing.*artifacts repair encode"):
         LatentData(remote)
     filesystem.pipe_file(path, b"x" * entry.size)
     with pytest.raises(ArtifactError, match=rf"{entry.path} is not a readable \.npy file"):
