@@ -131,7 +131,7 @@ def _in_its_folder(path: str, write: Callable[[], object]) -> None:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write()
             return
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):  # a folder came or went while it was made
             if not left:
                 raise
 
