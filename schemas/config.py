@@ -307,6 +307,11 @@ class EncodeConfig(Frozen):
     """Precision of the stored latents and embeddings."""
     embeddings: Literal["stored", "online"] = "stored"
     """Whether prompt embeddings are stored, once per prompt, or computed during training."""
+    embedding_format: Literal["whole", "packed", "packed_8bit"] = added("whole")
+    """How stored embeddings lie in their files: whole; packed, without the zeros that pad CLIP's
+    tokens to T5's width; packed_8bit, besides with the tokens in 8 bits (docs/method.md says what
+    each takes and changes).
+    """
     micro_batch: int = Field(32, ge=1)
     """Pictures encoded together."""
     caption_member: MemberEnding | None = added(None)

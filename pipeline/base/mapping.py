@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pipeline.base import metrics
+from pipeline.base import metrics, retries
 from pipeline.base.claims import Claims
 from pipeline.base.failures import ShardFailures
 from pipeline.base.foreign import innermost, loss
@@ -62,6 +62,7 @@ class _Persistent:
             try:
                 return work()
             except ServiceUnavailable:
+                retries.note()
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
         return work()
 
@@ -111,16 +112,21 @@ class _Adapter:
                     self._failure = dump_error(error)
 
             def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-                if self._failure:
-                    return {"stats": [""], "claimed": [""], "error": [self._failure]}
-                shard = str(batch["shard"][0])
+                before = retries.total()
+                row: dict[str, Any] = {"stats": "", "claimed": "", "error": self._failure}
+                if not self._failure:
+                    row |= self._answer(str(batch["shard"][0]))
+                row["retries"] = retries.total() - before
+                return {name: [value] for name, value in row.items()}
+
+            def _answer(self, shard: str) -> dict[str, str]:
                 try:
                     answer = self._worker(shard)
                 except LaddError as error:
-                    return {"stats": [""], "claimed": [""], "error": [dump_error(error)]}
+                    return {"error": dump_error(error)}
                 if isinstance(answer, str):
-                    return {"stats": [""], "claimed": [answer], "error": [""]}
-                return {"stats": [answer.model_dump_json()], "claimed": [""], "error": [""]}
+                    return {"claimed": answer}
+                return {"stats": answer.model_dump_json()}
 
         return ShardActor
 
@@ -255,6 +261,7 @@ def _by_actors(
     )
     try:
         for row in mapped.iter_rows():
+            retries.note(row["retries"])
             if row["error"]:
                 raise load_error(row["error"])
             yield row["claimed"] or ShardStats.model_validate_json(row["stats"])

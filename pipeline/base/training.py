@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.base import retries
 from pipeline.base.checkpoints import (
     Trained,
     arrow_filesystem,
@@ -44,6 +45,9 @@ from schemas.resources import Placement
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
+
+_RETRIES = "store_retries"
+"""Among the metrics that the first worker reports: `retries.total()`."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ class TrainingRun:
             hours = (time.monotonic() - self._started) / 3600 * self._devices
             replace(self._work, device_hours=self._work.device_hours + hours).write(Path(folder))
         self._train.report(
-            metrics,
+            metrics | {_RETRIES: retries.total()},
             checkpoint=self._train.Checkpoint.from_directory(folder),
             checkpoint_dir_name=saved.name,
             checkpoint_upload_mode=self._train.CheckpointUploadMode.ASYNC,
@@ -236,11 +240,12 @@ def train_on_ray(
         _free_places(context)
         trainer = _trainer(context, worker, plan, course, share, lease)
         try:
-            trainer.fit()
+            result = trainer.fit()
         except Exception as error:
             raise _failure(context, lease) or _ended(context, error) from error
         if failure := _failure(context, lease):
             raise failure
+        retries.note(int((result.metrics or {}).get(_RETRIES, 0)))
         lease.check()
         tidy_checkpoints(context, plan.keeping, course.trunk)
         with result_of(context, course) as trained:

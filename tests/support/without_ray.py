@@ -1,11 +1,15 @@
 """The engine without Ray: stages, shards and trainings in this process, one after another.
 
 python -m tests.support.without_ray ARGUMENTS OF ladd-pipeline
+
+With LIVES in the environment the process kills itself with SIGKILL after so many checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -35,8 +39,13 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(executor, "ray_cluster", lambda config, warn: contextlib.nullcontext())
     patch.setattr(executor, "_walk", _walk)
     patch.setattr(stage_task, "cluster_devices", _this_core)
+    lives = int(os.environ.get("LIVES", 0))
     for stage in (distill, dpo):
-        patch.setattr(stage, "train_on_ray", training_here())
+        patch.setattr(stage, "train_on_ray", training_here(lives, die=_kill_itself))
+
+
+def _kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _this_core(expected: Expected | None) -> Devices:
