@@ -21,6 +21,7 @@ from tests.support.s3_servers import free_ports
 OUTER = """
 set -e
 mount --make-rprivate /
+mount --bind {out} /mnt
 mount --bind {config} /etc/ladd
 mount -o remount,bind,ro /etc/ladd
 mount -o remount,bind,ro /
@@ -28,7 +29,6 @@ mount -t tmpfs none /tmp
 mount -t tmpfs none /home
 mkdir -m 777 /home/ladd
 chmod 1777 /tmp
-mount --bind {out} /mnt
 exec unshare --user --map-user=54321 --map-group=54321 env -i {env} bash -c {inner}
 """
 INNER = """
