@@ -48,6 +48,8 @@ class Estimate:
     """From the stage's start to its end."""
     devices: float
     """That it holds at the most: GPUs, or cores."""
+    workers: int
+    """That work at the same time, at the most."""
     store_bytes: float
     scratch_bytes: float
     """On each worker's disk."""
@@ -150,6 +152,7 @@ def estimate(work: Work, fleet: Fleet, costs: CostsConfig, rate: Rate) -> Estima
         device_hours=sum(span.work for span in spans) / 3600,
         seconds=seconds,
         devices=max(span.devices for span in spans),
+        workers=max(span.workers for span in spans),
         store_bytes=work.store_bytes,
         scratch_bytes=work.scratch_bytes,
         device_bytes=work.device_bytes,
@@ -169,6 +172,7 @@ class Span:
     """Of the phase, without its overhead."""
     overhead: float
     """Seconds until its workers work."""
+    workers: int
     devices: float
     """That all of its workers hold."""
 
@@ -178,15 +182,15 @@ def span_of(phase: Phase, work: Work, fleet: Fleet, factor: float) -> Span:
     device = fleet.device
     start = device.start + work.model_bytes / device.loading if phase.starts else 0.0
     if phase.by is None:
-        return Span(phase, 0.0, phase.core_seconds, start / 2, 0.0)
+        return Span(phase, 0.0, phase.core_seconds, start / 2, 1, 0.0)
     workers, each = _workers(phase, fleet)
     on_devices = sum(_device_seconds(part, fleet, each) for part in phase.parts)
     done = factor * (on_devices + phase.core_seconds * each)
     if isinstance(phase.by, TrainingPlan):
         start *= _TRAINING_START
-        return Span(phase, done, done / (workers * each), start, workers * each)
+        return Span(phase, done, done / (workers * each), start, workers, workers * each)
     rounds = -(-phase.pieces // workers) * workers / max(1, phase.pieces)
-    return Span(phase, done, done * rounds / (workers * each), start, workers * each)
+    return Span(phase, done, done * rounds / (workers * each), start, workers, workers * each)
 
 
 def _device_seconds(part: Part, fleet: Fleet, each: float) -> float:

@@ -22,7 +22,8 @@ from pipeline.board import ProgressBoard, Shown
 from pipeline.cluster import ray_cluster, require_ray
 from pipeline.dag import declare
 from pipeline.observe import Observer
-from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
+from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
+from pipeline.preflight import require_ready
 from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
 from schemas.config import PipelineConfig
@@ -41,7 +42,8 @@ def execute(
     rows = rows_of(plan)
     if not running:
         return list(rows.values())
-    check_inputs(config, running)
+    ahead = look_ahead(config, store, plan)
+    require_ready(config, store, plan, ahead, hub=partial(observer.note, "hub"))
     # Write now, so that a store without write access fails before an hour of work, not after it.
     store.tell_limits(partial(observer.warn, "store"))
     started = datetime.now(UTC)
@@ -52,7 +54,6 @@ def execute(
         "config": config.model_dump(mode="json"),
     }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
-    ahead = look_ahead(config, store, plan)
     job = Job(
         config=config,
         store=store,

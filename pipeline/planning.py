@@ -78,15 +78,6 @@ def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_inputs(config: PipelineConfig, plan: list[PlannedStage]) -> None:
-    """Call the `check` of each stage that will run. Raises ConfigError for what would fail later:
-    a missing file, a column that is not there.
-    """
-    for stage in plan:
-        if stage.action == "run" and (check := getattr(STAGES[stage.name].module(), "check", None)):
-            check(config)
-
-
 def warnings_of(config: PipelineConfig, plan: list[PlannedStage]) -> list[str]:
     """Return what the `warnings` of the stages that will run say of the configuration."""
     return [

@@ -36,7 +36,8 @@ from schemas.records import ShardStats
 from stages.data.external_shards import shard_names
 from stages.data.sample_members import Taken, read_sample
 from stages.estimates.pictures import encoded, file_bytes, largest, latent_bytes
-from stages.teachers import check_teacher, model_costs, open_teacher_in
+from stages.teachers import check_teacher, model_costs, open_teacher_in, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
 EXTERNAL = "encode.external"
@@ -63,6 +64,10 @@ def check(config: PipelineConfig) -> None:
     check_teacher(config.teacher)
     if config.encode.external is not None:
         expand(config.encode.external, EXTERNAL, (".tar",))
+
+
+def models(config: PipelineConfig) -> list[HubModel]:
+    return teacher_models(config.teacher)
 
 
 def estimate(config: PipelineConfig) -> str:

@@ -39,7 +39,8 @@ from stages.estimates.pictures import (
     writing_seconds,
 )
 from stages.pictures.files import encode_image
-from stages.teachers import check_teacher, model_costs, open_teacher_in
+from stages.teachers import check_teacher, model_costs, open_teacher_in, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.identity import SAMPLE_SCHEMA
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ SIDECAR_SCHEMA = pa.schema(
 def check(config: PipelineConfig) -> None:
     """Raise ConfigError unless the teacher's folder is whole."""
     check_teacher(config.teacher)
+
+
+def models(config: PipelineConfig) -> list[HubModel]:
+    return teacher_models(config.teacher)
 
 
 def estimate(config: PipelineConfig) -> str:

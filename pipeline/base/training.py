@@ -78,6 +78,10 @@ class Share:
     cpus: float
     gpu: bool
 
+    def __str__(self) -> str:
+        cpus = "1 CPU" if self.cpus == 1 else f"{self.cpus:g} CPUs"
+        return f"{cpus} and a GPU" if self.gpu else cpus
+
     def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """Return how many workers fit on idle nodes with these resources."""
 
@@ -120,26 +124,31 @@ def _own_share(context: StageContext, plan: TrainingPlan) -> Share:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     share = worker_share(plan, nodes)
+    if context.config.ray.address is None:
+        require_room(context.stage, plan, nodes)
+        return share
+    if not share.gpu and plan.use_gpu is None:
+        context.warn(
+            f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
+        )
     room, needed = share.room(nodes), plan.min_workers or plan.workers
-    each = "1 CPU" if share.cpus == 1 else f"{share.cpus:g} CPUs"
-    if share.gpu:
-        each += " and a GPU"
-    if context.config.ray.address is not None:
-        if not share.gpu and plan.use_gpu is None:
-            context.warn(
-                f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
-            )
-        if room < needed:
-            context.warn(
-                f"the cluster has room for {room} of {needed} workers with {each} each; waiting"
-            )
-    elif room < needed:
-        raise ConfigError(
-            f"{context.stage}.workers: {needed} workers with {each} each do not fit on this "
-            f"machine, which has room for {room}; lower {context.stage}.workers or "
-            "cpus_per_worker, or join a cluster (ray.address)"
+    if room < needed:
+        context.warn(
+            f"the cluster has room for {room} of {needed} workers with {share} each; waiting"
         )
     return share
+
+
+def require_room(stage: str, plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raise ConfigError unless the workers of a training fit on this machine's nodes."""
+    share = worker_share(plan, nodes)
+    room, needed = share.room(nodes), plan.min_workers or plan.workers
+    if room < needed:
+        raise ConfigError(
+            f"{stage}.workers: {needed} workers with {share} each do not fit on this machine, "
+            f"which has room for {room}; lower {stage}.workers or cpus_per_worker, or join a "
+            "cluster (ray.address)"
+        )
 
 
 class TrainingRun:

@@ -65,7 +65,8 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
     """
     from pipeline.commands.cost_table import cost_rows, print_costs
     from pipeline.commands.tables import print_table
-    from pipeline.planning import check_inputs, warnings_of
+    from pipeline.planning import warnings_of
+    from pipeline.preflight import require_ready
     from pipeline.rates import look_ahead
 
     ahead = look_ahead(opened.config, opened.store, opened.stages)
@@ -84,7 +85,7 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
             print_costs(ahead, opened.config.costs)
     for remark in ahead.remarks if ahead is not None else ():
         print(f"note: {remark}", file=sys.stderr)
-    check_inputs(opened.config, opened.stages)
+    require_ready(opened.config, opened.store, opened.stages, ahead)
     for warning in warnings_of(opened.config, opened.stages):
         print(f"warning: {warning}", file=sys.stderr)
 
