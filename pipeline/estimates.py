@@ -185,7 +185,9 @@ def span_of(phase: Phase, work: Work, fleet: Fleet, factor: float) -> Span:
         return Span(phase, 0.0, phase.core_seconds, start / 2, 1, 0.0)
     workers, each = _workers(phase, fleet)
     on_devices = sum(_device_seconds(part, fleet, each) for part in phase.parts)
-    done = factor * (on_devices + phase.core_seconds * each)
+    on_cores = phase.core_seconds * each
+    both = max if phase.is_overlapped and device.is_gpu else sum
+    done = factor * both((on_devices, on_cores))
     if isinstance(phase.by, TrainingPlan):
         start *= _TRAINING_START
         return Span(phase, done, done / (workers * each), start, workers, workers * each)

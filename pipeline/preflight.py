@@ -203,8 +203,9 @@ def _there(store: ArtifactStore, stage: PlannedStage) -> int:
 
 def _require_space(what: str, folder: Path, needed: float, mend: str) -> None:
     place = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
-    left = shutil.disk_usage(place).free
-    if needed > left:
+    disk = shutil.disk_usage(place)
+    left = disk.free
+    if disk.total and needed > left:  # some file systems have no size
         raise ConfigError(
             f"{what}: by the estimate the run needs {_gb(needed)} in {folder}, whose disk has "
             f"{_gb(left)} left; make room, {mend}, {_MEND_ROOM}"

@@ -73,7 +73,7 @@ def models(config: PipelineConfig) -> list[HubModel]:
 def estimate(config: PipelineConfig) -> str:
     if config.encode.external is not None:
         return "all pictures of the external shards"
-    return f"{config.prompts.pictures_text()} pictures"
+    return f"{config.pictures_text} pictures"
 
 
 def work(config: PipelineConfig, above: Above) -> Work | None:

@@ -18,7 +18,7 @@ def print_costs(ahead: Outlook, costs: CostsConfig) -> None:
     from rich.table import Table
 
     has_price = price_of(costs, ahead.fleet.device.kind) is not None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("stage", no_wrap=True)
     names = ["samples", "device-h", "time", "in store", "disk", "memory"]
     for name in [*names, *([costs.currency] if has_price else ())]:

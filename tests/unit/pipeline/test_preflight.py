@@ -102,7 +102,7 @@ def disk(monkeypatch, left: dict[str, int]) -> None:
 
     def usage(folder):
         free = [size for name, size in left.items() if name in str(folder)]
-        return SimpleNamespace(free=free[0] if free else 1 << 50)
+        return SimpleNamespace(free=free[0] if free else 1 << 50, total=1 << 50)
 
     monkeypatch.setattr(preflight.shutil, "disk_usage", usage)
 
