@@ -19,8 +19,10 @@ from pipeline.attempts import Attempts, StageLost
 from pipeline.base.foreign import innermost, loss, page, sentence
 from pipeline.base.store import Artifact, ArtifactStore, to_json
 from pipeline.board import ProgressBoard, Shown
+from pipeline.budget import Budget
 from pipeline.cluster import ray_cluster, require_ray
 from pipeline.dag import declare
+from pipeline.estimates import Outlook
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
 from pipeline.preflight import require_ready
@@ -31,19 +33,22 @@ from schemas.errors import LaddError, ProcessLost, StageFailed
 
 
 def execute(
-    config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage], observer: Observer
+    config: PipelineConfig,
+    store: ArtifactStore,
+    plan: list[PlannedStage],
+    observer: Observer,
+    max_cost: float | None = None,
 ) -> list[dict[str, Any]]:
     """Run a plan; return one row per stage: name, action, key, counts, seconds. Raises the first
-    failure.
+    failure, and CostReached when the run has cost `max_cost`.
 
     Starts nothing if there is nothing to run.
     """
-    running = [stage for stage in plan if stage.action == "run"]
-    rows = rows_of(plan)
-    if not running:
+    rows, ahead = rows_of(plan), look_ahead(config, store, plan)
+    if ahead is None:
         return list(rows.values())
-    ahead = look_ahead(config, store, plan)
     require_ready(config, store, plan, ahead, hub=partial(observer.note, "hub"))
+    budget = Budget(max_cost, config.costs, ahead)
     # Write now, so that a store without write access fails before an hour of work, not after it.
     store.tell_limits(partial(observer.warn, "store"))
     started = datetime.now(UTC)
@@ -54,21 +59,10 @@ def execute(
         "config": config.model_dump(mode="json"),
     }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
-    job = Job(
-        config=config,
-        store=store,
-        keys={s.name: s.key for s in plan},
-        trainings={s.name: s.training for s in plan},
-        inputs={s.name: s.inputs for s in plan},
-        outside={s.name: s.outside for s in plan},
-        running=frozenset(s.name for s in running),
-        forced=frozenset(s.name for s in running if s.why == "forced"),
-        expected=ahead.expected() if ahead is not None else {},
-        cwd=os.getcwd(),
-    )
+    job = _job(config, store, plan, ahead)
     status = "failed"
     try:
-        for outcome in _outcomes(job, observer):
+        for outcome in _outcomes(job, observer, budget):
             rows[outcome["stage"]] |= outcome
         status = "done"
     except Exception as error:
@@ -86,10 +80,29 @@ def execute(
             "status": status,
             "ended": datetime.now(UTC).isoformat(),
             "stages": list(rows.values()),
+            "cost": {budget.currency: round(budget.spent, 4)} if budget.is_priced else {},
         }
         store.write(f"{record}/run.json", to_json(summary | done))
         store.write(f"{record}/events.jsonl", b"".join(to_line(event) for event in observer.events))
     return list(rows.values())
+
+
+def _job(
+    config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage], ahead: Outlook
+) -> Job:
+    running = [stage for stage in plan if stage.action == "run"]
+    return Job(
+        config=config,
+        store=store,
+        keys={s.name: s.key for s in plan},
+        trainings={s.name: s.training for s in plan},
+        inputs={s.name: s.inputs for s in plan},
+        outside={s.name: s.outside for s in plan},
+        running=frozenset(s.name for s in running),
+        forced=frozenset(s.name for s in running if s.why == "forced"),
+        expected=ahead.expected(),
+        cwd=os.getcwd(),
+    )
 
 
 def make(
@@ -111,14 +124,14 @@ def to_line(event: dict[str, Any]) -> bytes:
     return (json.dumps(event) + "\n").encode()
 
 
-def _outcomes(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
+def _outcomes(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str, Any]]:
     """Yield each stage's outcome. Starts Ray again, and goes on, if that of this machine dies."""
     retries = job.config.ray.stage_retries
     for attempt in range(retries + 1):
         try:
             with ray_cluster(job.config, partial(observer.warn, "ray")):
                 try:
-                    for outcome in _walk(job, observer):
+                    for outcome in _walk(job, observer, budget):
                         yield outcome
                         job = replace(job, running=job.running - {outcome["stage"]})
                 except Exception:
@@ -140,7 +153,7 @@ def _is_rays_own(error: ProcessLost) -> bool:
     return not isinstance(error, StageLost)
 
 
-def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
+def _walk(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str, Any]]:
     """Submit the bound nodes whose upstream nodes are done, with their results as top-level
     arguments; yield each stage's outcome. A stage that loses a process is tried again.
     """
@@ -178,6 +191,7 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
                 options = _submittable(node.get_options())
                 pending[stage_task.options(**options).remote(*arguments)] = name
                 del waiting[name]
+        budget.charge(pending.values())
         ready, _ = ray.wait(list(pending), timeout=0.5)
         require_ray()
         shown.update()

@@ -46,6 +46,10 @@ def run(
     only: Only = None,
     force: Force = None,
     dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0, help="Start nothing that would cost more, and stop when it has."),
+    ] = None,
     on_conflict: OnConflict = None,
     log_format: LogFormat = "text",
 ) -> None:
@@ -63,7 +67,7 @@ def run(
 
         show_plan(opened)
         return
-    _run(opened, wanted, log_format)
+    _run(opened, wanted, log_format, max_cost)
 
 
 def _stage_command(name: str) -> Callable[..., None]:
@@ -139,14 +143,14 @@ for _name, _stage in STAGES.items():
         app.command(_name)(_stage_command(_name))
 
 
-def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
+def _run(opened: Opened, wanted: Selection, log_format: str, max_cost: float | None = None) -> None:
     """Run the plan and show the results. Raises GateFailed if a result misses a gate."""
     from pipeline.commands.tables import counts_text, print_table
     from pipeline.planning import rows_of, take_over
 
     take_over(opened.store, opened.stages)
     if any(stage.action == "run" for stage in opened.stages):
-        rows = _execute(opened, log_format)
+        rows = _execute(opened, log_format, max_cost)
     else:
         rows = list(rows_of(opened.stages).values())
     print_table(
@@ -178,7 +182,7 @@ def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
         raise GateFailed("; ".join(failed))
 
 
-def _execute(opened: Opened, log_format: str) -> list[dict[str, Any]]:
+def _execute(opened: Opened, log_format: str, max_cost: float | None) -> list[dict[str, Any]]:
     from pipeline.commands.stopping import this_command, unwind_on_sigterm
     from pipeline.executor import execute
     from pipeline.observe import Observer
@@ -186,7 +190,7 @@ def _execute(opened: Opened, log_format: str) -> list[dict[str, Any]]:
     unwind_on_sigterm()
     with Observer(log_format) as observer:
         try:
-            return execute(opened.config, opened.store, opened.stages, observer)
+            return execute(opened.config, opened.store, opened.stages, observer, max_cost)
         except ConfigError:
             raise  # the same command would fail again
         except LaddError:
