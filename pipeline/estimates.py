@@ -137,7 +137,7 @@ def estimate(work: Work, fleet: Fleet, costs: CostsConfig, rate: Rate) -> Estima
     """Say what the work takes on these devices. None for devices of which neither peak nor rate is
     known.
     """
-    if not fleet.known:
+    if not fleet.known and rate.source == MODEL:
         return None
     spans = [span_of(phase, work, fleet, rate.factor) for phase in work.phases]
     seconds = sum(span.overhead + span.seconds for span in spans)

@@ -60,6 +60,8 @@ def execute(
     }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
     job = _job(config, store, plan, ahead)
+    for name, expected in job.expected.items():
+        rows[name]["expected"] = expected.seconds
     status = "failed"
     try:
         for outcome in _outcomes(job, observer, budget):

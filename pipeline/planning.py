@@ -63,8 +63,8 @@ class PlannedStage:
 
 
 def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
-    """One row per stage, by name, for the table at the end of a run: stage, action, key, counts and
-    seconds, before anything runs.
+    """One row per stage, by name, for the table at the end of a run: stage, action, key, counts,
+    seconds and expected seconds, before anything runs.
     """
     return {
         stage.name: {
@@ -73,6 +73,7 @@ def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
             "key": stage.key,
             "counts": stage.manifest.counts if stage.manifest and stage.action == "done" else {},
             "seconds": 0.0,
+            "expected": None,
         }
         for stage in plan
     }

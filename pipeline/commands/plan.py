@@ -43,20 +43,35 @@ def plan(
     only: Only = None,
     force: Force = None,
     as_json: AsJson = False,
+    probe: Annotated[
+        bool, typer.Option(help="First make a few samples, to measure how long they take.")
+    ] = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit with code 3 if there is work to do.")
     ] = False,
 ) -> None:
-    """Show what would run, and why. Inputs of what would run are looked at, as before a run."""
+    """Show what would run, why, and what it takes. Inputs are looked at, as before a run."""
     from pipeline.commands.opening import open_plan
 
     if eval_:
         until, set_ = with_evaluation(until, set_)
     wanted = selection(until, from_, only, force)
-    opened = open_plan(config, preset, set_, wanted)
+    opened = open_plan(config, preset, set_, wanted, pin=probe)
+    if probe:
+        _probe(opened)
     show_plan(opened, as_json=as_json)
     if exit_code and any(stage.action == "run" for stage in opened.stages):
         raise typer.Exit(3)
+
+
+def _probe(opened: Opened) -> None:
+    from pipeline.commands.stopping import unwind_on_sigterm
+    from pipeline.observe import Observer
+    from pipeline.probe import probe
+
+    unwind_on_sigterm()
+    with Observer() as observer:
+        probe(opened.config, opened.store, opened.stages, observer)
 
 
 def show_plan(opened: Opened, *, as_json: bool = False) -> None:

@@ -154,13 +154,14 @@ def _run(opened: Opened, wanted: Selection, log_format: str, max_cost: float | N
     else:
         rows = list(rows_of(opened.stages).values())
     print_table(
-        ["stage", "action", "samples", "time", "artifact"],
+        ["stage", "action", "samples", "time", "expected", "artifact"],
         [
             [
                 row["stage"],
                 row["action"],
                 counts_text(row["counts"]),
                 f"{row['seconds']:.0f} s" if row["seconds"] else "",
+                f"{row['expected']:.0f} s" if row["seconds"] and row["expected"] else "",
                 row["key"],
             ]
             for row in rows
