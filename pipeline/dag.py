@@ -40,7 +40,15 @@ def _always(*stages: str) -> Callable[[PipelineConfig], tuple[str, ...]]:
 
 _ENTRIES = (
     Stage("prompts", 1, ("prompts", "teacher"), _always(), "prompts"),
-    Stage("synthesize", 1, ("synthesize", "teacher"), _pictures_from, "pictures", in_shards=True),
+    Stage(
+        "synthesize",
+        1,
+        ("synthesize", "teacher"),
+        _pictures_from,
+        "pictures",
+        in_shards=True,
+        data=("shards/*.tar",),
+    ),
     Stage(
         "encode",
         2,
@@ -48,6 +56,7 @@ _ENTRIES = (
         _latents_from,
         "latents",
         in_shards=True,
+        data=("latents/*.npy", "shards/prompts/*.npy"),
     ),
     Stage(
         "distill",
@@ -67,6 +76,7 @@ _ENTRIES = (
         _pairs_from,
         "preference pairs",
         in_shards=True,
+        data=("shards/*.tar",),
     ),
     Stage(
         "dpo",
@@ -83,6 +93,7 @@ _ENTRIES = (
         _evaluated,
         "evaluated student",
         in_shards=True,
+        reads_lineage=True,
     ),
 )
 """In execution order: each stage comes after its inputs."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.attempts import Attempts, StageLost
 from pipeline.base.foreign import innermost, loss, page, sentence
+from pipeline.base.lease import held
 from pipeline.base.store import Artifact, ArtifactStore, to_json
 from pipeline.board import ProgressBoard, Shown
 from pipeline.budget import Budget
@@ -37,10 +39,12 @@ def execute(
     store: ArtifactStore,
     plan: list[PlannedStage],
     observer: Observer,
+    repairs: Mapping[str, frozenset[str]] = MappingProxyType({}),
     max_cost: float | None = None,
 ) -> list[dict[str, Any]]:
     """Run a plan; return one row per stage: name, action, key, counts, seconds. Raises the first
-    failure, and CostReached when the run has cost `max_cost`.
+    failure, and CostReached when the run has cost `max_cost`. Of the stages in `repairs` only these
+    files are made again.
 
     Starts nothing if there is nothing to run.
     """
@@ -57,15 +61,18 @@ def execute(
         "started": started.isoformat(),
         "command": sys.argv[1:],
         "config": config.model_dump(mode="json"),
+        "artifacts": {s.name: s.key for s in plan if s.action == "run"},
+        "trainings": {s.name: s.training for s in plan if s.action == "run" and s.training},
     }
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
-    job = _job(config, store, plan, ahead)
+    job = _job(config, store, plan, ahead, repairs)
     for name, expected in job.expected.items():
         rows[name]["expected"] = expected.seconds
     status = "failed"
     try:
-        for outcome in _outcomes(job, observer, budget):
-            rows[outcome["stage"]] |= outcome
+        with held(store, record, "this run"):
+            for outcome in _outcomes(job, observer, budget):
+                rows[outcome["stage"]] |= outcome
         status = "done"
     except Exception as error:
         failure = error if isinstance(error, LaddError) else StageFailed(sentence(error))
@@ -90,7 +97,11 @@ def execute(
 
 
 def _job(
-    config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage], ahead: Outlook
+    config: PipelineConfig,
+    store: ArtifactStore,
+    plan: list[PlannedStage],
+    ahead: Outlook,
+    repairs: Mapping[str, frozenset[str]],
 ) -> Job:
     running = [stage for stage in plan if stage.action == "run"]
     return Job(
@@ -99,9 +110,11 @@ def _job(
         keys={s.name: s.key for s in plan},
         trainings={s.name: s.training for s in plan},
         inputs={s.name: s.inputs for s in plan},
+        accepted={s.name: s.accepted for s in plan},
         outside={s.name: s.outside for s in plan},
         running=frozenset(s.name for s in running),
         forced=frozenset(s.name for s in running if s.why == "forced"),
+        repairs=dict(repairs),
         expected=ahead.expected(),
         cwd=os.getcwd(),
     )

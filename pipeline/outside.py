@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pipeline.base.fingerprints import Look, Unseen, open_digests
@@ -72,7 +72,7 @@ def find_keyed(asked: Asked, look: Look, *, forced: bool = False, needed: bool =
         artifact = None
     if artifact is None and not forced:
         before = _made_before(asked, seen) if seen or asked.pins else None
-        before = before or _made_with_retired(asked, seen)
+        before = before or _made_with_retired(asked, seen) or _accepted(asked, key, seen)
         if before is not None:
             return before
     return Keyed(key, artifact, seen, _note(unseen))
@@ -140,6 +140,31 @@ def _made_with_retired(asked: Asked, seen: Seen) -> Keyed | None:
             artifact = asked.store.find(asked.stage.name, manifest.key)
             return Keyed(manifest.key, artifact, seen)
     return None
+
+
+def _accepted(asked: Asked, key: str, seen: Seen) -> Keyed | None:
+    """Find an artifact that was declared good for this configuration: see `accept`."""
+    row = json_object(asked.store.read(_acceptance(asked.stage.name, key)) or b"") or {}
+    good, reason = row.get("key"), row.get("reason")
+    if not isinstance(good, str) or not isinstance(reason, str):
+        return None
+    artifact = asked.store.find(asked.stage.name, good)
+    if artifact is None:
+        return None
+    return Keyed(good, replace(artifact, accepted=reason), seen, f"accepted: {reason}")
+
+
+def accept(artifact: Artifact, key: str, reason: str, changes: Sequence[str]) -> None:
+    """Declare an artifact good for the configuration that has another `key`. `changes` are the
+    differences between what it was made from and that configuration.
+    """
+    manifest = artifact.manifest
+    content = {"key": manifest.key, "reason": reason, "changes": list(changes)}
+    artifact.store.write(_acceptance(manifest.stage, key), to_json(content))
+
+
+def _acceptance(stage: str, key: str) -> str:
+    return f"accepted/{stage}/{key}.json"
 
 
 def _reads_the_same(manifest: Manifest, asked: Asked, seen: Seen) -> bool:

@@ -10,21 +10,24 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.base import mapping, training
+from pipeline.base.resources import Node, cluster_nodes, pool_request
 from pipeline.base.store import ArtifactStore
-from pipeline.base.training import TrainingPlan, require_room
+from pipeline.base.training import TrainingPlan
 from pipeline.dag import STAGES
 from pipeline.devices import machine_memory, machine_of
 from pipeline.estimates import Outlook
+from pipeline.lacking import require_inputs
 from pipeline.machine import can_write
 from pipeline.planning import PlannedStage
-from schemas.config import PipelineConfig, WorkerPool
+from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError, LaddError
+from schemas.resources import Placement, WorkerPool
 
-Nodes = list[Mapping[str, float]]
 _MEND_ROOM = "or set costs.check_room=false if you know better"
 
 
@@ -42,6 +45,8 @@ def require_ready(
     """
     running = [stage.name for stage in stages if stage.action == "run"]
     found = _Problems()
+    with found.noted():
+        require_inputs(store, config, stages)
     for name in running:
         if check := getattr(STAGES[name].module(), "check", None):
             with found.noted():
@@ -92,36 +97,26 @@ def _look_at_workers(config: PipelineConfig, running: list[str], found: _Problem
         section = getattr(config, name, None)
         if STAGES[name].taken:
             with found.noted():
-                require_room(name, TrainingPlan.of(section), nodes)  # type: ignore[arg-type]
+                training.require_room(name, TrainingPlan.of(section), nodes)  # type: ignore[arg-type]
         if isinstance(pool := getattr(section, "pool", None), WorkerPool):
             pools[name] = pool
     if "dpo" in running:
         pools["pairs"] = config.pairs.pool
     for name, pool in pools.items():
-        with found.noted():
-            _require_room_of_pool(name, pool, nodes)
+        request = pool_request(pool.model_copy(update={"placement": Placement()}), nodes)
+        if request.gpus or pool.workers > 1:  # one worker without a GPU needs no place of its own
+            with found.noted():
+                mapping.require_room(name, request, nodes)
 
 
-def _require_room_of_pool(stage: str, pool: WorkerPool, nodes: Nodes) -> None:
-    for resource, each, field in (
-        ("GPU", pool.gpus_per_worker or 0, "gpus_per_worker"),
-        ("CPU", pool.cpus_per_worker if pool.workers > 1 else 0, "cpus_per_worker"),
-    ):
-        has = max((node.get(resource, 0) for node in nodes), default=0)
-        if each > has:
-            raise ConfigError(
-                f"{stage}.pool.{field} is {each:g}, but this machine has {has:g} {resource}s, so "
-                f"no worker would ever start; lower it, or join a cluster (ray.address)"
-            )
-
-
-def _nodes(config: PipelineConfig) -> Nodes:
-    """Return the resources of the Ray that runs in this process, or of the one that would."""
+def _nodes(config: PipelineConfig) -> list[Node]:
+    """Return the nodes of the Ray that runs in this process, or of the one that would."""
     ray: Any = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return cluster_nodes()
     here = machine_of(config)
-    return [{"CPU": here.cores, "GPU": here.count if here.device.is_gpu else 0}]
+    gpus = here.count if here.device.is_gpu else 0
+    return [Node({"CPU": here.cores, "GPU": gpus, "memory": machine_memory()})]
 
 
 def _look_at_models(

@@ -9,17 +9,20 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import yaml
 
+from pipeline.base import retries
 from pipeline.base.adopt import adopt_training
 from pipeline.base.claims import Crew, MadeElsewhere
+from pipeline.base.guarded import GuardedStore
 from pipeline.base.lease import clear
-from pipeline.base.stage import StageContext, StageResult, digest_of, enter
+from pipeline.base.lineage import contents_of
+from pipeline.base.stage import StageContext, StageResult, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
 from pipeline.board import Reporter, Speaker
 from pipeline.dag import STAGES
@@ -51,10 +54,14 @@ class Job:
     trainings: dict[str, str]
     """The training's key of each stage that trains; empty for the others."""
     inputs: dict[str, tuple[str, ...]]
+    accepted: dict[str, str]
+    """Why artifacts were declared good for this configuration; empty for what was made for it."""
     outside: dict[str, Seen]
     """Fingerprints of what each stage reads outside the store, as the keys have them."""
     running: frozenset[str]
     forced: frozenset[str]
+    repairs: dict[str, frozenset[str]]
+    """The damaged files of artifacts that are there; these alone are made again."""
     expected: dict[str, Expected]
     """What each running stage is expected to take, where that is known."""
     cwd: str
@@ -68,13 +75,14 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
     note = Speaker(board, name, "note")
     try:
         is_forced = name in job.forced
-        with Crew(store, name, key, job.config.on_conflict, note, again=is_forced) as crew:
+        again = is_forced or name in job.repairs
+        with Crew(store, name, key, job.config.on_conflict, note, again=again) as crew:
             if is_forced:  # its manifest may be damaged
                 crew.wait_until_alone()
                 crew.finish()
                 for made in filter(None, (key, job.trainings[name])):
                     clear(store, name, made)
-            elif store.find(name, key) is not None:
+            elif not again and store.find(name, key) is not None:
                 raise MadeElsewhere
             return _make(name, job, board, crew)
     except MadeElsewhere:
@@ -86,27 +94,24 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
 def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
     """Find the inputs, do the work, commit. Raises MadeElsewhere if another run has committed."""
     store, key, training = job.store, job.keys[name], job.trainings[name]
-    stage = STAGES[name]
+    stage, found, tried_before = STAGES[name], None, retries.total()
     if stage.in_shards:
         crew.join()
     else:
         crew.finish()
-    inputs: dict[str, Artifact] = {}
-    for upstream in job.inputs[name]:
-        artifact = store.find(upstream, job.keys[upstream])
-        if artifact is None:
-            raise StageFailed(
-                f"{name}: the artifact of {upstream} has disappeared from {store.url} "
-                "since the plan was made"
-            )
-        inputs[upstream] = artifact
+    inputs = _inputs(name, job)
     warn, note = Speaker(board, name, "warning"), Speaker(board, name, "note")
-    _begin(store, name, key, training, inputs, warn)
+    if name in job.repairs and (found := store.find(name, key)) is not None:
+        store = GuardedStore.of(found, job.repairs[name])
+        inputs = {above: replace(artifact, store=store) for above, artifact in inputs.items()}
+    else:
+        _begin(store, name, key, training, inputs, warn)
     started, clock = datetime.now(UTC), time.monotonic()
-    store.write(
-        f"{store.folder(name, key)}/config.yaml",
-        yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
-    )
+    if found is None:
+        store.write(
+            f"{store.folder(name, key)}/config.yaml",
+            yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
+        )
     context = StageContext(
         name, key, training, job.config, store, inputs, Reporter(board, name), warn, note, crew
     )
@@ -118,9 +123,29 @@ def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
     seconds = time.monotonic() - clock
     require_unchanged(stage, job.config, job.outside[name])
     crew.finish()
-    manifest = _manifest(name, job, inputs, result, started, seconds)
-    store.commit(manifest)
-    return {"stage": name, "action": "ran", "counts": result.counts, "seconds": seconds}
+    if found is None:
+        store.commit(_manifest(name, job, inputs, result, started, seconds))
+    action = "ran" if found is None else "repaired"
+    return {
+        "stage": name,
+        "action": action,
+        "counts": result.counts,
+        "seconds": seconds,
+        "retries": retries.total() - tried_before,
+    }
+
+
+def _inputs(name: str, job: Job) -> dict[str, Artifact]:
+    inputs: dict[str, Artifact] = {}
+    for upstream in job.inputs[name]:
+        artifact = job.store.find(upstream, job.keys[upstream])
+        if artifact is None:
+            raise StageFailed(
+                f"{name}: the artifact of {upstream} has disappeared from {job.store.url} "
+                "since the plan was made"
+            )
+        inputs[upstream] = replace(artifact, accepted=job.accepted[upstream])
+    return inputs
 
 
 def _begin(
@@ -137,7 +162,7 @@ def _begin(
     marks = {key: f"{store.folder(name, key)}/inputs.json"}
     if training:
         marks[training] = f"{store.training_folder(name, training)}/inputs.json"
-    files = {upstream: _digest_of_files(artifact) for upstream, artifact in inputs.items()}
+    files = {upstream: contents_of(artifact) for upstream, artifact in inputs.items()}
     for made, mark in marks.items():
         left = store.read(mark)
         if left is not None and (known := json_object(left)) != files:
@@ -148,11 +173,6 @@ def _begin(
                 )
             clear(store, name, made)
         store.write(mark, json.dumps(files, sort_keys=True).encode())
-
-
-def _digest_of_files(artifact: Artifact) -> str:
-    files = artifact.listed
-    return digest_of([list(row) for row in zip(files.paths, files.digests, strict=True)])
 
 
 def _manifest(
@@ -168,7 +188,10 @@ def _manifest(
         stage=name,
         key=job.keys[name],
         version=STAGES[name].version,
-        inputs=[InputRef(stage=i, key=a.manifest.key, digest=a.digest) for i, a in inputs.items()],
+        inputs=[
+            InputRef(stage=i, key=a.manifest.key, digest=a.digest, accepted=a.accepted)
+            for i, a in inputs.items()
+        ],
         identity=STAGES[name].identity(config),
         outside=job.outside[name],
         config=config.model_dump(mode="json"),

@@ -12,7 +12,9 @@ from schemas.base import Frozen
 
 SCHEMA_VERSION = 3
 _FORMER = 2
-"""The version of a manifest without `tables` and `devices`: older programs read it too."""
+"""The version of a manifest without `tables` and `devices`, made from nothing that was declared
+good: older programs read it too.
+"""
 
 
 class FileEntry(Frozen):
@@ -68,6 +70,10 @@ class InputRef(Frozen):
     key: str
     digest: str
     """sha256 of the input's manifest."""
+    accepted: str = ""
+    """Why somebody declared it good for a configuration that it was not made for; usually empty.
+    Since schema version 3.
+    """
 
 
 class Environment(Frozen):
@@ -144,8 +150,12 @@ class Manifest(Frozen):
 
     def to_json(self) -> bytes:
         """Return the manifest as it is stored."""
-        without = {name for name in ("tables", "devices") if getattr(self, name) is None}
-        version = _FORMER if len(without) == 2 else SCHEMA_VERSION
+        without: dict[str, Any] = {
+            name: True for name in ("tables", "devices") if getattr(self, name) is None
+        }
+        if not any(ref.accepted for ref in self.inputs):
+            without["inputs"] = {"__all__": {"accepted"}}
+        version = _FORMER if len(without) == 3 else SCHEMA_VERSION
         manifest = self.model_copy(update={"schema_version": version})
         return (manifest.model_dump_json(indent=2, exclude=without) + "\n").encode()
 

@@ -116,6 +116,8 @@ class LineageStep(Frozen):
     """What made it, such as `8 x nvidia-h100`; empty if its manifest does not say."""
     expected: Expected | None = None
     """What was expected of it before it was made."""
+    accepted: str = ""
+    """Why it was declared good for a configuration that it was not made for."""
 
 
 class WallPicture(Frozen):

@@ -1,11 +1,10 @@
-"""Fixtures: a complete tiny SD3 pipeline with random weights, ready-made configurations, an S3
-server, and a browser.
+"""Fixtures: a complete tiny SD3 pipeline with random weights, ready-made configurations, a finished
+run, an S3 server, and a browser.
 """
 
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,8 +16,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from filelock import FileLock
 
 from schemas.config import PipelineConfig, TeacherConfig
+from tests.support.command import call
+from tests.support.s3_servers import make_bucket, speak_to
 from tests.support.tiny_sd3 import build_pipeline, make_tiny_config, tiny_transformer
 
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -58,7 +60,7 @@ def tiny_config(tiny_sd3, tmp_path) -> PipelineConfig:
 
 @pytest.fixture(scope="module")
 def endpoint():
-    """A real S3 server on loopback."""
+    """An S3 server on loopback that starts at once. `tests/storage` has a real one."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -73,19 +75,29 @@ def bucket(endpoint, monkeypatch):
     """The URL of an empty store there; the credentials are in the environment."""
     import s3fs
 
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
+    speak_to(monkeypatch, endpoint)
+    yield f"s3://{make_bucket()}/prefix"
     s3fs.S3FileSystem.clear_instance_cache()
-    name = f"bucket-{uuid.uuid4().hex[:8]}"
-    s3fs.S3FileSystem(endpoint_url=endpoint).mkdir(name)
-    yield f"s3://{name}/prefix"
-    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def smoke_store(tmp_path_factory) -> Path:
+    """The store of a whole run of `shapes-smoke`, named by a relative path; made once for all test
+    processes, so copy it before you change it.
+
+    Ray Train moves its workers to a folder of their own: a relative store must reach them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
+    finished = folder / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not finished.exists():
+            folder.mkdir()
+            result = call("run", "--preset", "shapes-smoke", "--set", "store=store", cwd=folder)
+            assert result.returncode == 0, result.stderr
+            assert "report.html" in result.stdout
+            finished.touch()
+    return folder / "store"
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ class Artifact:
     manifest: Manifest
     digest: str
     """sha256 of the manifest."""
+    accepted: str = ""
+    """Why it was declared good for a configuration that it was not made for."""
 
     @property
     def folder(self) -> str:
@@ -78,22 +80,6 @@ class Artifact:
             f"{self.url} lists no {path}; run `ladd-pipeline run --force {stage}` to make it again"
         )
 
-    def verify(self, *, contents: bool) -> list[str]:
-        """Return a sentence per damaged file: missing, of another size or, with `contents`, of
-        another sha256.
-        """
-        sizes = self.store.all_files(self.folder)
-        wrong = []
-        for entry in self.listed:
-            where = f"{self.url}/{entry.path}"
-            if entry.path not in sizes:
-                wrong.append(f"{where} is missing")
-            elif sizes[entry.path] != entry.size:
-                wrong.append(f"{where} has {sizes[entry.path]} bytes instead of {entry.size}")
-            elif contents and self._digest(entry) != entry.sha256:
-                wrong.append(f"{where} has changed: its sha256 is not the manifest's")
-        return wrong
-
     @contextlib.contextmanager
     def checked(self, entry: FileEntry) -> Iterator[Path]:
         """Give a local path of a file after checking it against the manifest. Raises ArtifactError
@@ -134,10 +120,6 @@ class Artifact:
             f"{self.url}/{table.path} {problem}; restore the file from a backup, or make the "
             f"artifact again with `ladd-pipeline run --force {self.manifest.stage}`"
         )
-
-    def _digest(self, entry: FileEntry) -> str:
-        with self.store.local(self.name(entry.path)) as path:
-            return file_digest(path)
 
 
 def require_intact(path: Path, size: int, sha256: str, where: str, stage: str) -> None:

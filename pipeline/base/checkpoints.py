@@ -12,6 +12,7 @@ import pyarrow.fs
 
 from pipeline.base.checkpoint_list import mend_checkpoint_list
 from pipeline.base.course import Course, Keeping, Saved, Work, keep, note_best, noted_in, saved_in
+from pipeline.base.dropping import dropped
 from pipeline.base.lease import Lease, held
 from pipeline.base.stage import StageContext
 from schemas.errors import StageFailed
@@ -39,6 +40,15 @@ def tidy_checkpoints(context: StageContext, keeping: Keeping, now: int) -> None:
     store, folder = context.store, context.training_folder
     for saved in keeping.expendable(saved_in(store, folder), now, noted_in(store, folder)):
         store.remove(f"{folder}/{saved.name}")
+
+
+def is_all_there_is(context: StageContext, course: Course) -> bool:
+    """Whether a training has ended, and the data that it has read are dropped: then only its
+    result can be taken.
+    """
+    found = course.starts(saved_in(context.store, context.training_folder), context.key)
+    has_ended = bool(found) and found[0].step == course.total
+    return has_ended and any(dropped(artifact) for artifact in context.inputs.values())
 
 
 @contextlib.contextmanager

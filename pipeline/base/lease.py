@@ -22,7 +22,7 @@ from schemas.errors import ArtifactError, LaddError, Locked
 
 BEAT_SECONDS = 10.0
 """A live holder writes a new beat at this interval; a holder that missed three beats is dead."""
-_FILE = "lease.json"
+LEASE = "lease.json"
 _LOOKS = 10
 """How often a holder is checked per beat interval."""
 _TRIES = 100
@@ -88,7 +88,7 @@ def held(
     with words that name it, and the lease is tried again; `wait` may raise to give up. Without
     `wait`, Locked is raised, naming `what` the folder is for.
     """
-    lease = Lease(store, f"{folder}/{_FILE}", what, uuid.uuid4().hex)
+    lease = Lease(store, f"{folder}/{LEASE}", what, uuid.uuid4().hex)
     _take(lease, wait)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(lease, ended), daemon=True)
@@ -110,7 +110,7 @@ def is_held(store: ArtifactStore, folder: str) -> bool:
 
 def may_be_held(store: ArtifactStore, folder: str) -> bool:
     """Whether a folder has a lease whose holder is not known to have ended."""
-    found = store.read(f"{folder}/{_FILE}")
+    found = store.read(f"{folder}/{LEASE}")
     return found is not None and not process_has_ended(found)
 
 
@@ -118,7 +118,7 @@ def holder_of(store: ArtifactStore, folder: str) -> str | None:
     """Return words that name the live holder of a folder's lease, or None. Takes up to three beats
     to tell.
     """
-    name = f"{folder}/{_FILE}"
+    name = f"{folder}/{LEASE}"
     found = store.read(name)
     if found is None or _watched(store, name, found) != "alive":
         return None
@@ -166,7 +166,7 @@ def clear(store: ArtifactStore, stage: str, key: str) -> None:
     training = store.training_folder(stage, key)
     with held(store, training, stage):
         store.remove(store.folder(stage, key))
-        for name in {name.split("/")[0] for name in store.all_files(training)} - {_FILE}:
+        for name in {name.split("/")[0] for name in store.all_files(training)} - {LEASE}:
             store.remove(f"{training}/{name}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from pipeline.base.store import Artifact, ArtifactStore
+from pipeline.base.stage import digest_of
+from pipeline.base.store import MANIFEST, Artifact, ArtifactStore, json_object
 from schemas.errors import ArtifactError, ServiceUnavailable
 from schemas.manifest import Manifest
 
@@ -25,8 +27,27 @@ def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
                     f"{artifact.url} was made from {ref.stage}/{ref.key}, which is no longer in "
                     f"the store; `ladd-pipeline run --until {ref.stage}` makes it again"
                 )
-            above.append(upstream)
+            above.append(replace(upstream, accepted=ref.accepted))
         found |= ancestors(above) | {artifact.manifest.stage: artifact}
+    return found
+
+
+def contents_of(artifact: Artifact) -> str:
+    """Return a digest of an artifact's files, which an unfinished stage notes of each input."""
+    files = artifact.listed
+    return digest_of([list(row) for row in zip(files.paths, files.digests, strict=True)])
+
+
+def unfinished_readers(artifact: Artifact, stages: Iterable[str]) -> list[str]:
+    """Return the unfinished artifacts, as `stage/key`, that are being made from this one."""
+    store, stage, contents = artifact.store, artifact.manifest.stage, contents_of(artifact)
+    found = []
+    for other in stages:
+        for key in store.folders(f"artifacts/{other}"):
+            folder = f"artifacts/{other}/{key}"
+            noted = json_object(store.read(f"{folder}/inputs.json") or b"") or {}
+            if noted.get(stage) == contents and store.read(f"{folder}/{MANIFEST}") is None:
+                found.append(f"{other}/{key}")
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import glob
+import hashlib
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.storage_errors import answers
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 _CONFLICT, _EXISTS = 409, 412
 """HTTP status of a conditional write: another is under way; the object is there."""
 _TRIES = 5
+_BLOCK = 8 * 2**20
+_AT_ONCE = 64
+"""Files that are read at the same time."""
 
 
 def create(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
@@ -55,13 +60,68 @@ def try_conditions(filesystem: fsspec.AbstractFileSystem, probe: str) -> str:
 def read_all(
     filesystem: fsspec.AbstractFileSystem, paths: Sequence[str]
 ) -> list[bytes | BaseException]:
-    """Read whole files in parallel where the store can. Not by `cat`, which takes `[` or `*` in a
-    path for a pattern.
+    """Read whole files in parallel where the store can, by one request each. Not by `cat`, which
+    takes `[` or `*` in a path for a pattern, nor by `cat_ranges`, which asks for each size first.
     """
-    contents: list[bytes | BaseException] = filesystem.cat_ranges(
-        list(paths), [None] * len(paths), [None] * len(paths), on_error="return"
-    )
-    return contents
+    if not filesystem.async_impl:
+        return [_read(filesystem, path) for path in paths]
+
+    async def read(path: str) -> bytes:
+        return bytes(await filesystem._cat_file(path))
+
+    return _at_once(filesystem, read, paths)
+
+
+def digest(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """Return the sha256 of an object, of which few blocks are in memory at a time."""
+    content = hashlib.sha256()
+    with filesystem.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as file:
+        while block := file.read(_BLOCK):
+            content.update(block)
+    return content.hexdigest()
+
+
+def remove_files(filesystem: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
+    """Remove files, many with one request where the store can. Those that are missing are no
+    error.
+    """
+    if not any(map(glob.has_magic, paths)):  # `rm` takes them for patterns
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(list(paths))
+            return
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+
+def _at_once(
+    filesystem: fsspec.AbstractFileSystem,
+    work: Callable[[str], Awaitable[Any]],
+    paths: Sequence[str],
+) -> list[Any]:
+    """Return what the work on each path gives, or the exception that it raises."""
+    from fsspec.asyn import sync
+
+    async def one(path: str, room: asyncio.Semaphore) -> Any:
+        async with room:
+            try:
+                return await work(path)
+            except Exception as error:  # drivers raise what they like; whoever asked sorts them
+                return error
+
+    async def all_of_them() -> list[Any]:
+        room = asyncio.Semaphore(_AT_ONCE)
+        return await asyncio.gather(*(one(path, room) for path in paths))
+
+    found: list[Any] = sync(filesystem.loop, all_of_them)
+    return found
+
+
+def _read(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes | BaseException:
+    try:
+        return bytes(filesystem.cat_file(path))
+    except Exception as error:
+        return error
 
 
 def files_below(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
@@ -73,7 +133,9 @@ def files_below(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str,
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return {
-        posixpath.relpath(path, folder): int(info.get("size") or 0) for path, info in found.items()
+        posixpath.relpath(path, folder): int(info.get("size") or 0)
+        for path, info in found.items()
+        if info.get("type") != "directory"  # SeaweedFS keeps a folder a while after its last file
     }
 
 
@@ -88,19 +150,6 @@ def folders_in(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
         for info in found
         if info["type"] == "directory"
     )
-
-
-def remove_files(filesystem: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
-    """Remove files, many with one request where the store can. Those that are missing are no
-    error.
-    """
-    if not any(map(glob.has_magic, paths)):  # `rm` takes them for patterns
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.rm(list(paths))
-            return
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.rm_file(path)
 
 
 def remove(filesystem: fsspec.AbstractFileSystem, path: str, first: str) -> None:

@@ -55,6 +55,12 @@ class Stage:
     """Of a stage that trains, the fields that say what is taken from a training, such as its
     length. They are left out of the training's key.
     """
+    data: tuple[str, ...] = ()
+    """Patterns of the files that the next stages alone read, such as pictures: they may be dropped
+    when those are done.
+    """
+    reads_lineage: bool = False
+    """Whether it reads all from which its inputs were made, not its inputs alone."""
     in_shards: bool = False
     """Whether several runs may make it together, each some of its shards."""
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base import on_disk, on_objects
+from pipeline.base import on_disk, on_objects, retries
 from pipeline.base.artifact import Artifact as Artifact  # who has a store has artifacts
 from pipeline.base.artifact import file_digest
 from pipeline.base.artifact import require_intact as require_intact
@@ -47,7 +47,7 @@ class ArtifactStore:
         import fsspec  # not at the top: for a folder, `plan` does without it
 
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.url)
+            filesystem, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except Exception as error:  # drivers raise what they like, for settings that they dislike
             raise ConfigError(
                 f"store: {self.url!r} cannot be opened: {error}; correct `store`, or the FSSPEC_ "
@@ -60,8 +60,9 @@ class ArtifactStore:
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url}
 
-    @property
+    @cached_property
     def filesystem(self) -> fsspec.AbstractFileSystem:
+        retries.watch(self._opened[0])
         return self._opened[0]
 
     @cached_property
@@ -294,6 +295,25 @@ class ArtifactStore:
             if self.is_local:
                 return on_disk.files_below(self.path(name))
             return on_objects.files_below(self.filesystem, self.path(name))
+
+    def modified(self, name: str) -> float:
+        """Return when a file was last written, in seconds since 1970 by the store's clock; now if
+        the store does not say.
+        """
+        with self._explained("read", name):
+            try:
+                if self.is_local:
+                    return os.stat(self.path(name)).st_mtime
+                return float(self.filesystem.modified(self.path(name)).timestamp())
+            except (FileNotFoundError, NotImplementedError):
+                return time.time()
+
+    def digest(self, name: str) -> str:
+        """Return the sha256 of a file, read in blocks."""
+        with self._explained("read", name):
+            if self.is_local:
+                return file_digest(Path(self.path(name)))
+            return on_objects.digest(self.filesystem, self.path(name))
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:

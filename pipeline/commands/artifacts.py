@@ -1,21 +1,23 @@
-"""`ladd-pipeline artifacts`: list, show, compare and verify artifacts, and remove unused ones."""
+"""`ladd-pipeline artifacts`: list, show and compare. `upkeep.py` has what changes a store."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands import transfer, upkeep
 from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
 from pipeline.dag import STAGES
-from schemas.errors import ArtifactError, ConfigError, Locked
+from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.base.store import ArtifactStore
     from schemas.manifest import Manifest
 
-_KEY = re.compile("[0-9a-f]{16}")
 app = new_group("Inspect and clean up the store.")
+app.add_typer(upkeep.app)
+app.add_typer(transfer.app)
 
 
 @app.command("ls")
@@ -33,7 +35,7 @@ def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Setti
             manifest.stage,
             manifest.key,
             manifest.started[:19],
-            f"{manifest.total_bytes / 1e6:.1f} MB",
+            _size(store, manifest),
             counts_text(manifest.counts),
         ]
         for manifests, _ in found
@@ -43,6 +45,17 @@ def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Setti
     for _, damaged in found:
         for text in damaged:
             print_to_stderr(f"warning: {text}")
+
+
+def _size(store: ArtifactStore, manifest: Manifest) -> str:
+    from pipeline.base.dropping import dropped
+    from pipeline.base.store import Artifact
+
+    size = manifest.total_bytes
+    note = dropped(Artifact(store, manifest, "")) if STAGES[manifest.stage].data else None
+    if note is None:
+        return f"{size / 1e6:.1f} MB"
+    return f"{(size - note.size) / 1e6:.1f} MB ({note.size / 1e6:.1f} MB dropped)"
 
 
 @app.command("show")
@@ -69,80 +82,49 @@ def diff_artifacts(
     print("\n".join(changed_fields(before, after)) or "same identity configuration")
 
 
+@app.command("accept")
+def accept_artifact(
+    key: Annotated[str, typer.Argument(help="The artifact that is as good.")],
+    reason: Annotated[str, typer.Option(help="Why it is: kept in the lineage of what follows.")],
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+) -> None:
+    """Declare an artifact good for this configuration, which would make another one."""
+    from pipeline.commands.opening import find_artifact, open_plan
+    from pipeline.outside import accept, changes_outside
+    from pipeline.planning import changed_fields
+
+    if not reason.strip():
+        raise ConfigError("--reason is empty; say why the artifact is good for this configuration")
+    opened = open_plan(config, preset, set_, pin=True)
+    artifact = find_artifact(opened.store, key)
+    manifest = artifact.manifest
+    planned = {stage.name: stage for stage in opened.stages}
+    if manifest.stage not in planned:
+        raise ConfigError(f"this configuration has no stage {manifest.stage}")
+    mine, stage = planned[manifest.stage], STAGES[manifest.stage]
+    above = [planned[name].key for name in mine.inputs]
+    wanted = stage.key(opened.config, above, mine.outside)
+    if mine.key == manifest.key or (mine.action == "done" and not mine.accepted):
+        raise ConfigError(f"this configuration has {mine.name}/{mine.key}: nothing to accept")
+    changes = changed_fields(manifest.identity, stage.identity(opened.config))
+    changes += changes_outside(manifest.outside, mine.outside, stage, opened.config)
+    if manifest.version != stage.version:
+        changes.append(f"stage version changed from {manifest.version} to {stage.version}")
+    former = {ref.stage: ref.key for ref in manifest.inputs}
+    changes += [
+        f"input {name} changed from {former.get(name, 'nothing')} to {planned[name].key}"
+        for name in mine.inputs
+        if former.get(name) != planned[name].key
+    ]
+    accept(artifact, wanted, reason.strip(), changes)
+    print(
+        f"{manifest.stage}/{manifest.key} stands for {manifest.stage}/{wanted}, which differs in:"
+    )
+    print("\n".join(changes) or "nothing that the manifests know")
+
+
 def _made_of(manifest: Manifest) -> dict[str, Any]:
     digests = {field: seen.digest for field, seen in manifest.outside.items()}
     return manifest.identity | ({"contents of": digests} if digests else {})
-
-
-@app.command("verify")
-def verify_artifacts(
-    key: Annotated[str | None, typer.Argument()] = None,
-    config: ConfigFile = None,
-    preset: Preset = None,
-    set_: Settings = None,
-) -> None:
-    """Check every file of one artifact, or of all artifacts, against its manifest."""
-    from pipeline.base.lineage import survey
-    from pipeline.commands.opening import find_artifact, open_store
-
-    store = open_store(config, preset, set_)
-    problems: list[str] = []
-    if key:
-        chosen = [find_artifact(store, key)]
-    else:
-        chosen = []
-        for stage in STAGES:
-            manifests, damaged = survey(store, stage)
-            problems += damaged
-            found = [store.find(stage, manifest.key) for manifest in manifests]
-            chosen += [artifact for artifact in found if artifact is not None]
-    problems += [text for artifact in chosen for text in artifact.verify(contents=True)]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ArtifactError("; ".join(problems[:5]) + more)
-    print(f"{len(chosen)} artifacts match their manifests")
-
-
-@app.command("gc")
-def collect_garbage(
-    config: ConfigFile = None,
-    preset: Preset = None,
-    set_: Settings = None,
-    delete: Annotated[bool, typer.Option(help="Delete; by default they are only listed.")] = False,
-) -> None:
-    """List or delete what this configuration does not use: other artifacts and their trainings,
-    except trainings in progress.
-    """
-    from pipeline.base.lease import clear, is_held
-    from pipeline.commands.opening import open_plan
-    from pipeline.config import DEFAULT_FILE
-    from pipeline.student_start import start_of
-
-    if delete and config is None and preset is None and not DEFAULT_FILE.exists():
-        raise ConfigError(
-            "artifacts gc --delete keeps what one configuration uses, but this folder "
-            f"has no {DEFAULT_FILE}: choose one with --config FILE or --preset NAME"
-        )
-    opened = open_plan(config, preset, set_)
-    store = opened.store
-    used = {(stage.name, key) for stage in opened.stages for key in (stage.key, stage.training)}
-    if (start := start_of(opened.config)) is not None:
-        used.add(start)
-    found = {
-        (name.split("/")[0], name.split("/")[1])
-        for area in ("artifacts", "training")
-        for name in store.list(area)
-        if name.count("/") >= 2 and _KEY.fullmatch(name.split("/")[1])
-    }
-    for stage, key in sorted(found - used):
-        training = store.training_folder(stage, key)
-        if is_held(store, training):
-            print(f"in use {stage}/{key}")
-            continue
-        if delete:
-            try:
-                clear(store, stage, key)
-            except Locked:  # taken at this moment
-                print(f"in use {stage}/{key}")
-                continue
-        print(f"{'deleted' if delete else 'unused'} {stage}/{key}")

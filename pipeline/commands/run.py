@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,6 +92,44 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
+def _retrying_command(name: str) -> Callable[..., None]:
+    """The command of a stage whose samples may fail."""
+    run_stage = _stage_command(name)
+
+    def command(
+        config: ConfigFile = None,
+        preset: Preset = None,
+        set_: Settings = None,
+        force: bool = False,
+        retry_failed: Annotated[
+            bool, typer.Option(help="Make the shards again in which samples have failed.")
+        ] = False,
+        on_conflict: OnConflict = None,
+        log_format: LogFormat = "text",
+    ) -> None:
+        if retry_failed:
+            _take_back_failed(name, config, preset, set_)
+        run_stage(config, preset, set_, force, on_conflict, log_format)
+
+    command.__doc__ = run_stage.__doc__
+    return command
+
+
+def _take_back_failed(
+    name: str, config: Path | None, preset: str | None, settings: list[str] | None
+) -> None:
+    from pipeline.commands.opening import open_plan
+    from pipeline.preflight import require_ready
+    from pipeline.repair import uncommit_failed
+
+    opened = open_plan(config, preset, settings, selection(only=name), pin=True)
+    stage = next(one for one in opened.stages if one.name == name)
+    again = [replace(one, action="run") if one is stage else one for one in opened.stages]
+    require_ready(opened.config, opened.store, again, None)
+    count = uncommit_failed(opened.store, stage)
+    print(f"{name}: {count:,} shards with failed samples are made again", file=sys.stderr)
+
+
 def _training_commands(name: str) -> typer.Typer:
     """The command of a stage that trains, with `export` below it."""
     group = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
@@ -139,6 +179,8 @@ def _training_commands(name: str) -> typer.Typer:
 for _name, _stage in STAGES.items():
     if _stage.taken:
         app.add_typer(_training_commands(_name), name=_name)
+    elif _stage.data:
+        app.command(_name)(_retrying_command(_name))
     else:
         app.command(_name)(_stage_command(_name))
 
@@ -191,7 +233,7 @@ def _execute(opened: Opened, log_format: str, max_cost: float | None) -> list[di
     unwind_on_sigterm()
     with Observer(log_format) as observer:
         try:
-            return execute(opened.config, opened.store, opened.stages, observer, max_cost)
+            return execute(opened.config, opened.store, opened.stages, observer, max_cost=max_cost)
         except ConfigError:
             raise  # the same command would fail again
         except LaddError:

@@ -261,4 +261,5 @@ def _step(artifact: Artifact) -> LineageStep:
         counts=manifest.counts,
         devices=f"{made_by.count:g} x {made_by.kind}" if made_by is not None else "",
         expected=made_by.expected if made_by is not None else None,
+        accepted=artifact.accepted,
     )

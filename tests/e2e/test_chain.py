@@ -191,7 +191,7 @@ def test_flipped_byte_in_a_shard_is_named(finished, tmp_path):
     assert result.returncode == 4
     assert tar.name in result.stderr and "damaged" in result.stderr
     assert "Traceback" not in result.stderr
-    result = call_here("artifacts", "verify", "-c", config, "--set", f"store={copy}")
+    result = call_here("artifacts", "verify", "--deep", "-c", config, "--set", f"store={copy}")
     assert result.returncode == 4
     assert tar.name in result.stderr
 

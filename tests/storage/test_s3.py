@@ -10,6 +10,7 @@ from pipeline.base.lease import held
 from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError, ServiceUnavailable
 from tests.support.limits import limits
+from tests.support.s3_servers import KEYS
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,8 @@ def test_keys_and_endpoint_that_fsspec_alone_knows(bucket, endpoint, monkeypatch
     with pytest.raises(ArtifactError, match="no credentials were found for it; set them in"):
         ArtifactStore(bucket).write("a", b"1")
     s3fs.S3FileSystem.clear_instance_cache()
-    known = {"key": "test", "secret": "test", "endpoint_url": endpoint}
+    key, secret = KEYS["writer"]
+    known = {"key": key, "secret": secret, "endpoint_url": endpoint}
     monkeypatch.setitem(conf, "s3", known)
     store = ArtifactStore(bucket)
     assert store.create("a", b"1") and store.read("a") == b"1"

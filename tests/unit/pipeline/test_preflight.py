@@ -58,9 +58,15 @@ def test_what_is_right_passes(config, store):
     [
         ({"distill": {"workers": 64, "global_batch": 64}}, "distill.workers: 64 workers"),
         ({"dpo": {"workers": 64, "global_batch": 64}}, "dpo.workers: 64 workers"),
-        ({"distill": {"cpus_per_worker": 512}}, "512 CPUs each do not fit"),
-        ({"synthesize": {"pool": {"gpus_per_worker": 1}}}, "this machine has 0 GPUs"),
-        ({"eval": {"pool": {"workers": 2, "cpus_per_worker": 512}}}, "eval.pool.cpus_per_worker"),
+        ({"distill": {"cpus_per_worker": 512}}, "each with 512 CPUs, do not fit"),
+        (
+            {"synthesize": {"pool": {"gpus_per_worker": 1}}},
+            "synthesize.pool: a worker with a GPU does not fit",
+        ),
+        (
+            {"eval": {"pool": {"workers": 2, "cpus_per_worker": 512}}},
+            "eval.pool: a worker with 512 CPUs does not fit",
+        ),
     ],
 )
 def test_workers_that_will_never_start(refused, sections, said, monkeypatch, nothing_is_written):
