@@ -65,10 +65,11 @@ def small_config(config: PipelineConfig, store: str, fleet: Fleet) -> PipelineCo
     )
     drawn = _BATCHES * config.synthesize.micro_batch
     pictures = max(workers * drawn, config.distill.global_batch)
-    pairs = max(2 * tuned, 2 * workers * config.pairs.micro_batch // 4)
+    two_batches = -(-2 * workers * config.pairs.micro_batch // config.pairs.pictures_per_prompt)
+    pairs = max(2 * tuned, two_batches)
     needed = max(pictures, pairs + workers * config.pairs.micro_batch)
     bucket = max(config.prompts.buckets, key=lambda name: config.prompts.buckets[name])
-    changes: dict[str, dict[str, Any]] = {
+    changes: dict[str, dict[str, Any]] = _trainings(config, tuned) | {
         "prompts": {
             "count": max(10 * _PROMPTS, round(1.2 * needed / (1 - _HELD_OUT))),
             "held_out_fraction": _HELD_OUT,
@@ -77,34 +78,11 @@ def small_config(config: PipelineConfig, store: str, fleet: Fleet) -> PipelineCo
             "samples_per_shard": drawn,
         },
         "synthesize": {"count": pictures},
-        "distill": {
-            "steps": _UPDATES,
-            "decay_share": 0.0,
-            "init": None,
-            "look": None,
-            "choose": "last",
-            "sample_prompts": 0,
-            "log_every": 1,
-            "checkpoint_every": 10**6,
-            "keep_every": None,
-            "student_time": {**config.distill.student_time.model_dump(), "warmup_steps": 0},
-            "discriminator": {**config.distill.discriminator.model_dump(), "head_start_steps": 0},
-        },
         "pairs": {
             "prompts": pairs,
             "margin": 0.0,
             "held_out_fraction": 0.0,
             "prompts_per_shard": -(-pairs // workers),
-        },
-        "dpo": {
-            "steps": _UPDATES,
-            "global_batch": tuned,
-            "watch_every": 10**6,
-            "log_every": 1,
-            "checkpoint_every": 10**6,
-            "keep_every": None,
-            "scales": [1.0],
-            "chooser_prompts": workers * config.pairs.micro_batch,
         },
         "eval": {
             "prompts": _PROMPTS,
@@ -123,6 +101,36 @@ def small_config(config: PipelineConfig, store: str, fleet: Fleet) -> PipelineCo
         content[section] |= fields
     content |= {"name": "probe", "store": store, "trackers": []}
     return PipelineConfig.model_validate(content)
+
+
+def _trainings(config: PipelineConfig, pairs: int) -> dict[str, dict[str, Any]]:
+    """Return what changes of `distill` and `dpo`: a few updates, of so many pairs each."""
+    distill = config.distill
+    return {
+        "distill": {
+            "steps": _UPDATES,
+            "decay_share": 0.0,
+            "init": None,
+            "look": None,
+            "choose": "last",
+            "sample_prompts": 0,
+            "log_every": 1,
+            "checkpoint_every": 10**6,
+            "keep_every": None,
+            "student_time": {**distill.student_time.model_dump(), "warmup_steps": 0},
+            "discriminator": {**distill.discriminator.model_dump(), "head_start_steps": 0},
+        },
+        "dpo": {
+            "steps": _UPDATES,
+            "global_batch": pairs,
+            "watch_every": 10**6,
+            "log_every": 1,
+            "checkpoint_every": 10**6,
+            "keep_every": None,
+            "scales": [1.0],
+            "chooser_prompts": 2 * config.pairs.micro_batch,
+        },
+    }
 
 
 def _require_probing(config: PipelineConfig, fleet: Fleet) -> None:
