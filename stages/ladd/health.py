@@ -87,11 +87,13 @@ class HealthWatch:
         return [self._answer(sign) for sign in signs]
 
     def _seen_by_a_look(self, distance: float, floor: float) -> list[Sign]:
-        """The student drifts off when its distance to the teacher rises from look to look."""
+        """The student has drifted off when two looks in a row find it at three times the least
+        distance to the teacher.
+        """
         self._distances.append(distance)
-        latest, least = self._distances[-3:], max(min(self._distances), floor, 0.0)
-        rises = len(latest) == 3 and latest[0] < latest[1] < latest[2]
-        if not rises or latest[-1] < 2 * least or _DRIFT.name in self._said:
+        least = max(min(self._distances), floor, 0.0)
+        two = self._distances[-2:]
+        if len(two) < 2 or min(two) < 3 * least or _DRIFT.name in self._said:
             return []
         self._said.add(_DRIFT.name)
         return [_DRIFT]
@@ -181,9 +183,9 @@ _LOSING = Sign(
 )
 _DRIFT = Sign(
     "drift",
-    "the pictures' distance to the teacher's has risen over three looks and is at least twice the "
-    "least: the student drifts off where the heads do not see it; judge at lower noise "
-    "(distill.renoise.mean) or lower distill.learning_rate",
+    "in two looks the distance to the teacher's pictures is three times the least that it was: the "
+    "student drifts off where the heads do not see it; lower distill.renoise.mean or "
+    "distill.learning_rate",
 )
 
 
