@@ -85,8 +85,8 @@ class Chain:
     def run(self) -> None:
         """Start the command again and again until it has made everything; then look at it."""
         while True:
-            run = chaos.start(["run", *self.arguments], self.output)
-            code = self._live(run)
+            with chaos.running(["run", *self.arguments], self.output) as run:
+                code = self._live(run)
             if code == 0:
                 break
             # A stage whose process was lost too often ends with code 1, and says so.
@@ -117,7 +117,6 @@ class Chain:
             while run.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.2)
             if run.poll() is not None:
-                chaos.end(run)
                 return run.returncode
             found = chaos.processes(run)
             kind = self.random.choice(sorted(found))
