@@ -59,13 +59,7 @@ def execute(
     started = datetime.now(UTC)
     observer.run = f"{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     record = f"runs/{observer.run}"
-    summary = {
-        "started": started.isoformat(),
-        "command": sys.argv[1:],
-        "config": config.model_dump(mode="json"),
-        "artifacts": {s.name: s.key for s in plan if s.action == "run"},
-        "trainings": {s.name: s.training for s in plan if s.action == "run" and s.training},
-    }
+    summary = _summary(config, plan, started)
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
     job = _job(config, store, plan, ahead, repairs)
     for name, expected in job.expected.items():
@@ -97,6 +91,18 @@ def execute(
         store.write(f"{record}/run.json", to_json(summary | done))
         store.write(f"{record}/events.jsonl", b"".join(to_line(event) for event in observer.events))
     return list(rows.values())
+
+
+def _summary(config: PipelineConfig, plan: list[PlannedStage], started: datetime) -> dict[str, Any]:
+    """What the run's record says from its start on."""
+    running = [stage for stage in plan if stage.action == "run"]
+    return {
+        "started": started.isoformat(),
+        "command": sys.argv[1:],
+        "config": config.model_dump(mode="json"),
+        "artifacts": {s.name: s.key for s in running},
+        "trainings": {s.name: s.training for s in running if s.training},
+    }
 
 
 def _job(
