@@ -28,6 +28,7 @@ from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
 from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
+from schemas.addresses import public_content
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, ProcessLost, StageFailed
 
@@ -56,8 +57,8 @@ def execute(
     record = f"runs/{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     summary = {
         "started": started.isoformat(),
-        "command": sys.argv[1:],
-        "config": config.model_dump(mode="json"),
+        "command": public_content(sys.argv[1:]),
+        "config": config.recorded(),
         "artifacts": {s.name: s.key for s in running},
         "trainings": {s.name: s.training for s in running if s.training},
     }

@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from schemas.addresses import public_content
+
 LINE_EVERY_S = 30.0
 
 
@@ -72,14 +74,15 @@ class Observer:
         if self.log_format == "json":
             print(json.dumps(row), file=sys.stderr, flush=True)
         else:
-            text = "  ".join(str(value) for value in fields.values())
+            text = "  ".join(str(value) for value in public_content(fields).values())
             (self._bars.console if self._bars else self._console).print(
                 f"{kind}  {text}", markup=False, soft_wrap=True
             )
 
     def record(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Keep an event for `events.jsonl` without showing it: tracebacks of unexpected errors."""
-        row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields}
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        row = {"time": now, "event": kind, **public_content(fields)}
         self.events.append(row)
         return row
 
