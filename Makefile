@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-fast fuzz proofs-storage lint types chromium clean
+.PHONY: run test test-fast fuzz proofs-storage manifests lint types chromium clean
 
 run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
@@ -18,6 +18,10 @@ test-fast: $(STAMP)
 
 fuzz: $(STAMP)
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/fuzz --timeout 0
+
+# infra/k8s/base is rendered, never edited: again after a change of the presets or of what is rendered.
+manifests: $(STAMP)
+	$(BIN)/ladd-pipeline k8s render -c infra/k8s/pipeline.yaml --until distill --eval --out infra/k8s/base
 
 # The whole chain on a real S3 server, and everything else that a store must keep.
 proofs-storage: $(STAMP)

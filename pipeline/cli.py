@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for them reads every package
 
 import typer
 
-from pipeline.commands import artifacts, compare, doctor, plan, run, settings, students, sweep
-from pipeline.commands.boundary import debug_first, report
+from pipeline.commands import (
+    artifacts,
+    compare,
+    doctor,
+    k8s,
+    plan,
+    run,
+    settings,
+    students,
+    submit,
+    sweep,
+)
+from pipeline.commands.boundary import debug_first, enter_folder, report
 from pipeline.commands.stopping import exit_stopped
 from pipeline.machine import settle_home, settle_threads
 
@@ -21,11 +33,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (run, plan, doctor, settings, students, sweep, compare):
+for group in (run, submit, plan, doctor, settings, students, sweep, compare):
     app.add_typer(group.app)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(settings.config_app, name="config")
 app.add_typer(students.teacher_app, name="teacher")
+app.add_typer(k8s.app, name="k8s")
 
 
 @app.callback()
@@ -33,8 +46,14 @@ def options(
     _: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of an error; also LADD_DEBUG=1.")
     ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--directory", "-C", help="Work in this folder.", metavar="DIR"),
+    ] = None,
 ) -> None:
     """From prompts to a few-step student: Latent Adversarial Diffusion Distillation for SD3."""
+    if folder is not None:
+        enter_folder(folder)
 
 
 def main() -> None:

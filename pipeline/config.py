@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from pipeline.fields import Types, as_written, below, names_in, types_at
-from pipeline.typed_yaml import read_document, read_value
+from pipeline.typed_yaml import read_document, read_value, to_yaml
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from schemas.suggest import did_you_mean
@@ -116,6 +116,13 @@ def _odd_numbers(raw: Any, checked: Any, place: str = "") -> Iterator[tuple[str,
             yield place, f"must be a finite number (got {_shown(raw)})"
         elif abs(checked) >= _LARGEST:
             yield place, f"is too large (got {_shown(raw)})"
+
+
+def config_yaml(config: PipelineConfig) -> str:
+    """Return what differs from the defaults as a configuration file, which reads as the same."""
+    content = config.model_dump(mode="json", exclude_defaults=True)
+    assert validate(content) == config
+    return to_yaml([content])
 
 
 def read_preset(name: str) -> dict[str, Any]:

@@ -7,16 +7,18 @@ measured on the same kind of device, else the device's peak and the share of it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from pipeline.base.resources import Node
 from pipeline.base.training import TrainingPlan, worker_share
 from pipeline.base.work import Counts, Part, Phase, Work
 from pipeline.dag import STAGES
 from pipeline.devices import Fleet, fleet_of, price_of
 from pipeline.planning import PlannedStage
-from schemas.config import PipelineConfig, WorkerPool
+from schemas.config import PipelineConfig
 from schemas.costs import CostsConfig
 from schemas.manifest import Expected
+from schemas.resources import Placement, WorkerPool
 
 MODEL, PROBE = "model", "probe"
 _TRAINING_START = 2.0
@@ -201,9 +203,9 @@ def _workers(phase: Phase, fleet: Fleet) -> tuple[int, float]:
     by = phase.by
     is_gpu = fleet.device.is_gpu
     if isinstance(by, TrainingPlan):
-        node = {"CPU": float(fleet.cores), "GPU": float(fleet.count if is_gpu else 0)}
-        share = worker_share(by, [node])
-        return by.workers, 1.0 if share.gpu else share.cpus
+        node = Node({"CPU": float(fleet.cores), "GPU": float(fleet.count if is_gpu else 0)})
+        share = worker_share(replace(by, placement=Placement()), [node])
+        return by.workers, share.gpus or share.cpus
     assert isinstance(by, WorkerPool)
     gpus = float(is_gpu) if by.gpus_per_worker is None else by.gpus_per_worker
     each = gpus or by.cpus_per_worker

@@ -121,10 +121,7 @@ def make_plan(
     """Plan every stage of the graph, in order. Raises ConfigError for an unknown stage,
     ArtifactError for a missing input. `notice` is told of work that takes a while.
     """
-    nodes = declare(_PlanNode, config)
-    for wanted in (selection.until, selection.start, selection.only, *selection.force):
-        if wanted is not None and wanted not in nodes:
-            raise ConfigError(f"unknown stage {wanted!r}{did_you_mean(wanted, nodes)}")
+    nodes = _nodes(config, selection)
     needed = _needed(nodes, selection)
     pins, digests = read_pins(config, store), open_digests(notice)
     look = Look(digests)
@@ -170,6 +167,15 @@ def make_plan(
     return planned
 
 
+def stages_at_most(config: PipelineConfig, selection: Selection) -> list[str]:
+    """Return the stages that would run on an empty store, in order: without looking at one. Raises
+    ConfigError for an unknown stage.
+    """
+    nodes = _nodes(config, selection)
+    running = _running(nodes, dict.fromkeys(nodes), selection, left_out(config))
+    return [name for name in nodes if name in running & _allowed(nodes, selection)]
+
+
 def take_over(store: ArtifactStore, plan: list[PlannedStage]) -> None:
     """Record what lies outside now for artifacts that were made before contents entered the keys:
     from here on a change is noticed.
@@ -178,6 +184,14 @@ def take_over(store: ArtifactStore, plan: list[PlannedStage]) -> None:
         found = stage.manifest
         if stage.action == "done" and found is not None and stage.outside and not found.outside:
             record(store, stage.name, stage.key, stage.outside)
+
+
+def _nodes(config: PipelineConfig, selection: Selection) -> dict[str, _PlanNode]:
+    nodes = declare(_PlanNode, config)
+    for wanted in (selection.until, selection.start, selection.only, *selection.force):
+        if wanted is not None and wanted not in nodes:
+            raise ConfigError(f"unknown stage {wanted!r}{did_you_mean(wanted, nodes)}")
+    return nodes
 
 
 def _needed(nodes: dict[str, _PlanNode], selection: Selection) -> set[str]:
@@ -216,16 +230,20 @@ def _require_inputs(
     first = selection.only or selection.start
     if first is None:
         return
-    allowed = (
-        {first}
-        if selection.only
-        else {n for n in nodes if n == first or first in _upstream(nodes[n])}
-    )
-    for missing in (name for name in nodes if name in running - allowed and not found[name]):
+    outside = running - _allowed(nodes, selection)
+    for missing in (name for name in nodes if name in outside and not found[name]):
         raise ArtifactError(
             f"{first} needs the artifact of {missing}, which is missing; `ladd-pipeline run "
             f"--until {missing}` makes it"
         )
+
+
+def _allowed(nodes: dict[str, _PlanNode], selection: Selection) -> set[str]:
+    """Return the stages that `--only` or `--from` lets run."""
+    first = selection.only or selection.start
+    if selection.only or first is None:
+        return {selection.only} if selection.only else set(nodes)
+    return {name for name in nodes if name == first or first in _upstream(nodes[name])}
 
 
 def _upstream(node: _PlanNode) -> set[str]:

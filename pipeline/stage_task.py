@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.base import retries
 from pipeline.base.adopt import adopt_training
 from pipeline.base.claims import Crew, MadeElsewhere
 from pipeline.base.guarded import GuardedStore
@@ -93,7 +94,7 @@ def run_stage(name: str, job: Job, board: Any, *_upstream: dict[str, Any]) -> di
 def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
     """Find the inputs, do the work, commit. Raises MadeElsewhere if another run has committed."""
     store, key, training = job.store, job.keys[name], job.trainings[name]
-    stage, found = STAGES[name], None
+    stage, found, tried_before = STAGES[name], None, retries.total()
     if stage.in_shards:
         crew.join()
     else:
@@ -125,7 +126,13 @@ def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
     if found is None:
         store.commit(_manifest(name, job, inputs, result, started, seconds))
     action = "ran" if found is None else "repaired"
-    return {"stage": name, "action": action, "counts": result.counts, "seconds": seconds}
+    return {
+        "stage": name,
+        "action": action,
+        "counts": result.counts,
+        "seconds": seconds,
+        "retries": retries.total() - tried_before,
+    }
 
 
 def _inputs(name: str, job: Job) -> dict[str, Artifact]:

@@ -4,6 +4,7 @@ text as they are written. Repeated keys are refused, which PyYAML would lose.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import GenericAlias
 from typing import Any
 
@@ -60,6 +61,25 @@ def read_values(text: str, types: Types, where: str) -> list[Any]:
     except _NOT_YAML as error:
         raise ConfigError(f"{where}: {text!r} is not a list of YAML values") from error
     return values
+
+
+def to_yaml(documents: Sequence[Any]) -> str:
+    """Return documents as YAML, texts of several lines as they are read."""
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, and the same mapping twice as two."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(_TEXT, text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _block)
 
 
 def _constructed(node: Any, types: Types, where: str) -> Any:

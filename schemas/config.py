@@ -13,6 +13,8 @@ from schemas.addresses import public_content
 from schemas.base import Frozen, added, added_as, outside, retired, runtime, runtime_unless
 from schemas.bucket import Bucket, BucketName
 from schemas.costs import CostsConfig
+from schemas.kubernetes import KubernetesConfig
+from schemas.resources import Placement, WorkerPool
 from schemas.trackers import TensorBoardTracker, TrackerConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -135,21 +137,6 @@ class PromptsConfig(Frozen):
             return "all"
         prompts = round(self.count * (1 - self.held_out_fraction))
         return f"up to {prompts * self.images_per_prompt:,}"
-
-
-class WorkerPool(Frozen):
-    """Workers of a stage. No field changes the result."""
-
-    workers: int = runtime(0, ge=0)
-    """Number of actors; 0 means one per GPU, or per `cpus_per_worker` CPUs if there is no GPU, and
-    more when nodes join.
-    """
-    cpus_per_worker: float = runtime(1, gt=0)
-    """CPUs (and threads) per actor."""
-    gpus_per_worker: float | None = runtime(None, ge=0)
-    """GPUs per actor; empty means 1 if the cluster has GPUs when the stage starts, else 0."""
-    retries: int = runtime(2, ge=0)
-    """How often to retry a shard whose worker was lost or whose store did not answer."""
 
 
 class FailureLimits(Frozen):
@@ -321,6 +308,11 @@ class EncodeConfig(Frozen):
     """Precision of the stored latents and embeddings."""
     embeddings: Literal["stored", "online"] = "stored"
     """Whether prompt embeddings are stored, once per prompt, or computed during training."""
+    embedding_format: Literal["whole", "packed", "packed_8bit"] = added("whole")
+    """How stored embeddings lie in their files: whole; packed, without the zeros that pad CLIP's
+    tokens to T5's width; packed_8bit, besides with the tokens in 8 bits (docs/method.md says what
+    each takes and changes).
+    """
     micro_batch: int = Field(32, ge=1)
     """Pictures encoded together."""
     caption_member: MemberEnding | None = added(None)
@@ -602,6 +594,7 @@ class DistillConfig(Frozen):
     """CPUs per worker; empty means the most with which all workers fit on the current nodes."""
     use_gpu: bool | None = runtime(None)
     """Whether each worker gets a GPU; empty means yes if any node has one."""
+    placement: Placement = runtime(Placement())
     checkpoint_every: int = runtime(500, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
@@ -824,6 +817,7 @@ class DpoConfig(Frozen):
     """CPUs per worker; empty means the most with which all workers fit on the current nodes."""
     use_gpu: bool | None = runtime(None)
     """Whether each worker gets a GPU; empty means yes if any node has one."""
+    placement: Placement = runtime(Placement())
     checkpoint_every: int = runtime(200, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
@@ -954,6 +948,7 @@ class PipelineConfig(Frozen):
     artifacts.
     """
     ray: RayConfig = runtime(RayConfig())
+    kubernetes: KubernetesConfig = runtime(KubernetesConfig())
     on_conflict: Conflict = runtime("share")
     """What a run does when another live run works on the same artifact: `share` its shards, or
     where there are none (prompts, distill, dpo) wait for it; `wait` for it always; `fail` with

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,12 +35,23 @@ from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.external_shards import shard_names
 from stages.data.sample_members import Taken, read_sample
-from stages.estimates.pictures import encoded, file_bytes, largest, latent_bytes
+from stages.data.token_rows import TokenLayout, to_8_bits
+from stages.estimates.pictures import (
+    embedding_bytes,
+    encoded,
+    file_bytes,
+    largest,
+    latent_bytes,
+)
 from stages.teachers import check_teacher, model_costs, open_teacher_in
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
+if TYPE_CHECKING:
+    from stages.ladd.backbone import Conditioning
+
 EXTERNAL = "encode.external"
-PROMPTS_PER_SHARD = 4096
+PROMPTS_PER_SHARD, BYTES_PER_SHARD = 4096, 1 << 30
+"""The most that a shard of embeddings holds: a worker has it on its disk until it is stored."""
 _SECONDS = 0.001
 """That a core takes for a sample of a shard, and ..."""
 _BYTES_A_SECOND = 3e8
@@ -82,7 +93,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
     has_latents = wanted.use_teacher_latents and config.synthesize.latents != "none"
     prompts = -(-pictures // config.prompts.images_per_prompt)
     number = 2 if wanted.dtype == "float16" else 4
-    embedded = number * costs.embedding() if wanted.embeddings == "stored" else 0
+    embedded, per_shard = embedding_bytes(config, costs), _prompts_per_shard(config)
     copied = file_bytes(config, config.synthesize.image_format)
     size, buckets = config.prompts.samples_per_shard, len(config.prompts.buckets)
     latents = latent_bytes(config, costs, number)
@@ -98,9 +109,9 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
         "embeddings",
         (Part("text", prompts * costs.text(), calls),),
         by=wanted.pool,
-        pieces=pieces_of(prompts, PROMPTS_PER_SHARD),
+        pieces=pieces_of(prompts, per_shard),
     )
-    largest_shard = max(size * (copied + latents), min(prompts, PROMPTS_PER_SHARD) * embedded)
+    largest_shard = max(size * (copied + latents), min(prompts, per_shard) * embedded)
     return Work(
         samples=pictures,
         unit="pictures",
@@ -157,13 +168,14 @@ def _sources(context: StageContext) -> dict[str, dict[str, Any]]:
 def _write_prompt_lists(
     context: StageContext, done: dict[str, ShardStats]
 ) -> dict[str, tuple[int, str]]:
-    """Write each prompt once, sorted by id, in lists of `PROMPTS_PER_SHARD`: the work of the second
-    pass. Returns each list's file with its size in bytes and its sha256.
+    """Write each prompt once, sorted by id, in lists of a shard each: the work of the second pass.
+    Returns each list's file with its size in bytes and its sha256.
 
     An id is a hash, so its first digits split the prompts into parts of similar size; only one part
     at a time is in memory.
     """
     written: dict[str, tuple[int, str]] = {}
+    most = _prompts_per_shard(context.config)
 
     def write(rows: list[tuple[str, str]]) -> None:
         name = f"shards/prompts/{len(written):06d}.prompts.parquet"
@@ -178,12 +190,20 @@ def _write_prompt_lists(
                 zip(texts["prompt_id"].to_pylist(), texts["prompt"].to_pylist(), strict=True)
             )
             left += sorted(unique.items())
-            while len(left) >= PROMPTS_PER_SHARD:
-                write(left[:PROMPTS_PER_SHARD])
-                del left[:PROMPTS_PER_SHARD]
+            while len(left) >= most:
+                write(left[:most])
+                del left[:most]
     if left:
         write(left)
     return written
+
+
+def _prompts_per_shard(config: PipelineConfig) -> int:
+    costs = model_costs(config.teacher)
+    size = 0.0 if costs is None else embedding_bytes(config, costs)
+    return (
+        max(1, min(PROMPTS_PER_SHARD, int(BYTES_PER_SHARD / size))) if size else PROMPTS_PER_SHARD
+    )
 
 
 def _by_first_digits(
@@ -213,11 +233,12 @@ def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, 
         for part in stats.details.get("latents", []):
             buckets[part["bucket"]].append({name: part[name] for name in ("file", "index", "rows")})
     first = next((done[shard].details for shard in prompt_shards if shard in done), {})
-    return {
+    layout = {"token_layout": first["token_layout"]} if "token_layout" in first else {}
+    return layout | {
         "buckets": dict(sorted(buckets.items())),
         "prompts": [f"{shard}.prompts.parquet" for shard in prompt_shards],
         "embeddings": [
-            {part: f"{shard}.{part}.npy" for part in ("tokens", "pooled")}
+            {part: f"{shard}.{part}.npy" for part in first.get("parts", ["tokens", "pooled"])}
             for shard in prompt_shards
             if shard in done
         ],
@@ -348,21 +369,21 @@ class PromptEncoder:
     def __init__(self, config: PipelineConfig, store: ArtifactStore, folder: str) -> None:
         self.config, self.store, self.folder = config.encode, store, folder
         self.teacher = open_teacher_in(self.config.pool, config.teacher)
+        self.layout = None
+        if self.config.embedding_format != "whole":
+            empty = self.teacher.encode_prompts([""]).tokens_BLD
+            self.layout = TokenLayout.of(empty[0].cpu().numpy())
 
     def __call__(self, shard: str) -> ShardStats:
         writer = ShardWriter(self.store, self.folder, shard)
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()
         size = self.config.micro_batch
-        import torch
-
-        dtype = getattr(torch, self.config.dtype)
         arrays: dict[str, np.memmap] = {}
         for start in range(0, len(prompts), size):
             encoded = self.teacher.encode_prompts(prompts[start : start + size])
             # Write each batch to the file now: a GPU cannot hold the T5 tokens of a whole shard.
-            for name, tensor in (("tokens", encoded.tokens_BLD), ("pooled", encoded.pooled_BP)):
-                rows = tensor.to(dtype).cpu().numpy()
+            for name, rows in self._rows(encoded).items():
                 if name not in arrays:
                     arrays[name] = np.lib.format.open_memmap(
                         writer.file(f".{name}.npy"),
@@ -373,7 +394,26 @@ class PromptEncoder:
                 arrays[name][start : start + len(rows)] = rows
         for array in arrays.values():
             array.flush()
-        return writer.commit({}, {"null_tokens": encoded.null_tokens, "prompts": len(prompts)})
+        details: dict[str, Any] = {"null_tokens": encoded.null_tokens, "prompts": len(prompts)}
+        if self.layout is not None:
+            details |= {"parts": list(arrays), "token_layout": self.layout.written()}
+        return writer.commit({}, details)
+
+    def _rows(self, encoded: Conditioning) -> dict[str, np.ndarray]:
+        """A batch's rows of each file, by the file's part of the name."""
+        import torch
+
+        dtype = getattr(torch, self.config.dtype)
+        tokens, pooled = (
+            tensor.to(dtype).cpu().numpy() for tensor in (encoded.tokens_BLD, encoded.pooled_BP)
+        )
+        if self.layout is None:
+            return {"tokens": tokens, "pooled": pooled}
+        packed = self.layout.pack(tokens)
+        if self.config.embedding_format == "packed":
+            return {"tokens": packed, "pooled": pooled}
+        codes, scales = to_8_bits(packed)
+        return {"tokens": codes, "pooled": pooled, "scales": scales}
 
 
 def _own_rules(config: EncodeConfig) -> EncodeConfig:

@@ -10,15 +10,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from pipeline.base import retries
 from pipeline.base.claims import Claims
 from pipeline.base.failures import ShardFailures
 from pipeline.base.foreign import innermost, loss
 from pipeline.base.markers import Folding, forget, read_marker, scan
+from pipeline.base.resources import Request, cluster_nodes, pool_request
 from pipeline.base.sharing import settled
 from pipeline.base.stage import StageContext, enter
-from schemas.config import WorkerPool
-from schemas.errors import LaddError, ProcessLost, ServiceUnavailable, dump_error, load_error
+from schemas.errors import (
+    ConfigError,
+    LaddError,
+    ProcessLost,
+    ServiceUnavailable,
+    dump_error,
+    load_error,
+)
 from schemas.records import ShardStats
+from schemas.resources import Placement, WorkerPool
 
 T = TypeVar("T")
 Answer = ShardStats | str
@@ -53,6 +62,7 @@ class _Persistent:
             try:
                 return work()
             except ServiceUnavailable:
+                retries.note()
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
         return work()
 
@@ -102,16 +112,21 @@ class _Adapter:
                     self._failure = dump_error(error)
 
             def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-                if self._failure:
-                    return {"stats": [""], "claimed": [""], "error": [self._failure]}
-                shard = str(batch["shard"][0])
+                before = retries.total()
+                row: dict[str, Any] = {"stats": "", "claimed": "", "error": self._failure}
+                if not self._failure:
+                    row |= self._answer(str(batch["shard"][0]))
+                row["retries"] = retries.total() - before
+                return {name: [value] for name, value in row.items()}
+
+            def _answer(self, shard: str) -> dict[str, str]:
                 try:
                     answer = self._worker(shard)
                 except LaddError as error:
-                    return {"stats": [""], "claimed": [""], "error": [dump_error(error)]}
+                    return {"error": dump_error(error)}
                 if isinstance(answer, str):
-                    return {"stats": [""], "claimed": [answer], "error": [""]}
-                return {"stats": [answer.model_dump_json()], "claimed": [""], "error": [""]}
+                    return {"claimed": answer}
+                return {"stats": answer.model_dump_json()}
 
         return ShardActor
 
@@ -196,21 +211,30 @@ def _made(
     """
     if not missing:
         return
-    cpus, gpus = _demand(pool)
-    room = min(pool.workers or _pool_size(cpus, gpus), len(missing))
-    joined = context.config.ray.address is not None
-    if joined and not gpus and pool.gpus_per_worker is None:
+    nodes, joined = cluster_nodes(), context.config.ray.address is not None
+    pool = pool if joined else pool.model_copy(update={"placement": Placement()})
+    request = pool_request(pool, nodes)
+    room = request.room(nodes)
+    if joined and not request.gpus and pool.gpus_per_worker is None:
         context.warn(
             "the cluster has no GPU, so CPUs make the shards; gpus_per_worker=1 waits for one"
         )
-    most = min(pool.workers or len(missing), len(missing)) if joined else room
+    if joined and not room:
+        context.warn(f"no node has room for a worker with {request} yet; waiting for one")
     build = _Persistent(build, pool.retries)
-    in_this_process = most == 1 and not gpus and not joined
-    yield from (
-        map(build(), missing)
-        if in_this_process
-        else _by_actors(missing, build, pool, (room, most), gpus)
-    )
+    first = min(pool.workers or max(1, room), len(missing))
+    if not joined and first == 1 and not request.gpus:
+        yield from map(build(), missing)
+        return
+    if not joined and not room:
+        raise ConfigError(
+            f"{context.stage}.pool: a worker with {request} does not fit on this machine; lower "
+            "what it asks for, or join a cluster (ray.address)"
+        )
+    most = min(pool.workers or len(missing), len(missing)) if joined else first
+    if joined and pool.min_workers is not None:
+        first = min(pool.min_workers, most)
+    yield from _by_actors(missing, build, pool, (first, most), request)
 
 
 def _by_actors(
@@ -218,7 +242,7 @@ def _by_actors(
     build: Callable[[], Callable[[str], Answer]],
     pool: WorkerPool,
     sizes: tuple[int, int],
-    gpus: float,
+    request: Request,
 ) -> Iterator[Answer]:
     """Make shards in Ray Data actors. `sizes`: how many at first, and at most when nodes join."""
     import ray
@@ -229,14 +253,14 @@ def _by_actors(
     mapped = data.map_batches(
         _Adapter(build, os.getcwd()).actor_type(),
         batch_size=1,
-        num_cpus=0 if gpus else pool.cpus_per_worker,
-        num_gpus=gpus or None,
+        **request.options(),
         compute=ray.data.ActorPoolStrategy(min_size=sizes[0], max_size=sizes[1]),
         max_restarts=_NODES_LOST,
         max_task_retries=pool.retries,
     )
     try:
         for row in mapped.iter_rows():
+            retries.note(row["retries"])
             if row["error"]:
                 raise load_error(row["error"])
             yield row["claimed"] or ShardStats.model_validate_json(row["stats"])
@@ -248,20 +272,4 @@ def _by_actors(
 
 def worker_devices(pool: WorkerPool) -> float:
     """Return the GPUs, or else the CPU cores, that one worker holds: for device-hours."""
-    cpus, gpus = _demand(pool)
-    return gpus or cpus
-
-
-def _demand(pool: WorkerPool) -> tuple[float, float]:
-    import ray
-
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    gpus = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(has_gpus)
-    return pool.cpus_per_worker, gpus
-
-
-def _pool_size(cpus: float, gpus: float) -> int:
-    import ray
-
-    resources = ray.cluster_resources()
-    return max(1, int(resources.get("GPU", 0) // gpus if gpus else resources.get("CPU", 1) // cpus))
+    return pool_request(pool, cluster_nodes()).gpus or pool.cpus_per_worker

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base import on_disk, on_objects
+from pipeline.base import on_disk, on_objects, retries
 from pipeline.base.artifact import Artifact as Artifact  # who has a store has artifacts
 from pipeline.base.artifact import file_digest
 from pipeline.base.artifact import require_intact as require_intact
@@ -60,8 +60,9 @@ class ArtifactStore:
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url}
 
-    @property
+    @cached_property
     def filesystem(self) -> fsspec.AbstractFileSystem:
+        retries.watch(self._opened[0])
         return self._opened[0]
 
     @cached_property

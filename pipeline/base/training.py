@@ -10,11 +10,12 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.base import retries
 from pipeline.base.checkpoints import (
     Trained,
     arrow_filesystem,
@@ -27,6 +28,7 @@ from pipeline.base.checkpoints import (
 from pipeline.base.course import Course, Keeping, Saved, Work, saved_in
 from pipeline.base.foreign import innermost, loss, sentence
 from pipeline.base.lease import Lease
+from pipeline.base.resources import Node, Request, cluster_nodes, placed
 from pipeline.base.stage import StageContext, enter
 from pipeline.base.store import json_object
 from schemas.config import DistillConfig, DpoConfig
@@ -39,9 +41,13 @@ from schemas.errors import (
     dump_error,
     load_error,
 )
+from schemas.resources import Placement
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
+
+_RETRIES = "store_retries"
+"""Among the metrics that the first worker reports: `retries.total()`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class TrainingPlan:
     keeping: Keeping
     micro_batch: int
     """The most samples in a forward pass."""
+    placement: Placement
 
     @classmethod
     def of(cls, config: DistillConfig | DpoConfig) -> TrainingPlan:
@@ -69,74 +76,58 @@ class TrainingPlan:
             retries=config.retries,
             keeping=Keeping(config.checkpoints_kept, config.keep_every),
             micro_batch=config.micro_batch or -(-config.global_batch // config.workers),
+            placement=config.placement,
         )
 
 
-@dataclass(frozen=True)
-class Share:
-    """The resources that each worker requests from Ray."""
-
-    cpus: float
-    gpu: bool
-
-    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """Return how many workers fit on idle nodes with these resources."""
-
-        def on(node: Mapping[str, float]) -> float:
-            by_cpu = int(node.get("CPU", 0) / self.cpus + 1e-6)  # 1 // 0.1 is 9
-            return min(by_cpu, node.get("GPU", 0) // 1) if self.gpu else by_cpu
-
-        return int(sum(map(on, nodes)))
-
-
-def worker_share(plan: TrainingPlan, nodes: Sequence[Mapping[str, float]]) -> Share:
-    """Return a worker's share of nodes with these resources.
+def worker_share(plan: TrainingPlan, nodes: Sequence[Node]) -> Request:
+    """Return a worker's share of nodes.
 
     Unless the plan sets them: a GPU if any node has one, and the most CPUs with which all workers
     fit at once, or else as many workers as possible; 1 CPU if no worker fits yet.
     """
-    gpu = plan.use_gpu if plan.use_gpu is not None else any(n.get("GPU", 0) >= 1 for n in nodes)
+    gpu = plan.use_gpu if plan.use_gpu is not None else any(node.has_gpu for node in nodes)
+
+    def share(cpus: float) -> Request:
+        return placed(cpus, int(gpu), plan.placement)
+
     if plan.cpus_per_worker is not None:
-        return Share(plan.cpus_per_worker, gpu)
-    fit = [node for node in nodes if not gpu or node.get("GPU", 0) >= 1]
+        return share(plan.cpus_per_worker)
+    bare = placed(0, int(gpu), plan.placement)
+    fit = [node.resources for node in nodes if bare.room_on(node)]
     parts = {
         # A worker with a GPU leaves CPUs for the node's other GPUs.
         min(node.get("CPU", 0) // workers, node.get("CPU", 0) // (node["GPU"] if gpu else 1))
         for node in fit
         for workers in range(1, plan.workers + 1)
     }
-    shares = [Share(float(cpus), gpu) for cpus in sorted(parts, reverse=True) if cpus >= 1]
+    shares = [share(float(cpus)) for cpus in sorted(parts, reverse=True) if cpus >= 1]
     best = max(shares, key=lambda share: min(share.room(nodes), plan.workers), default=None)
-    return best if best is not None and best.room(nodes) else Share(1.0, gpu)
+    return best if best is not None and best.room(nodes) else share(1.0)
 
 
-def _own_share(context: StageContext, plan: TrainingPlan) -> Share:
+def _own_share(context: StageContext, plan: TrainingPlan) -> Request:
     """Return the share of this training's workers.
 
     Raises ConfigError if the workers do not fit on a local Ray, which no node can join. A joined
     cluster may grow: then a warning says what the training waits for. Another says that CPUs train
     if the cluster has no GPU.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    share = worker_share(plan, nodes)
+    nodes, joined = cluster_nodes(), context.config.ray.address is not None
+    share = worker_share(plan if joined else replace(plan, placement=Placement()), nodes)
     room, needed = share.room(nodes), plan.min_workers or plan.workers
-    each = "1 CPU" if share.cpus == 1 else f"{share.cpus:g} CPUs"
-    if share.gpu:
-        each += " and a GPU"
-    if context.config.ray.address is not None:
-        if not share.gpu and plan.use_gpu is None:
+    if joined:
+        if not share.gpus and plan.use_gpu is None:
             context.warn(
                 f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
             )
         if room < needed:
             context.warn(
-                f"the cluster has room for {room} of {needed} workers with {each} each; waiting"
+                f"the cluster has room for {room} of {needed} workers, each with {share}; waiting"
             )
     elif room < needed:
         raise ConfigError(
-            f"{context.stage}.workers: {needed} workers with {each} each do not fit on this "
+            f"{context.stage}.workers: {needed} workers, each with {share}, do not fit on this "
             f"machine, which has room for {room}; lower {context.stage}.workers or "
             "cpus_per_worker, or join a cluster (ray.address)"
         )
@@ -151,7 +142,7 @@ class TrainingRun:
     def __init__(
         self,
         context: StageContext,
-        share: Share,
+        share: Request,
         lease: Lease,
         plan: TrainingPlan,
         course: Course,
@@ -162,7 +153,7 @@ class TrainingRun:
         self._plan, self._course = plan, course
         worker = train.get_context()
         self.rank, self.world = worker.get_world_rank(), worker.get_world_size()
-        self.cpus, self.gpus = share.cpus, int(share.gpu)
+        self.cpus, self.gpus = share.cpus, int(share.gpus)
         self._devices = self.world * (self.gpus or self.cpus)
         self._started = time.monotonic()
         self._work = Work().on(0, plan.micro_batch)
@@ -218,7 +209,7 @@ class TrainingRun:
             hours = (time.monotonic() - self._started) / 3600 * self._devices
             replace(self._work, device_hours=self._work.device_hours + hours).write(Path(folder))
         self._train.report(
-            metrics,
+            metrics | {_RETRIES: retries.total()},
             checkpoint=self._train.Checkpoint.from_directory(folder),
             checkpoint_dir_name=saved.name,
             checkpoint_upload_mode=self._train.CheckpointUploadMode.ASYNC,
@@ -249,11 +240,12 @@ def train_on_ray(
         _free_places(context)
         trainer = _trainer(context, worker, plan, course, share, lease)
         try:
-            trainer.fit()
+            result = trainer.fit()
         except Exception as error:
             raise _failure(context, lease) or _ended(context, error) from error
         if failure := _failure(context, lease):
             raise failure
+        retries.note(int((result.metrics or {}).get(_RETRIES, 0)))
         lease.check()
         tidy_checkpoints(context, plan.keeping, course.trunk)
         with result_of(context, course) as trained:
@@ -265,7 +257,7 @@ def _trainer(
     worker: Callable[[TrainingRun], None],
     plan: TrainingPlan,
     course: Course,
-    share: Share,
+    share: Request,
     lease: Lease,
 ) -> TorchTrainer:
     from ray import train
@@ -287,8 +279,9 @@ def _trainer(
         },
         scaling_config=train.ScalingConfig(
             num_workers=workers,
-            use_gpu=share.gpu,
-            resources_per_worker={"CPU": share.cpus} | ({"GPU": 1} if share.gpu else {}),
+            use_gpu=bool(share.gpus),
+            resources_per_worker=share.bundle(),
+            label_selector=dict(share.labels) or None,
         ),
         run_config=train.RunConfig(
             name=context.training,

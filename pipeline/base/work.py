@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pipeline.base.training import TrainingPlan
-    from schemas.config import WorkerPool
+    from schemas.resources import WorkerPool
 
 Kind = Literal["sampling", "training", "compiled", "pixels", "text", "scores"]
 """What the operations are: passes of the transformer without gradients; with gradients, and with

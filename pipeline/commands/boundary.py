@@ -1,13 +1,16 @@
-"""Where every exception of a command becomes one sentence; its traceback is kept for `--debug`."""
+"""What is around every command: the folder that it works in; and every exception becomes one
+sentence, its traceback kept for `--debug`.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 from pipeline.base.foreign import page, sentence
-from schemas.errors import LaddError
+from schemas.errors import ConfigError, LaddError
 
 _DEBUG = "LADD_DEBUG"
 
@@ -32,6 +35,14 @@ def debug_first(arguments: list[str]) -> list[str]:
     if "--debug" not in arguments[:end]:
         return arguments
     return ["--debug", *(word for word in arguments[:end] if word != "--debug"), *arguments[end:]]
+
+
+def enter_folder(folder: Path) -> None:
+    """Change to the folder of `--directory`. Raises ConfigError if that cannot be."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigError(f"--directory {folder}: {error.strerror}") from error
 
 
 def _kept(error: Exception) -> str:

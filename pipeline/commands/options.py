@@ -70,6 +70,13 @@ def selection(
     return Selection(until, start, only, frozenset(force or ()))
 
 
+def words_of(wanted: Selection) -> list[str]:
+    """Return the options that select the same stages again."""
+    named = {"--until": wanted.until, "--from": wanted.start, "--only": wanted.only}
+    words = [word for option, stage in named.items() if stage for word in (option, stage)]
+    return [*words, *(word for stage in sorted(wanted.force) for word in ("--force", stage))]
+
+
 def with_evaluation(until: str | None, settings: list[str] | None) -> tuple[str, list[str]]:
     """Return the last stage and the settings with which the student is evaluated without tuning.
 

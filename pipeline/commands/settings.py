@@ -1,4 +1,4 @@
-"""`init`, `config schema` and `config show`: write or show the configuration."""
+"""`init`, `config schema`, `config show` and `version`: write or show what a run is made of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.options import ConfigFile, Preset, Settings, new_group
+from pipeline.commands.options import AsJson, ConfigFile, Preset, Settings, new_group
 from schemas.errors import ConfigError
 
 app = new_group()
@@ -31,6 +31,22 @@ def init(
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text((PRESETS / f"{preset}.yaml").read_text())
     print(f"wrote {path}; `ladd-pipeline plan -c {path}` shows what it would do")
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the versions of this command, of Python and of the main packages."""
+    from pipeline.stage_task import environment
+
+    found = environment()
+    if as_json:
+        print(found.model_dump_json())
+        return
+    ours = found.packages.pop("ladd-pipeline", "unknown")
+    print(f"ladd-pipeline {ours}" + (f" ({found.git_commit[:12]})" if found.git_commit else ""))
+    print(f"Python {found.python}")
+    for name, number in found.packages.items():
+        print(f"{name} {number}")
 
 
 @config_app.command("schema")

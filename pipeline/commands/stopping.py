@@ -22,10 +22,15 @@ def _interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def stopped_code() -> int:
+    """Return 130 after Ctrl-C and 143 after SIGTERM."""
+    return 128 + _stopped_by
+
+
 def exit_stopped() -> NoReturn:
     """Exit with 130 after Ctrl-C and 143 after SIGTERM, and say how to resume."""
     print(f"\nstopped; to resume: {this_command()}", file=sys.stderr, flush=True)
-    os._exit(128 + _stopped_by)
+    os._exit(stopped_code())
 
 
 def this_command() -> str:

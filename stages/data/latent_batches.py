@@ -26,6 +26,7 @@ from pipeline.base.checking import damaged
 from pipeline.base.store import Artifact, require_intact
 from schemas.errors import ArtifactError
 from stages.data.row_files import FetchedRows, MappedRows, RangeCache, Rows, map_file
+from stages.data.token_rows import TokenLayout, from_8_bits
 from stages.ladd.backbone import Conditioning
 
 READ_AHEAD = 4
@@ -65,11 +66,14 @@ class LatentData:
         self._buckets = {
             name: self._open(parts, ids) for name, parts in self._layout["buckets"].items()
         }
-        self._embeddings = [
-            self._rows([files[part] for files in self._layout["embeddings"]])
-            for part in ("tokens", "pooled")
-            if self._layout["embeddings"]
-        ]
+        stored = self._layout["embeddings"]
+        self._embeddings = {
+            part: self._rows([files[part] for files in stored])
+            for part in (stored[0] if stored else ())
+        }
+        self._token_layout = None
+        if "token_layout" in self._layout:
+            self._token_layout = TokenLayout.read(self._layout["token_layout"])
         self.sizes = {name: len(bucket.prompt_rows) for name, bucket in self._buckets.items()}
 
     def batch(self, bucket: str, rows: Sequence[int] | np.ndarray) -> tuple[Tensor, Conditioning]:
@@ -129,8 +133,15 @@ class LatentData:
     def _stored(self, prompt_rows: Sequence[int] | np.ndarray) -> Conditioning | None:
         if not self._embeddings:
             return None
-        tokens, pooled = (torch.from_numpy(part.take(prompt_rows)) for part in self._embeddings)
-        return Conditioning(tokens, pooled, self._layout["null_tokens"])
+        parts = {part: rows.take(prompt_rows) for part, rows in self._embeddings.items()}
+        tokens, pooled = parts["tokens"], parts["pooled"]
+        if "scales" in parts:
+            tokens = from_8_bits(tokens, parts["scales"])
+        if self._token_layout is not None:
+            tokens = self._token_layout.unpack(tokens)
+        return Conditioning(
+            torch.from_numpy(tokens), torch.from_numpy(pooled), self._layout["null_tokens"]
+        )
 
     def _encoded(self, prompt_rows: Sequence[int] | np.ndarray) -> Conditioning:
         assert self._encode_prompts is not None, "the artifact holds no embeddings"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.base.work import Above, Phase, Work, pieces_of
-from schemas.config import PipelineConfig, WorkerPool
+from schemas.config import PipelineConfig
+from schemas.resources import WorkerPool
 from stages.estimates.pictures import drawn, file_bytes, largest, mean, sum_of, writing_seconds
 from stages.estimates.scores import crops, feature_bytes, judged, judged_crops, weight_bytes
 from stages.judging.systems import floor_of, systems_of

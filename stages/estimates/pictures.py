@@ -8,6 +8,7 @@ from dataclasses import replace
 from pipeline.base.work import Part
 from schemas.bucket import Bucket
 from schemas.config import PipelineConfig
+from stages.data.token_rows import BLOCK
 from stages.teachers.costs import ModelCosts
 
 _SECONDS = {"png": 1.2e-7, "webp": 1.4e-7, "jpg": 4.2e-9}
@@ -50,6 +51,19 @@ def drawn(
         Part("text", pictures * costs.text(), batches * 2 * costs.blocks),
         Part("pixels", pictures * mean(config, costs.decoding), batches * costs.blocks),
     )
+
+
+def embedding_bytes(config: PipelineConfig, costs: ModelCosts) -> float:
+    """Bytes of a prompt's embeddings in the store."""
+    encode = config.encode
+    if encode.embeddings != "stored":
+        return 0.0
+    number: float = 2 if encode.dtype == "float16" else 4
+    if encode.embedding_format == "whole":
+        return number * costs.embedding()
+    if encode.embedding_format == "packed_8bit":
+        number = 1 + 2 / BLOCK
+    return number * (costs.embedding() - costs.padding())
 
 
 def encoded(

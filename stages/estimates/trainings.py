@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.base.training import TrainingPlan
 from pipeline.base.work import Above, Part, Phase, Work
 from schemas.config import PipelineConfig
-from stages.estimates.pictures import drawn, largest, latent_bytes, mean, sum_of
+from stages.estimates.pictures import drawn, embedding_bytes, largest, latent_bytes, mean, sum_of
 from stages.estimates.scores import judged, weight_bytes
 from stages.ladd.passes import head_passes, passes
 from stages.teachers import model_costs
@@ -69,8 +69,7 @@ def _cached(config: PipelineConfig, costs: ModelCosts, above: Above) -> float:
         return 0.0
     made, number = above.get("encode", {}), 2 if config.encode.dtype == "float16" else 4
     whole = made.get("ok", 0) * latent_bytes(config, costs, number)
-    if config.encode.embeddings == "stored":
-        whole += made.get("prompts", 0) * number * costs.embedding()
+    whole += made.get("prompts", 0) * embedding_bytes(config, costs)
     return min(config.distill.cache_gb * 1e9, whole)
 
 

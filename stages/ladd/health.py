@@ -21,6 +21,8 @@ SKIPPED = "skipped"
 
 WINDOW = 50
 """Updates of the student over which a sign is measured."""
+BEGINNING = 20
+"""Updates of the heads at the beginning of a training, whose gradient norms are the usual ones."""
 LOWERED = 0.5
 """What `on_collapse: lower_rate` multiplies a learning rate by at each sign."""
 
@@ -47,14 +49,16 @@ class Sign:
     """What is seen, what it means and what to do, in one sentence."""
     lower: tuple[Net, ...] = ()
     """The nets whose learning rate is too high."""
+    is_certain: bool = True
+    """Whether a training may be ended for it."""
 
 
 class HealthWatch:
     """Takes each update's metrics and returns the signs that are new.
 
-    Updates in which the student does not learn (the heads' head start, skipped updates) are
-    ignored. With `lower_rate` a sign multiplies the learning rates that it names by `LOWERED`; the
-    watch then begins a new window, and the same sign may come again.
+    Of updates in which the student does not learn (the heads' head start) only the heads' first
+    gradient norms count. With `lower_rate` a sign multiplies the learning rates that it names by
+    `LOWERED`; the watch then begins a new window, and the same sign may come again.
     """
 
     def __init__(self, *, lower_rate: bool = False) -> None:
@@ -64,8 +68,11 @@ class HealthWatch:
         self._updates: deque[Mapping[str, float]] = deque(maxlen=4 * WINDOW)
         self._said: set[str] = set()
         self._heads_knew = False
+        self._first_norms: list[float] = []
 
     def observe(self, metrics: Mapping[str, float]) -> list[Sign]:
+        if "heads_grad_norm" in metrics and len(self._first_norms) < BEGINNING:
+            self._first_norms.append(metrics["heads_grad_norm"])
         if "student_grad_norm" not in metrics:
             return []
         self._updates.append(metrics)
@@ -91,18 +98,30 @@ class HealthWatch:
         cannot tell: they have other terms.
         """
         real, fake, loss = map(self._means, ("real_logit", "fake_logit", "student_loss"))
-        self._heads_knew |= real[-1] - fake[-1] > 0.1
+        gaps = [of_data - of_fakes for of_data, of_fakes in zip(real, fake, strict=True)]
+        self._heads_knew |= gaps[-1] > 0.1
         signs = []
-        if real[-1] > 0.8 and fake[-1] < -0.8:
-            signs.append(_COLLAPSE)
         if len(real) > 1 and not self._heads_knew and max(real) < 0.1:
             signs.append(_IGNORANCE)
-        if fake[-1] > 0.5 and real[-1] > 0.2:
+        if real[-1] > 0.8 and fake[-1] < -0.8:
+            signs.append(_COLLAPSE)
+        elif self._heads_knew and gaps[-1] < -0.3:
+            signs.append(_FOOLED)
+        elif gaps[-1] > 0.3 and self._heads_are_thrown_about():
             signs.append(_HASTE)
+        elif min(gaps[-2:]) > 0.3 and len(gaps) > 1:
+            signs.append(_AHEAD)
         rises = [after - before for before, after in pairwise(loss)]
         if len(self._updates) == self._updates.maxlen and min(rises) > 0.1:
             signs.append(_DRIFT)
         return signs
+
+    def _heads_are_thrown_about(self) -> bool:
+        """Whether the heads' gradients are far larger than at the beginning: each update of the
+        student makes other fakes.
+        """
+        norms = [row["heads_grad_norm"] for row in list(self._updates)[-WINDOW:]]
+        return fmean(norms) > 2.5 * fmean(self._first_norms)
 
     def _means(self, name: str) -> list[float]:
         """Of each whole window, the latest last."""
@@ -122,11 +141,23 @@ _IGNORANCE = Sign(
     "the heads know nothing: after 100 updates they cannot tell data from fakes, so the student "
     "learns noise; raise the heads' learning rate or their head start",
 )
+_FOOLED = Sign(
+    "fooled",
+    "the heads take fakes for real, and the student fools them instead of learning; raise the "
+    "heads' learning rate or lower distill.learning_rate",
+    ("student",),
+)
 _HASTE = Sign(
     "haste",
-    "the heads take fakes for real: the student moves faster than they can learn, and fools them "
-    "instead of learning; lower distill.learning_rate",
+    "the student changes faster than the heads can follow: their gradients are far larger than at "
+    "the beginning, and it stays behind; lower distill.learning_rate",
     ("student",),
+)
+_AHEAD = Sign(
+    "ahead",
+    "the heads stay ahead: for 100 updates data and fakes are far apart for them; if the pictures "
+    "get no better, lower the heads' learning rate or raise distill.learning_rate",
+    is_certain=False,
 )
 _DRIFT = Sign(
     "drift",

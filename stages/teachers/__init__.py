@@ -18,7 +18,8 @@ from schemas.errors import ArtifactError, ConfigError
 from schemas.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from schemas.config import TeacherConfig, WorkerPool
+    from schemas.config import TeacherConfig
+    from schemas.resources import WorkerPool
     from stages.teachers.costs import ModelCosts
     from stages.teachers.protocol import Teacher
 

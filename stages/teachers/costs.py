@@ -44,6 +44,9 @@ class ModelCosts(Protocol):
     def embedding(self) -> int:
         """Numbers that are stored for one prompt."""
 
+    def padding(self) -> int:
+        """How many of these are zero for every prompt."""
+
     def folder_bytes(self) -> int:
         """Bytes of a complete folder with the model, as a student is saved."""
 

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from schemas.config import WorkerPool
+from schemas.resources import WorkerPool
 
 
 def worker_device(cpus: float, gpus: float | None) -> torch.device:

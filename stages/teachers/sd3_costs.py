@@ -114,6 +114,10 @@ class SD3Costs:
         kept = self.clip_tokens + (self.config.max_sequence_length if self.t5 else 0)
         return int(kept * kind["joint_attention_dim"] + kind["pooled_projection_dim"])
 
+    def padding(self) -> int:
+        used = sum(int(clip["hidden_size"]) for clip in self._clips)
+        return self.clip_tokens * (int(self.transformer["joint_attention_dim"]) - used)
+
     def folder_bytes(self) -> int:
         own = _BYTES[self.config.dtype] * parameters(self.transformer)
         if self.folder is not None:

@@ -72,8 +72,9 @@ def train(run: TrainingRun) -> None:
                 speed.add(distill.global_batch, distill.global_batch * cost * forward[bucket])
                 signs = trace.add(trainer.step, {"bucket": bucket, **metrics})
                 signs += held_out.after(trainer.step)
-                if signs and distill.on_collapse == "stop":
-                    raise _stopped(trainer.step, signs[0])
+                certain = [sign for sign in signs if sign.is_certain]
+                if certain and distill.on_collapse == "stop":
+                    raise _stopped(trainer.step, certain[0])
                 due = trainer.step in (distill.trunk_steps, distill.total_steps)
                 if due or trainer.step % distill.checkpoint_every == 0:
                     run.save(

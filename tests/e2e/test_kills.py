@@ -1,76 +1,53 @@
-"""A whole run killed in every stage, and resumed to the bytes of an undisturbed one."""
+"""A chain to the student, killed three times, has the bytes of an undisturbed one. `make chaos`
+does so at random moments, in every stage, a hundred times.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from tests.support.command import artifact, call_here, run_and_kill
-from tests.support.made_files import digests
+from pipeline.base.store import ArtifactStore
+from tests.support import chaos
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # seven lives, each with its own Ray
-
-MOMENTS = {
-    "synthesize": ("distill", "artifacts/synthesize/*/shards/*/*.json", 3),
-    "distill": ("distill", "training/distill/*/checkpoint_*/trace.jsonl", 1),
-    "pairs": ("eval", "artifacts/pairs/*/shards/pairs/*.json", 1),
-    "dpo, training": ("eval", "training/dpo/*/checkpoint_*/trace.jsonl", 1),
-    "dpo, scales": ("eval", "artifacts/dpo/*/shards/tuned.json", 1),
-    "eval": ("eval", "artifacts/eval/*/shards/*/*.json", 5),
-}
-"""Up to which stage a run goes, and when it is killed: as soon as there are this many files of a
-pattern. Pairs need prompts alone, and would be made beside the student.
-"""
-KEPT = {
-    "synthesize": "artifacts/synthesize/*/shards/*/*.json",
-    "distill": "artifacts/synthesize/*/shards/*/*.tar",
-    "dpo, training": "artifacts/pairs/*/shards/pairs/*.json",
-    "dpo, scales": "artifacts/dpo/*/lora/*",
-    "eval": "artifacts/eval/*/shards/*/*.json",
-}
-"""What is finished at that moment, and is never made again."""
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def times(store: Path, pattern: str) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in store.glob(pattern)}
+def test_killed_three_times_it_ends_with_the_same_bytes(smoke_store, tmp_path):
+    """In `synthesize` all of it, in `encode` the stage's process, which the run survives, and in
+    `distill` the command alone. Bug: make a finished shard again, or train from the beginning.
+    """
+    store, log = ArtifactStore(str(tmp_path / "store")), tmp_path / "log"
+    arguments = ["--preset", "shapes-smoke", "--set", f"store={store.url}", "--until", "distill"]
 
+    def count(pattern: str) -> int:
+        return len(list((tmp_path / "store").glob(pattern)))
 
-def without_times(report: dict) -> dict:
-    """A report's content that must not differ between two runs."""
-    for system in report["systems"]:
-        system.pop("seconds_per_picture")
-    return {k: report[k] for k in ("systems", "win_rates", "data", "tuning", "wall", "prompts")}
+    def kill(kind: str) -> None:
+        kept.update(chaos.finished_files(store))
+        chaos.kill(run, kind, chaos.processes(run)[kind][0])
+        assert not chaos.problems(store)
 
+    kept: dict[str, str] = {}
+    run = chaos.start(["run", *arguments], log)
+    assert chaos.until(lambda: count("artifacts/synthesize/*/shards/*/*.json") >= 3, run)
+    kill("group")
+    assert not count("artifacts/synthesize/*/manifest.json") and kept
 
-def reached(store: Path, pattern: str, count: int) -> Callable[[], bool]:
-    return lambda: len(list(store.glob(pattern))) >= count
+    run = chaos.start(["run", *arguments], log)
+    assert chaos.until(lambda: count("artifacts/encode/*/inputs.json"), run)
+    kill("coordinator")
+    assert chaos.until(lambda: chaos.last_update(store, "distill"), run), log.read_text()
+    saved = chaos.last_update(store, "distill")
+    kill("driver")
+    assert "the stage is tried again (1 of 2)" in log.read_text()
+    assert chaos.planned_start(arguments, "distill") >= saved
 
-
-def test_killed_in_every_stage_it_resumes_to_the_same_bytes(smoke_store, tmp_path):
-    store = tmp_path / "store"
-    arguments = ["run", "--preset", "shapes-smoke", "--set", f"store={store}"]
-    kept: dict[Path, int] = {}
-    for moment, (until, pattern, count) in MOMENTS.items():
-        run_and_kill([*arguments, "--until", until], reached(store, pattern, count))
-        stage = moment.split(",")[0]
-        assert not list(store.glob(f"artifacts/{stage}/*/manifest.json")), moment
-        assert {path: path.stat().st_mtime_ns for path in kept} == kept, moment
-        kept |= times(store, KEPT[moment]) if moment in KEPT else {}
-    result = call_here(*arguments)  # only the evaluation is left, which takes no Ray
-    assert result.returncode == 0, result.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    for stage in ("prompts", "synthesize", "encode", "distill", "pairs", "dpo", "eval"):
-        mine, undisturbed = artifact(store, stage), artifact(smoke_store, stage)
-        assert digests(mine) == digests(undisturbed), stage
-        manifests = [json.loads((f / "manifest.json").read_text()) for f in (mine, undisturbed)]
-        assert manifests[0]["counts"] == manifests[1]["counts"], stage
-    reports = [(artifact(s, "eval") / "report.json").read_text() for s in (store, smoke_store)]
-    first, second = (without_times(json.loads(text)) for text in reports)
-    assert first == second
-    for stage, total in (("distill", 8), ("dpo", 4)):
-        lines = (artifact(store, stage) / "metrics.jsonl").read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if {"loss", "student_loss"} & row.keys()]
-        assert [row["step"] for row in rows] == list(range(1, total + 1)), stage
+    run = chaos.start(["run", *arguments], log)
+    assert run.wait() == 0, log.read_text()
+    chaos.end(run)
+    now = chaos.finished_files(store)
+    assert {name: now.get(name) for name in kept} == kept
+    made, undisturbed = chaos.made(store), chaos.made(ArtifactStore(str(smoke_store)))
+    for stage in ("prompts", "synthesize", "encode", "distill"):
+        assert made[stage] == undisturbed[stage], stage
+    assert not chaos.left_over(store)

@@ -1,18 +1,23 @@
 """The life of a training on Ray: killed, gone on with, cut short, decayed, and begun again from its
-student. The decayed result, whose trunk was killed and gone on with, has the bytes of one that was
-trained alone; tests/unit/stages/test_distill.py compares the others, without Ray.
+student. The decayed result, killed in trunk and tail, and the one begun again, killed too, have the
+bytes of those that were left alone; tests/unit/stages/test_distill.py compares the others, without
+Ray.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.command import call_here, run_and_kill
+from tests.support.command import ROOT, call_here, run_and_kill
 from tests.support.made_files import digests
 from tests.support.tiny_sd3 import build_pipeline, write_config
 
@@ -53,6 +58,23 @@ def planned(config: Path, store: Path, *values: str) -> str:
     return next(row["why"] for row in json.loads(result.stdout) if row["stage"] == "distill")
 
 
+def run(config: Path, *options: object) -> None:
+    result = call_here("distill", *options, "-c", config, ray=True)
+    assert result.returncode == 0, result.stderr
+
+
+def die_at_a_checkpoint(config: Path, *options: object, lives: int = 1) -> None:
+    """Train in a process that SIGKILL ends right after so many checkpoints."""
+    command = [sys.executable, "-m", "tests.support.without_ray", "distill", *options, "-c", config]
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | {"LIVES": str(lives)},
+        timeout=600,
+    )
+    assert result.returncode == -signal.SIGKILL
+
+
 def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path):
     model = build_pipeline(tmp_path / "model", t5=False)
     config = write_config(tmp_path, model, tmp_path / "store", distill=LENGTHS)
@@ -70,24 +92,25 @@ def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path)
     )
     assert not made(parts)
     assert re.search(r"; continues at update ([2468]|10) of 12$", planned(config, parts, *WHOLE))
-    commands = [
-        ("distill", *settings(parts, *WHOLE)),
-        ("distill", "export", "--step", 9, *settings(parts)),
-        ("distill", *settings(parts, *DECAYED)),
-        ("distill", *settings(parts, "distill.steps=2", "distill.init=latest")),
-    ]
-    for number, (name, *options) in enumerate(commands):
-        if number == 1:
-            assert "; takes update 10 of the training " in planned(config, parts, *HALF)
-        result = call_here(name, *options, "-c", config, ray=True)
-        assert result.returncode == 0, result.stderr
+    run(config, *settings(parts, *WHOLE))
+    assert "; takes update 10 of the training " in planned(config, parts, *HALF)
+    run(config, "export", "--step", 9, *settings(parts))
+    die_at_a_checkpoint(
+        config, *settings(parts, *DECAYED), lives=3
+    )  # the first two are the trunk's
+    assert re.search(r"; continues at update 8 of 12$", planned(config, parts, *DECAYED))
+    run(config, *settings(parts, *DECAYED))
+    begun_again = settings(parts, "distill.steps=5", "distill.init=latest")
+    die_at_a_checkpoint(config, *begun_again)
+    run(config, *begun_again)
     refused = call_here("distill", "export", "--step", 4, "-c", config, *settings(parts))
     assert refused.returncode == 4 and "for 4 steps, but for 3, " in refused.stderr
 
-    separate = tmp_path / "alone"
-    shutil.copytree(tmp_path / "store", separate)
-    result = call_here("distill", "-c", config, *settings(separate, *DECAYED), ray=True)
-    assert result.returncode == 0, result.stderr
-    ((key, folder),) = made(separate).items()
-    assert digests(made(parts)[key]) == digests(folder)
-    assert len(made(parts)) == 4
+    alone = tmp_path / "alone"
+    shutil.copytree(tmp_path / "store", alone)
+    run(config, *settings(alone, *DECAYED))
+    run(config, *settings(alone, "distill.steps=5", "distill.init=latest"))
+    undisturbed = made(alone)
+    assert len(undisturbed) == 2 and len(made(parts)) == 4
+    for key, folder in undisturbed.items():
+        assert digests(made(parts)[key]) == digests(folder)

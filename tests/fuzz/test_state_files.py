@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,24 +11,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base import lease, training
+from pipeline.base import lease, markers, tables, training
 from pipeline.base.checkpoint_list import _LIST, _listed, mend_checkpoint_list
+from pipeline.base.claims import Claims, claims_folder, run_folder, tidy
 from pipeline.base.course import Saved, Work, noted_in
 from pipeline.base.lease import Lease, held, is_held
 from pipeline.base.lineage import survey
-from pipeline.base.markers import finished_shards
+from pipeline.base.markers import Folding, finished_shards
 from pipeline.base.shards import ShardWriter
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.stage_task import _begin
 from schemas.errors import ArtifactError, LaddError, Locked
+from schemas.records import ShardStats
 from stages.compare.votes import open_votes
 from stages.ladd.checkpoint import CheckpointError
 from stages.training.trace import TRACE, _lines_of
 from tests.support.fuzzing import fuzzed, mutated
 from tests.support.manifests import manifest_of
+from tests.support.shards import shard_names
 
 FOLDER, SHARD = "artifacts/synthesize/k", "shards/64x64/000000"
-TRAINING = "training/distill/k"
+TRAINING, MEETING = "training/distill/k", claims_folder("synthesize", "k")
 KEPT = b'{"steps": [3, 6], "best": {"a": "checkpoint_000000005", "b": "checkpoint_000000007_b"}}'
 CHECKPOINTS = ["checkpoint_1", "checkpoint_2"]
 
@@ -84,6 +88,53 @@ def test_a_marker_is_intact_or_ignored(store, shard, data):
 
 @fuzzed
 @given(data=st.data())
+def test_a_segment_says_of_each_shard_what_was_written_or_nothing(store, data, monkeypatch):
+    monkeypatch.setattr(markers, "SEGMENT", 3)
+    folding, written = Folding(store, FOLDER, lambda: True), {}
+    for shard in shard_names(3):
+        if not Path(store.path(f"{FOLDER}/{shard}.tar")).exists():
+            write(store, f"{FOLDER}/{shard}.tar", shard.encode())
+        content = shard.encode()
+        stats = ShardStats(
+            shard=shard,
+            counts={"ok": 1},
+            files={f"{shard}.tar": hashlib.sha256(content).hexdigest()},
+            sizes={f"{shard}.tar": len(content)},
+            seconds=1,
+        )
+        written[shard] = stats.model_copy(update={"seal": stats.own_seal()})
+        folding.add(written[shard])
+    (segment,) = (name for name in store.list(FOLDER) if name.startswith("segments/"))
+    sound = store.read(f"{FOLDER}/{segment}")
+    assert finished_shards(store, FOLDER) == written
+    write(store, f"{FOLDER}/{segment}", data.draw(mutated(sound) | st.binary(max_size=64)))
+    for shard, stats in finished_shards(store, FOLDER).items():
+        assert stats == written[shard] or stats.seal == ""
+    write(store, f"{FOLDER}/{segment}", sound)
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_claim_is_respected_or_taken(store, data):
+    """Of whatever lies in the places of a claim and of the lease of its run."""
+    claims, other = Claims(store, MEETING, "mine"), Claims(store, MEETING, "other")
+    lease = run_folder(MEETING, "other") + "/lease.json"
+    for name, sound in (
+        (f"{MEETING}/{SHARD}.json", Lease(store, "", "", "other").content()),
+        (lease, Lease(store, "", "", "x").content()),
+    ):
+        write(store, name, data.draw(files(sound) | st.just(sound)))
+    if not claims.take(SHARD):
+        owner = claims.owner(SHARD)
+        assert owner is not None
+        taken = not claims.is_live(owner, watch=False) and claims.take_from(owner, SHARD)
+        assert taken == claims.take(SHARD)
+    tidy(store, MEETING)
+    other.give_back(SHARD)
+
+
+@fuzzed
+@given(data=st.data())
 def test_a_lease_is_taken_over_or_respected(store, data):
     name = f"{TRAINING}/lease.json"
     sound = Lease(store, name, "distill", "token").content()
@@ -111,6 +162,30 @@ def test_a_manifest_is_read_or_named(store, data):
         assert survey(store, "prompts") == ([], [str(error)])
     else:
         assert (found.manifest.stage, found.manifest.key) == ("prompts", "k")
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_large_manifest_is_read_as_written_or_named(store, data, monkeypatch):
+    monkeypatch.setattr(tables, "LARGE", 2)
+    monkeypatch.setattr(tables, "_LONG", 2)
+    where = "artifacts/prompts/k"
+    rows = {f"{shard}.parquet": (1, "0" * 64) for shard in shard_names(3)}
+    manifest = manifest_of("prompts", rows, details={"shards": shard_names(3)})
+    store.remove(where)
+    artifact = store.commit(manifest)
+    contents = {name: store.read(f"{where}/{name}") for name in store.list(where)}
+    spoilt = data.draw(st.sampled_from(sorted(contents)))
+    how = files if spoilt == "manifest.json" else mutated
+    write(store, f"{where}/{spoilt}", data.draw(how(contents[spoilt])))
+    try:
+        found = store.find("prompts", "k")
+        listed, details = list(found.listed), found.details
+    except ArtifactError as error:
+        assert where in str(error)
+        return
+    if found.digest == artifact.digest:
+        assert listed == manifest.files and details == manifest.details
 
 
 @fuzzed

@@ -1,18 +1,25 @@
-"""The chain on a real cluster whose nodes come and go, with its store on S3."""
+"""The chain on a real cluster whose nodes come and go, submitted to its job server, with its store
+on S3.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.base.store import ArtifactStore
 from tests.support.command import COMMAND, ROOT, call
-from tests.support.tiny_sd3 import make_tiny_config
+from tests.support.tiny_sd3 import build_pipeline, make_tiny_config
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -24,22 +31,26 @@ THINGS = ("circle", "square", "ring", "cross", "boat", "house", "tree", "fish")
 
 @pytest.fixture
 def head(bucket, monkeypatch):
-    """A cluster that is a head without CPUs, as KubeRay makes them; it starts in another folder
-    than the command, and has the credentials of the store.
+    """A cluster that is a head without CPUs, as KubeRay makes them, with its job server; it starts
+    in another folder than the command, and has the command and the credentials of the store.
     """
     from ray.cluster_utils import Cluster
 
     monkeypatch.chdir(ROOT)
-    options = {"num_cpus": 0, "include_dashboard": False}
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=options)
     yield cluster
     cluster.shutdown()
 
 
-def wait_for(process: subprocess.Popen, ready: Callable[[], object]) -> None:
+def wait_for(ready: Callable[[], object], process: subprocess.Popen | None = None) -> None:
     deadline = time.monotonic() + PATIENCE
     while not ready():
-        assert process.poll() is None, process.communicate()[1]
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
@@ -62,42 +73,58 @@ def test_a_run_of_its_own_does_not_join_what_runs_on_the_machine(head, tiny_sd3,
     assert result.returncode == 0, result.stderr
 
 
-def test_nodes_come_and_go(head, bucket, tiny_sd3, tmp_path):
+def test_nodes_come_and_go(head, bucket, tmp_path):
     store = ArtifactStore(bucket)
-    # The file of prompts lies where the command runs, and is named from there.
+    # Prompts and teacher lie where the command runs, and are named from there.
     (tmp_path / "prompts.txt").write_text(
         "".join(f"a {colour} {thing}\n" for colour in COLOURS for thing in THINGS)
     )
+    build_pipeline(tmp_path / "teacher", t5=False)
     config = make_tiny_config(
-        tiny_sd3,
+        Path("teacher"),
         bucket,
         prompts={"sources": [{"kind": "file", "url": "prompts.txt"}]},
-        distill={"steps": STEPS, "workers": 2, "shard_over": 2, "sample_every": STEPS},
-        ray={"address": head.address},
+        synthesize={"pool": {"gpus_per_worker": 1}},
+        distill={
+            **{"steps": STEPS, "workers": 2, "shard_over": 2, "sample_every": STEPS},
+            **{"use_gpu": False},
+        },
     )
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    submit = ("submit", "--address", f"http://{head.webui_url}")
+    started = call(*submit, "-c", "pipeline.yaml", "--until", "distill", "--detach", cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    job = started.stdout.splitlines()[0].removeprefix("submitted  ")
+    wait_for(lambda: finished(store, "prompts"))
+    wait_for(
+        lambda: "no node has room for a worker with a GPU" in call(*submit, "--logs", job).stdout
+    )
+    first = head.add_node(num_cpus=2, num_gpus=1)  # the pool has waited for it
     with subprocess.Popen(
-        [*COMMAND, "run", "-c", "pipeline.yaml", "--until", "distill"],
-        cwd=tmp_path,
+        [*COMMAND, *submit, "--attach", "latest"],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
-        try:
-            wait_for(process, lambda: finished(store, "prompts"))
-            first = head.add_node(num_cpus=2)  # the pool has waited for it
-            wait_for(process, lambda: checkpointed(store))
-            head.remove_node(first, allow_graceful=False)
-            head.add_node(num_cpus=2)
-            output, errors = process.communicate(timeout=PATIENCE)
-        finally:
-            process.kill()
-    assert process.returncode == 0, errors
-    assert f"student: {bucket}/artifacts/distill/" in output
-    assert "the cluster has no GPU" in errors
+    ) as attached:
+        wait_for(lambda: checkpointed(store), attached)
+        attached.send_signal(signal.SIGINT)
+        output, errors = attached.communicate(timeout=60)
+    assert attached.returncode == 130 and f"--attach {job}" in errors, errors
+    assert "done  prompts" in output
+    head.remove_node(first, allow_graceful=False)
+    head.add_node(num_cpus=2)
+    followed = call(*submit, "--attach", job)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert f"student: {bucket}/artifacts/distill/" in followed.stdout
+    (row,) = json.loads(call(*submit, "--list", "--json").stdout)
+    assert (row["id"], row["state"], row["exit code"]) == (job, "succeeded", 0)
     (key,) = finished(store, "distill")
     trace = store.read(f"artifacts/distill/{key}/metrics.jsonl")
     steps = [json.loads(line)["step"] for line in trace.splitlines()]
     assert steps == list(range(1, config.distill.total_steps + 1))
-    verify = call("artifacts", "verify", "-c", tmp_path / "pipeline.yaml")
+    # What was made there is found from here: keys and fingerprints are the same.
+    plan = call("plan", "-c", "pipeline.yaml", "--until", "distill", "--exit-code", cwd=tmp_path)
+    assert plan.returncode == 0, plan.stdout
+    verify = call("artifacts", "verify", "-c", "pipeline.yaml", cwd=tmp_path)
     assert verify.stdout.startswith("4 artifacts match their manifests"), verify.stderr

@@ -59,10 +59,15 @@ class StoredRun(Run):
     """The only worker of a training whose checkpoints are in the store, as Ray Train puts them."""
 
     def __init__(
-        self, context: StageContext, plan: TrainingPlan, course: Course, lives: int
+        self,
+        context: StageContext,
+        plan: TrainingPlan,
+        course: Course,
+        lives: int,
+        die: Callable[[], None],
     ) -> None:
         super().__init__(Path())
-        self.lives = lives
+        self.lives, self.die = lives, die
         self.context, self.plan, self.course = context, plan, course
         self.work = Work().on(0, plan.micro_batch)
 
@@ -97,12 +102,19 @@ class StoredRun(Run):
         list_checkpoints(store, where, sorted(names))
         self.lives -= 1
         if self.lives == 0:
-            raise KeyboardInterrupt
+            self.die()
 
 
-def training_here(lives: int = 0, calls: list[str] | None = None) -> Callable[..., Any]:
-    """Return a `train_on_ray` with one worker in this process, whatever the plan says. It dies
-    after `lives` checkpoints, unless that is 0; `calls` gets from which update it starts.
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def training_here(
+    lives: int = 0, calls: list[str] | None = None, die: Callable[[], None] = _interrupt
+) -> Callable[..., Any]:
+    """Return a `train_on_ray` with one worker in this process, whatever the plan says. After
+    `lives` checkpoints, unless that is 0, `die` is called; `calls` gets from which update it
+    starts.
     """
 
     @contextlib.contextmanager
@@ -118,7 +130,7 @@ def training_here(lives: int = 0, calls: list[str] | None = None) -> Callable[..
             starts = course.starts(there, context.key)
             if calls is not None:
                 calls.append(f"from {starts[0].step}" if starts else "new")
-            worker(StoredRun(context, plan, course, lives))
+            worker(StoredRun(context, plan, course, lives, die))
             tidy_checkpoints(context, plan.keeping, course.trunk)
             with result_of(context, course) as trained:
                 yield trained

@@ -1,11 +1,15 @@
 """The engine without Ray: stages, shards and trainings in this process, one after another.
 
 python -m tests.support.without_ray ARGUMENTS OF ladd-pipeline
+
+With LIVES in the environment the process kills itself with SIGKILL after so many checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +18,7 @@ import pytest
 
 from pipeline import cli, executor, stage_task
 from pipeline.base import mapping
+from pipeline.base.resources import Node
 from pipeline.devices import cpu_kind
 from pipeline.observe import Observer
 from pipeline.stage_task import Job, run_stage
@@ -25,8 +30,7 @@ from tests.support.training import training_here
 
 def map_in_this_process(patch: pytest.MonkeyPatch) -> None:
     """`map_shards` as on a laptop of one core."""
-    patch.setattr(mapping, "_demand", lambda pool: (1.0, 0.0))
-    patch.setattr(mapping, "_pool_size", lambda cpus, gpus: 1)
+    patch.setattr(mapping, "cluster_nodes", lambda: [Node({"CPU": 1.0})])
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
@@ -35,8 +39,13 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(executor, "ray_cluster", lambda config, warn: contextlib.nullcontext())
     patch.setattr(executor, "_walk", _walk)
     patch.setattr(stage_task, "cluster_devices", _this_core)
+    lives = int(os.environ.get("LIVES", 0))
     for stage in (distill, dpo):
-        patch.setattr(stage, "train_on_ray", training_here())
+        patch.setattr(stage, "train_on_ray", training_here(lives, die=_kill_itself))
+
+
+def _kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _this_core(expected: Expected | None) -> Devices:

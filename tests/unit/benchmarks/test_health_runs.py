@@ -38,11 +38,11 @@ def test_the_page_has_each_trainings_command_and_plot(runs):
 
 def test_a_plot_shows_both_runs_and_marks_the_sign(runs, tmp_path):
     bad, path = trace(1.2, -1.4), tmp_path / "heads-win.svg"
-    runs.draw(runs.CASES["heads-win"], bad, trace(0.4, -0.2), path)
+    runs.draw(runs.CASES["heads-win"], bad, trace(0.4, 0.3), path)
     ElementTree.parse(path)
     first = path.read_bytes()
-    runs.draw(runs.CASES["heads-win"], bad, trace(0.4, -0.2), path)
+    runs.draw(runs.CASES["heads-win"], bad, trace(0.4, 0.3), path)
     assert path.read_bytes() == first
-    assert runs.signs_in(trace(0.4, -0.2)) == []
+    assert runs.signs_in(trace(0.4, 0.3)) == []
     (sign,) = runs.summary(runs.CASES["heads-win"], bad)["signs"]
     assert (sign["update"], sign["sign"]) == (WINDOW, "collapse")

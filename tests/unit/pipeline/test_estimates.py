@@ -12,8 +12,9 @@ from pipeline.config import load_config
 from pipeline.devices import GPUS, Fleet
 from pipeline.estimates import Rate, estimate, outlook
 from pipeline.planning import Selection, make_plan
-from schemas.config import DistillConfig, WorkerPool
+from schemas.config import DistillConfig
 from schemas.costs import CostsConfig
+from schemas.resources import WorkerPool
 from tests.support.manifests import manifest_of
 
 H100 = GPUS["nvidia-h100"]

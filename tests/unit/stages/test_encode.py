@@ -26,8 +26,12 @@ from tests.support.web import web_server
 from tests.support.without_ray import without_ray
 
 
-def test_each_prompt_is_stored_once_in_lists_sorted_by_id(chain, monkeypatch):
-    monkeypatch.setattr(encode, "PROMPTS_PER_SHARD", 3)
+@pytest.mark.parametrize(
+    ("limit", "value"), [("PROMPTS_PER_SHARD", 3), ("BYTES_PER_SHARD", 3.5 * 2 * (16 * 24 + 24))]
+)
+def test_each_prompt_is_stored_once_in_lists_sorted_by_id(chain, monkeypatch, limit, value):
+    """Their length is bounded by prompts and by the bytes of their embeddings."""
+    monkeypatch.setattr(encode, limit, value)
     _, artifacts = chain()
     made, lists = artifacts["encode"], []
     for name in made.manifest.details["prompts"]:

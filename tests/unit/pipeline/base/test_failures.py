@@ -7,9 +7,9 @@ import pytest
 from pipeline.base import mapping
 from pipeline.base.failures import Failures, all_kinds, commonest, failed_kinds, recorded
 from pipeline.base.store import ArtifactStore
-from schemas.config import WorkerPool
 from schemas.errors import StageFailed
 from schemas.records import ShardStats
+from schemas.resources import WorkerPool
 from tests.support.context import make_context
 from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.without_ray import map_in_this_process

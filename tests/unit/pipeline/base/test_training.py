@@ -14,9 +14,10 @@ from pipeline.base import training
 from pipeline.base.checkpoint_list import list_checkpoints
 from pipeline.base.course import Course, Keeping, Work
 from pipeline.base.lease import Lease
+from pipeline.base.resources import Node, Request
 from pipeline.base.stage import StageContext
 from pipeline.base.store import ArtifactStore
-from pipeline.base.training import Share, TrainingPlan, TrainingRun, worker_share
+from pipeline.base.training import TrainingPlan, TrainingRun, worker_share
 from schemas.errors import (
     ArtifactError,
     ConfigError,
@@ -24,6 +25,7 @@ from schemas.errors import (
     ServiceUnavailable,
     StageFailed,
 )
+from schemas.resources import Placement
 from tests.support.context import make_context
 from tests.support.tiny_sd3 import make_tiny_config
 
@@ -33,6 +35,7 @@ def plan_for(workers: int, **changes) -> TrainingPlan:
     return TrainingPlan(
         **nothing_set
         | {"workers": workers, "retries": 0, "keeping": Keeping(1, None), "micro_batch": 4}
+        | {"placement": Placement()}
         | changes
     )
 
@@ -47,34 +50,34 @@ HEAD, GPU_NODE = {"CPU": 16.0}, {"CPU": 8.0, "GPU": 1.0}
 @pytest.mark.parametrize(
     ("workers", "changes", "nodes", "share"),
     [
-        (1, {}, [{"CPU": 2.0}], Share(2, False)),
-        (2, {}, [{"CPU": 2.0}], Share(1, False)),
-        (3, {}, [{"CPU": 8.0}, {"CPU": 8.0}], Share(4, False)),
+        (1, {}, [{"CPU": 2.0}], Request(2)),
+        (2, {}, [{"CPU": 2.0}], Request(1)),
+        (3, {}, [{"CPU": 8.0}, {"CPU": 8.0}], Request(4)),
         # Bug: share out the head's CPUs too; 16 beside a GPU are on no node.
-        (2, {}, [HEAD, GPU_NODE, GPU_NODE], Share(8, True)),
+        (2, {}, [HEAD, GPU_NODE, GPU_NODE], Request(8, 1)),
         # Bug: take GPUs only where there is one for each worker at this moment.
-        (8, {"min_workers": 4}, [HEAD, *[GPU_NODE] * 7], Share(8, True)),
-        (2, {"use_gpu": False}, [HEAD, GPU_NODE, GPU_NODE], Share(8, False)),
-        (2, {"cpus_per_worker": 3}, [HEAD], Share(3, False)),
-        (2, {}, [{"CPU": 1.0}], Share(1, False)),
+        (8, {"min_workers": 4}, [HEAD, *[GPU_NODE] * 7], Request(8, 1)),
+        (2, {"use_gpu": False}, [HEAD, GPU_NODE, GPU_NODE], Request(8)),
+        (2, {"cpus_per_worker": 3}, [HEAD], Request(3)),
+        (2, {}, [{"CPU": 1.0}], Request(1)),
         # Bug: ask for what the head has, or for one CPU, until the last GPU node is there.
-        (2, {"use_gpu": True}, [HEAD], Share(1, True)),
-        (2, {}, [HEAD, GPU_NODE], Share(8, True)),
-        (4, {"min_workers": 2}, [{"CPU": 3.0}], Share(1, False)),
+        (2, {"use_gpu": True}, [HEAD], Request(1, 1)),
+        (2, {}, [HEAD, GPU_NODE], Request(8, 1)),
+        (4, {"min_workers": 2}, [{"CPU": 3.0}], Request(1)),
         # Bug: take the whole node; then trials of a sweep wait for each other beside idle GPUs.
-        (1, {}, [HEAD, {"CPU": 64.0, "GPU": 8.0}], Share(8, True)),
+        (1, {}, [HEAD, {"CPU": 64.0, "GPU": 8.0}], Request(8, 1)),
     ],
 )
 def test_a_worker_asks_for_what_nodes_have(workers, changes, nodes, share):
-    assert worker_share(plan_for(workers, **changes), nodes) == share
+    assert worker_share(plan_for(workers, **changes), [*map(Node, nodes)]) == share
 
 
 def test_parts_of_a_cpu_fit_as_often_as_they_go_into_it():
     """Bug: count with `//`; 1 // 0.1 is 9."""
-    assert Share(0.1, False).room([{"CPU": 1.0}, {"CPU": 0.35}]) == 13
+    assert Request(0.1).room([Node({"CPU": 1.0}), Node({"CPU": 0.35})]) == 13
 
 
-@pytest.mark.parametrize(("share", "devices"), [(Share(3, False), 6), (Share(3, True), 2)])
+@pytest.mark.parametrize(("share", "devices"), [(Request(3), 6), (Request(3, 1), 2)])
 def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypatch):
     """Bug: take the time of the last start alone."""
     place = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 2)
@@ -119,23 +122,50 @@ def test_workers_that_never_fit_on_this_machine_are_refused(tmp_path, monkeypatc
     warnings: list[str] = []
     nodes = [{"Alive": True, "Resources": GPU_NODE}, {"Alive": False, "Resources": GPU_NODE}]
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    with pytest.raises(ConfigError, match="2 workers with 8 CPUs and a GPU each do not fit"):
+    with pytest.raises(ConfigError, match="2 workers, each with 8 CPUs and a GPU, do not fit"):
         training._own_share(context(None), plan_for(2))
-    assert training._own_share(context(None), plan_for(2, min_workers=1)).gpu
+    assert training._own_share(context(None), plan_for(2, min_workers=1)).gpus
     assert not warnings
-    assert training._own_share(context("auto"), plan_for(2)).gpu
+    assert training._own_share(context("auto"), plan_for(2)).gpus
     assert warnings == [
-        "the cluster has room for 1 of 2 workers with 8 CPUs and a GPU each; waiting"
+        "the cluster has room for 1 of 2 workers, each with 8 CPUs and a GPU; waiting"
     ]
     warnings.clear()
     nodes[:] = [{"Alive": True, "Resources": HEAD}]
-    assert not training._own_share(context(None), plan_for(2)).gpu and not warnings
-    assert not training._own_share(context("auto"), plan_for(2)).gpu
+    assert not training._own_share(context(None), plan_for(2)).gpus and not warnings
+    assert not training._own_share(context("auto"), plan_for(2)).gpus
     assert "no GPU" in warnings[0] and len(warnings) == 1
-    assert training._own_share(context("auto"), plan_for(2, use_gpu=True)).gpu
+    assert training._own_share(context("auto"), plan_for(2, use_gpu=True)).gpus
     assert warnings[1:] == [
-        "the cluster has room for 0 of 2 workers with 1 CPU and a GPU each; waiting"
+        "the cluster has room for 0 of 2 workers, each with 1 CPU and a GPU; waiting"
     ]
+
+
+def test_workers_are_placed_on_the_nodes_that_they_ask_for(tmp_path, monkeypatch):
+    """Bug: share out the CPUs of nodes that may not be used."""
+    h100 = {"ray.io/accelerator-type": "H100"}
+    nodes = [
+        Node({"CPU": 64.0, "GPU": 8.0, "memory": 4e11}, {"ray.io/accelerator-type": "L4"}),
+        Node({"CPU": 12.0, "GPU": 1.0, "memory": 1e11}, h100),
+    ]
+    plan = plan_for(2, placement=Placement(accelerator="H100", memory_gb=60))
+    share = worker_share(plan, nodes)
+    assert share == Request(12, 1, 60 * 10**9, h100) and share.room(nodes) == 1
+    assert share.bundle() == {"CPU": 12, "GPU": 1, "memory": 60e9}
+    monkeypatch.setattr(training, "cluster_nodes", lambda: nodes)
+    warnings = []
+    for address in (None, "auto"):
+        config = make_tiny_config(tmp_path, tmp_path / "store", ray={"address": address})
+        context = make_context(
+            "distill", config, ArtifactStore(str(tmp_path)), warn=warnings.append
+        )
+        placed = training._own_share(context, plan)
+        assert dict(placed.labels) == (h100 if address else {})
+    (text,) = warnings
+    assert text == (
+        "the cluster has room for 1 of 2 workers, each with 12 CPUs, a GPU and 60 GB of memory, "
+        "with accelerator-type H100; waiting"
+    )
 
 
 def test_what_may_pass_is_left_to_ray_train(loop, tmp_path):
@@ -195,7 +225,7 @@ def loop(tmp_path, monkeypatch):
         calls.append(run)
         raise ArtifactError("a latent file is damaged")
 
-    arguments = {"worker": work, "share": Share(1, False)}
+    arguments = {"worker": work, "share": Request(1)}
     arguments |= {"context": context, "cwd": "/none", "lease": lease_of(context)}
     arguments |= {"plan": plan_for(2), "course": Course(9, 9)}
     return arguments, world, calls

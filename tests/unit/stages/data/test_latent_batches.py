@@ -78,6 +78,28 @@ def test_online_embeddings_equal_stored_ones(chain):
     torch.testing.assert_close(data.conditioning([0, 1]).tokens_BLD, expected.tokens_BLD)
 
 
+@pytest.mark.parametrize(("form", "error"), [("packed", 0.0), ("packed_8bit", 0.006)])
+def test_packed_embeddings_are_the_encoders(chain, form, error):
+    config, artifacts = chain(encode={"embedding_format": form})
+    data = LatentData(artifacts["encode"])
+    found = data.conditioning(range(len(data.prompts)))
+    expected = open_teacher(config.teacher).encode_prompts(data.prompts)
+    tokens = expected.tokens_BLD.half()
+    assert torch.equal(found.pooled_BP, expected.pooled_BP.half())
+    assert found.null_tokens == expected.null_tokens and found.tokens_BLD.dtype == tokens.dtype
+    difference = (found.tokens_BLD - tokens).abs().max()
+    assert difference <= error * tokens.abs().max()
+    stored = {
+        part: sum(entry.size for entry in artifacts["encode"].files("shards/prompts/", ending))
+        for part, ending in (("tokens", ".tokens.npy"), ("scales", ".scales.npy"))
+    }
+    if form == "packed_8bit":
+        assert difference > 0
+        assert 0 < stored["scales"] < stored["tokens"] < 0.75 * 2 * tokens.numel()
+    else:
+        assert stored["scales"] == 0
+
+
 def test_a_latent_file_cut_short_is_named(chain):
     _, artifacts = chain()
     entry = artifacts["encode"].files("latents/", ".npy")[0]

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from stages.ladd.health import WINDOW, HealthWatch, diversity_signs
+from stages.ladd.health import BEGINNING, WINDOW, HealthWatch, diversity_signs
 
-GOOD = {"student_loss": 0.2, "student_grad_norm": 1.0, "real_logit": 0.4, "fake_logit": -0.2}
+GOOD = {
+    "student_loss": 0.2,
+    "student_grad_norm": 1.0,
+    "heads_grad_norm": 0.5,
+    "real_logit": 0.4,
+    "fake_logit": 0.3,
+}
+BEHIND = GOOD | {"fake_logit": -0.1}
+THROWN = BEHIND | {"heads_grad_norm": 1.6}
 WON = GOOD | {"real_logit": 1.2, "fake_logit": -1.4}
+HEADS_ALONE = {name: value for name, value in WON.items() if name != "student_grad_norm"}
 
 
 def signs_of(rows, watch: HealthWatch | None = None) -> list[tuple[int, str]]:
@@ -20,6 +29,7 @@ def test_a_good_run_shows_no_sign():
     assert signs_of([GOOD] * 500) == []
     # Early on the student is ahead for a moment; at the end nobody can tell its pictures from data.
     swings = [GOOD | {"fake_logit": 0.6}] * 20 + [GOOD] * 80
+    swings += [BEHIND] * 40 + [GOOD] * 60 + [GOOD | {"heads_grad_norm": 1.6}] * 200
     assert signs_of(swings + [GOOD | {"real_logit": 0.0, "fake_logit": 0.0}] * 300) == []
 
 
@@ -28,7 +38,9 @@ def test_a_good_run_shows_no_sign():
     [
         ("collapse", WINDOW, [WON] * 400),
         ("ignorance", 2 * WINDOW, [GOOD | {"real_logit": 0.05, "fake_logit": 0.3}] * 400),
-        ("haste", WINDOW, [GOOD | {"real_logit": 0.6, "fake_logit": 0.7}] * 400),
+        ("fooled", 105, [BEHIND] * 60 + [GOOD | {"fake_logit": 0.8}] * 340),
+        ("haste", BEGINNING + WINDOW, [HEADS_ALONE] * BEGINNING + [THROWN] * 400),
+        ("ahead", 2 * WINDOW, [BEHIND] * 400),
         ("drift", 4 * WINDOW, [GOOD | {"student_loss": i / 100} for i in range(400)]),
     ],
 )
@@ -37,8 +49,7 @@ def test_each_sign_is_told_once_as_soon_as_it_is_sure(sign, at, rows):
 
 
 def test_updates_in_which_the_student_does_not_learn_are_ignored():
-    alone = {name: value for name, value in WON.items() if name != "student_grad_norm"}
-    assert signs_of([alone] * 400) == []
+    assert signs_of([HEADS_ALONE] * 400) == []
     assert signs_of([{"skipped": 1.0}] * 400) == []
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from schemas.config import WorkerPool
+from schemas.resources import WorkerPool
 from stages.teachers.devices import pool_device, worker_device
 
 

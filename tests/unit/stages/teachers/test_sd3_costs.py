@@ -54,6 +54,7 @@ def test_operations_of_every_part_are_those_that_torch_counts(folder, request):
     assert costs.forward(BUCKET) == teacher.forward_flops(BUCKET, text[0].text_tokens)
     stored = text[0].tokens_BLD.numel() + text[0].pooled_BP.numel()
     assert costs.embedding() == stored
+    assert costs.padding() == (text[0].tokens_BLD == 0).sum()
 
 
 def test_operations_of_the_autoencoder_are_those_of_the_card():

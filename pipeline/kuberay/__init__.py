@@ -1,0 +1,1 @@
+"""A Ray cluster on Kubernetes, made by KubeRay from a pipeline's own configuration."""

@@ -1,0 +1,1 @@
+"""`make chaos`: kills at random moments of whole chains."""
