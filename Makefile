@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-fast fuzz proofs-storage manifests lint types chromium clean
+.PHONY: run test test-fast fuzz chaos proofs-storage manifests lint types chromium clean
 
 run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
@@ -16,8 +16,20 @@ test: $(STAMP) chromium
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests -m "not slow" --numprocesses 2 --dist loadfile
 
+# Long proofs (docs/reliability.md): each goes on where it was stopped; remove .proofs to begin again.
+EXAMPLES ?= 10000
+KILLS ?= 100
+
 fuzz: $(STAMP)
-	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/fuzz --timeout 0
+	@mkdir -p .proofs
+	@for file in tests/fuzz/test_*.py; do \
+	  stamp=.proofs/fuzz-$(EXAMPLES)-$$(basename $$file .py); \
+	  if [ -e $$stamp ]; then echo "$$file has passed before"; continue; fi; \
+	  FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest $$file --timeout 0 || exit 1; \
+	  touch $$stamp; done
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos --kills $(KILLS) --folder .proofs/chaos
 
 # infra/k8s/base is rendered, never edited: again after a change of the presets or of what is rendered.
 manifests: $(STAMP)
@@ -25,7 +37,8 @@ manifests: $(STAMP)
 
 # The whole chain on a real S3 server, and everything else that a store must keep.
 proofs-storage: $(STAMP)
-	$(BIN)/python -m pytest tests/storage tests/storage/whole_chain.py --timeout 0
+	$(BIN)/python -m pytest tests/storage tests/storage/whole_chain.py tests/storage/faulty_chain.py \
+	  tests/storage/concurrent_runs.py --timeout 0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,5 +1,5 @@
-"""Fixtures: a complete tiny SD3 pipeline with random weights, ready-made configurations, an S3
-server, and a browser.
+"""Fixtures: a complete tiny SD3 pipeline with random weights, ready-made configurations, a finished
+run, an S3 server, and a browser.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from filelock import FileLock
 
 from schemas.config import PipelineConfig, TeacherConfig
+from tests.support.command import call
 from tests.support.s3_servers import make_bucket, speak_to
 from tests.support.tiny_sd3 import build_pipeline, make_tiny_config, tiny_transformer
 
@@ -76,6 +78,26 @@ def bucket(endpoint, monkeypatch):
     speak_to(monkeypatch, endpoint)
     yield f"s3://{make_bucket()}/prefix"
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def smoke_store(tmp_path_factory) -> Path:
+    """The store of a whole run of `shapes-smoke`, named by a relative path; made once for all test
+    processes, so copy it before you change it.
+
+    Ray Train moves its workers to a folder of their own: a relative store must reach them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke"
+    finished = folder / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not finished.exists():
+            folder.mkdir()
+            result = call("run", "--preset", "shapes-smoke", "--set", "store=store", cwd=folder)
+            assert result.returncode == 0, result.stderr
+            assert "report.html" in result.stdout
+            finished.touch()
+    return folder / "store"
 
 
 @pytest.fixture

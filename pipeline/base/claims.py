@@ -218,6 +218,6 @@ def tidy(store: ArtifactStore, folder: str) -> None:
     }
     if all(f"{folder}/{name}" in ended for name in leases):
         store.remove_files([f"{folder}/{name}" for name in left])
-        store.remove_empty("claims")
+        store.remove_empty(folder)
     else:
         store.remove_files(sorted(ended))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PARTIAL = ".partial"
-_TRIES = 3
+_TRIES = 10
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """errno of file systems that cannot flush one file."""
 
@@ -126,14 +126,14 @@ def remove(path: str, first: str) -> None:
 
 def _in_its_folder(path: str, write: Callable[[], object]) -> None:
     """Write a file of a folder that is made, again if another process removes it as empty."""
-    for _ in range(_TRIES):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+    for left in reversed(range(_TRIES)):
         try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             write()
-        except FileNotFoundError:
-            continue
-        return
-    write()
+            return
+        except (FileNotFoundError, FileExistsError):  # a folder came or went while it was made
+            if not left:
+                raise
 
 
 def _unless_missing(error: OSError) -> None:

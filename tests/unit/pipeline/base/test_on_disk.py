@@ -162,3 +162,24 @@ def test_what_the_block_raises_is_not_the_stores(store):
     store.write("artifacts/encode/k/a", b"x")
     with pytest.raises(FileNotFoundError), store.local("artifacts/encode/k/a"):
         Path("/nowhere/at/all").read_bytes()
+
+
+def test_a_folder_that_another_process_removes_as_empty_is_made_again(tmp_path):
+    """Bug: make the folder once; of eight runs that meet in one, some then cannot write."""
+    store = ArtifactStore(str(tmp_path))
+    ended = threading.Event()
+
+    def sweep():
+        while not ended.is_set():
+            store.remove_empty("a")
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        for i in range(300):
+            assert store.create(f"a/b/c/{i}", b"x")
+            store.write(f"a/b/d/{i}", b"x")
+            store.remove_files([f"a/b/c/{i}", f"a/b/d/{i}"])
+    finally:
+        ended.set()
+        sweeper.join()
