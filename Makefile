@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-fast fuzz chaos proofs-storage audit manifests lint types chromium clean
+.PHONY: run test test-fast fuzz chaos proofs-storage proofs-cluster audit manifests lint types chromium clean
 
 run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
@@ -30,6 +30,12 @@ fuzz: $(STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --kills $(KILLS) --folder .proofs/chaos
+
+# Real Ray clusters: nodes and heads are lost, a rendered entrypoint runs as in its pod, nodes come from nothing; and the
+# image's install steps in a clean environment. Needs root, for namespaces, and an hour.
+proofs-cluster: $(STAMP)
+	$(BIN)/python -m pytest tests/ray/proofs/from_zero.py tests/ray/proofs/entrypoint.py tests/ray/proofs/nodes.py \
+	  tests/ray/proofs/image.py --timeout 0 -rA
 
 # infra/k8s/base is rendered, never edited: again after a change of the presets or of what is rendered.
 manifests: $(STAMP)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ from stages.ladd.health import WINDOW, HealthWatch
 COMMON = ("distill.steps=150", "distill.global_batch=16", "distill.sample_prompts=3")
 """Settings of all trainings, where a case does not change them."""
 
+LOOK = (
+    "{every: 40, prompts: 64, scores: [{name: attributes}], features: {name: judge_features}, "
+    "micro_batch: 32}"
+)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -42,7 +48,7 @@ class Case:
     @property
     def command(self) -> str:
         """What makes it."""
-        flags = " ".join(f"--set {setting}" for setting in self.all_settings)
+        flags = " ".join(f"--set {shlex.quote(setting)}" for setting in self.all_settings)
         return f"ladd-pipeline run --preset shapes --until distill {flags}"
 
     @property
@@ -56,13 +62,20 @@ CASES = {
     "heads-win": Case(
         "heads that win",
         ("distill.discriminator.learning_rate=3e-3", "distill.learning_rate=3.6e-5"),
-        "collapse",
+        "ahead",
     ),
     "heads-know-nothing": Case(
         "heads that know nothing", ("distill.discriminator.learning_rate=3e-7",), "ignorance"
     ),
     "drift": Case(
-        "a student that drifts", ("distill.learning_rate=1.2e-5", "distill.steps=240"), "drift"
+        "a student that drifts",
+        (
+            "distill.renoise.mean=5",
+            "distill.renoise.std=0.5",
+            "distill.steps=200",
+            f"distill.look={LOOK}",
+        ),
+        "drift",
     ),
     "rate-times-ten": Case("a rate ten times too high", ("distill.learning_rate=3.6e-3",), "haste"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from pipeline.base import metrics
 from pipeline.observe import Observer
 from schemas.errors import LaddError, Locked, ProcessLost
 
@@ -37,6 +38,7 @@ class Attempts:
         count = self._lost[name] = self._lost.get(name, 0) + 1
         self._lost_at[name] = now
         if count <= self._retries:
+            metrics.count("ladd_retries", stage=name)
             what = _without(name, error)
             self._observer.warn(
                 name, f"{what}; the stage is tried again ({count} of {self._retries})"

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.attempts import Attempts, StageLost
+from pipeline.base import metrics
 from pipeline.base.foreign import innermost, loss, page, sentence
 from pipeline.base.lease import held
 from pipeline.base.store import Artifact, ArtifactStore, to_json
@@ -54,7 +55,8 @@ def execute(
     # Write now, so that a store without write access fails before an hour of work, not after it.
     store.tell_limits(partial(observer.warn, "store"))
     started = datetime.now(UTC)
-    record = f"runs/{started:%Y%m%dT%H%M%S.%f}-{config.name}"
+    observer.run = f"{started:%Y%m%dT%H%M%S.%f}-{config.name}"
+    record = f"runs/{observer.run}"
     summary = {
         "started": started.isoformat(),
         "command": public_content(sys.argv[1:]),
@@ -69,6 +71,7 @@ def execute(
         with held(store, record, "this run"):
             for outcome in _outcomes(job, observer):
                 rows[outcome["stage"]] |= outcome
+                metrics.put("ladd_stage_seconds", outcome["seconds"], stage=outcome["stage"])
         status = "done"
     except Exception as error:
         failure = error if isinstance(error, LaddError) else StageFailed(sentence(error))

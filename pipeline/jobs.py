@@ -33,6 +33,9 @@ _OURS = "ladd-pipeline"
 _VARIABLE = "RAY_API_SERVER_ADDRESS"
 _VERSIONS_PATIENCE = 180.0
 """Seconds for the command on the cluster to say its versions."""
+_HEAD_PATIENCE = 120.0
+"""Seconds for the agent of a head that has just started to be there."""
+_NOT_YET = "No available agent"
 _RECONNECTS = 20
 """How often a lost connection to the log is made again, a second apart and more."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -71,7 +74,7 @@ class Jobs:
     def versions(self) -> dict[str, Any]:
         """Return what `ladd-pipeline version --json` says on the cluster's head."""
         with self._explained():
-            probe = self._client.submit_job(
+            probe = self._started(
                 entrypoint=f"{_OURS} version --json", metadata={"purpose": "versions"}
             )
             deadline = time.monotonic() + _VERSIONS_PATIENCE
@@ -108,13 +111,25 @@ class Jobs:
             folder = Path(scratch, luggage.folder)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _CONFIG_FILE).write_text(config_yaml(there))
-            submitted: str = self._client.submit_job(
+            submitted = self._started(
                 entrypoint=luggage.command("", _CONFIG_FILE, words),
                 submission_id=f"{plain}-{started:%y%m%d-%H%M%S}-{secrets.token_hex(2)}",
                 runtime_env={"working_dir": scratch},
                 metadata={_OURS: config.name},
             )
         return submitted
+
+    def _started(self, **job: Any) -> str:
+        """Start a job. The head of a cluster that has just begun refuses for a while."""
+        deadline = time.monotonic() + _HEAD_PATIENCE
+        while True:
+            try:
+                started: str = self._client.submit_job(**job)
+                return started
+            except RuntimeError as error:
+                if _NOT_YET not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def rows(self) -> list[JobRow]:
         """Return the runs that the cluster remembers, the oldest first."""

@@ -21,9 +21,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.base import metrics
 from schemas.addresses import public_content
 
 LINE_EVERY_S = 30.0
+_COUNTED = {"warning": "ladd_warnings", "failed": "ladd_failures"}
+"""Events that are counted, by the measure."""
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Observer:
     log_format: str = "text"
     clock: Callable[[], float] = time.monotonic
     events: list[dict[str, Any]] = field(default_factory=list)
+    run: str = ""
+    """The run's folder below `runs/`, which is on every line of its log."""
 
     def __post_init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -81,10 +86,16 @@ class Observer:
 
     def record(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Keep an event for `events.jsonl` without showing it: tracebacks of unexpected errors."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        row = {"time": now, "event": kind, **public_content(fields)}
+        row = self._row(kind, **fields)
         self.events.append(row)
+        if kind in _COUNTED:
+            metrics.count(_COUNTED[kind], stage=str(fields.get("stage", "")))
         return row
+
+    def _row(self, kind: str, **fields: Any) -> dict[str, Any]:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        told = public_content(fields)
+        return {"time": now} | ({"run": self.run} if self.run else {}) | {"event": kind, **told}
 
     def warn(self, stage: str, text: str) -> None:
         """Show a stage's warning at once, and keep it."""
@@ -94,6 +105,12 @@ class Observer:
         """Show how far a stage is."""
         now, key = self.clock(), (stage, unit)
         seen = self._seen.setdefault(key, _Seen(now, done))
+        rate = (done - seen.first) / max(now - seen.started, 1e-9)
+        left = (total - done) / rate if rate > 0 and total else None
+        metrics.put("ladd_progress_done", done, stage=stage, unit=unit)
+        metrics.put("ladd_progress_goal", total, stage=stage, unit=unit)
+        if left is not None:
+            metrics.put("ladd_seconds_left", left, stage=stage, unit=unit)
         if self._bars:
             if key not in self._tasks:
                 self._tasks[key] = self._bars.add_task(f"{stage} {unit}", total=total or None)
@@ -104,17 +121,10 @@ class Observer:
         if done == seen.said_done or (soon and not finished):
             return
         seen.said, seen.said_done = now, done
-        rate = (done - seen.first) / max(now - seen.started, 1e-9)
-        left = (total - done) / rate if rate > 0 and total else None
         if self.log_format == "json":
-            row = {"event": "progress", "stage": stage, "unit": unit, "done": done, "total": total}
-            print(
-                json.dumps(
-                    row | {"per_second": round(rate, 3), "seconds_left": left and round(left)}
-                ),
-                file=sys.stderr,
-                flush=True,
-            )
+            row = self._row("progress", stage=stage, unit=unit, done=done, total=total)
+            row |= {"per_second": round(rate, 3), "seconds_left": left and round(left)}
+            print(json.dumps(row), file=sys.stderr, flush=True)
         else:
             tail = f"  {rate:.2f}/s" if rate > 0 else ""
             tail += f"  {_clock(left)} left" if left and not finished else ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pipeline.base import retries
+from pipeline.base import metrics, retries
 from pipeline.base.claims import Claims
 from pipeline.base.failures import ShardFailures
 from pipeline.base.foreign import innermost, loss
@@ -164,6 +164,7 @@ def map_shards(
     making = _shared(context, claims, missing, build, pool) if claims else None
     for stats in making or _made(context, missing, build, pool):
         done[stats.shard] = stats
+        metrics.count_shard(context.stage, stats)
         context.report(unit, len(done), len(shards))
         failures.add_shard(stats)
         folding.add(stats)

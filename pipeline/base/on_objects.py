@@ -132,8 +132,10 @@ def files_below(filesystem: fsspec.AbstractFileSystem, folder: str) -> dict[str,
         found: dict[str, Any] = filesystem.find(folder, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    above = folder.rstrip("/") + "/"
     return {
-        posixpath.relpath(path, folder): int(info.get("size") or 0)
+        # Not by `relpath`, which asks for the working folder: it may be gone.
+        path.removeprefix(above): int(info.get("size") or 0)
         for path, info in found.items()
         if info.get("type") != "directory"  # SeaweedFS keeps a folder a while after its last file
     }

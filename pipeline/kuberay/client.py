@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.kuberay.manifests import Document
 from schemas.errors import ArtifactError, ConfigError, LaddError, Locked, ServiceUnavailable
 
-_FINISHED = {"Complete", "Failed", "Suspended"}
+_FINISHED = {"Complete", "Failed", "Suspended", "ValidationFailed"}
 """States in which a RayJob does nothing more by itself."""
 _MANAGER = "ladd-pipeline"
 _PATIENCE_SECONDS = 60

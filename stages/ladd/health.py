@@ -23,6 +23,8 @@ WINDOW = 50
 """Updates of the student over which a sign is measured."""
 BEGINNING = 20
 """Updates of the heads at the beginning of a training, whose gradient norms are the usual ones."""
+_DISTANCE, _FLOOR = "held_out_distance", "teacher_distance"
+"""Figures of a look at held-out prompts."""
 LOWERED = 0.5
 """What `on_collapse: lower_rate` multiplies a learning rate by at each sign."""
 
@@ -69,8 +71,11 @@ class HealthWatch:
         self._said: set[str] = set()
         self._heads_knew = False
         self._first_norms: list[float] = []
+        self._distances: list[float] = []
 
     def observe(self, metrics: Mapping[str, float]) -> list[Sign]:
+        if _DISTANCE in metrics:
+            return self._seen_by_a_look(metrics[_DISTANCE], metrics[_FLOOR])
         if "heads_grad_norm" in metrics and len(self._first_norms) < BEGINNING:
             self._first_norms.append(metrics["heads_grad_norm"])
         if "student_grad_norm" not in metrics:
@@ -80,6 +85,18 @@ class HealthWatch:
             return []
         signs = [sign for sign in self._signs() if sign.name not in self._said]
         return [self._answer(sign) for sign in signs]
+
+    def _seen_by_a_look(self, distance: float, floor: float) -> list[Sign]:
+        """The student has drifted off when two looks in a row find it at three times the least
+        distance to the teacher.
+        """
+        self._distances.append(distance)
+        least = max(min(self._distances), floor, 0.0)
+        two = self._distances[-2:]
+        if len(two) < 2 or min(two) < 3 * least or _DRIFT.name in self._said:
+            return []
+        self._said.add(_DRIFT.name)
+        return [_DRIFT]
 
     def _answer(self, sign: Sign) -> Sign:
         """Remember a sign, or lower the rates that it names."""
@@ -113,7 +130,7 @@ class HealthWatch:
             signs.append(_AHEAD)
         rises = [after - before for before, after in pairwise(loss)]
         if len(self._updates) == self._updates.maxlen and min(rises) > 0.1:
-            signs.append(_DRIFT)
+            signs.append(_LOSING)
         return signs
 
     def _heads_are_thrown_about(self) -> bool:
@@ -159,10 +176,16 @@ _AHEAD = Sign(
     "get no better, lower the heads' learning rate or raise distill.learning_rate",
     is_certain=False,
 )
-_DRIFT = Sign(
-    "drift",
+_LOSING = Sign(
+    "losing",
     "student loss has risen for 200 updates: the student is losing; lower the heads' rate",
     ("heads",),
+)
+_DRIFT = Sign(
+    "drift",
+    "in two looks the distance to the teacher's pictures is three times the least that it was: the "
+    "student drifts off where the heads do not see it; lower distill.renoise.mean or "
+    "distill.learning_rate",
 )
 
 

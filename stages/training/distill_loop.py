@@ -113,7 +113,8 @@ class _HeldOut:
             in_tail = step > distill.trunk_steps
             signs = self._draw(step, context.folder if in_tail else context.training_folder)
         if self._look is not None and step % self._look.config.every == 0:
-            self._trace.add_look(step, marked(self._look.config) | self._look.take())
+            figures = marked(self._look.config) | self._look.take()
+            signs = [*signs, *self._trace.add_look(step, figures)]
         return signs
 
     def at_end(self, step: int) -> None:

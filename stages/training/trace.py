@@ -85,7 +85,9 @@ def fill_checkpoint(folder: Path, trainer: Trainer, trace: TrainingTrace, rank: 
 
 
 class Watch(Protocol):
-    """Takes each update's metrics and returns the signs of a bad run that are new."""
+    """Takes the metrics of each update and each look, and returns the signs of a bad run that are
+    new.
+    """
 
     def observe(self, metrics: dict[str, Any]) -> list[Sign]: ...
 
@@ -119,6 +121,8 @@ class TrainingTrace:
         for row in rows:
             if "bucket" in row:  # an update, not a look
                 self._observe(row)
+            else:
+                watch.observe(row)
         self._trackers = None
         if run.rank == 0:
             self._trackers = Trackers(run.context, self._step)
@@ -144,13 +148,18 @@ class TrainingTrace:
             self._show(step, self._latest | {SKIPPED: self._skipped} | self._signal(step))
         return signs
 
-    def add_look(self, step: int, metrics: dict[str, Any]) -> None:
-        """Record the metrics of a held-out look after update `step`."""
+    def add_look(self, step: int, metrics: dict[str, Any]) -> list[Sign]:
+        """Record the metrics of a held-out look after update `step`; returns the signs that are
+        new.
+        """
         self._keep(step, metrics)
         self._show(step, metrics)
         if self._trackers is not None:
             words = [f"{name.replace('_', ' ')} {v:.4g}" for name, v in _numbers(metrics).items()]
             self._context.note(f"look after update {step:,}: {', '.join(words)}")
+        signs = self._watch.observe(metrics)
+        self.warn([sign.text for sign in signs])
+        return signs
 
     def warn(self, warnings: list[str]) -> None:
         if self._trackers is not None:

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.base import metrics
 from pipeline.base.foreign import sentence
 from pipeline.base.stage import StageContext
 from schemas.base import identity_of
@@ -85,6 +86,7 @@ class Trackers:
                 self._open[config.kind] = opened
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        metrics.put_training(self._context.stage, step, values)
         for kind, tracker in list(self._open.items()):
             self._try(kind, partial(tracker.log, step, values))
 

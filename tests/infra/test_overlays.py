@@ -55,7 +55,7 @@ def job(documents) -> dict:
 @pytest.fixture
 def configured(documents, tmp_path):
     """The configuration that the job reads, and the stages that it runs."""
-    (files,) = (document for document in documents if document["kind"] == "ConfigMap")
+    (files,) = (one for one in documents if "pipeline.yaml" in one.get("data", {}))
     (tmp_path / "pipeline.yaml").write_text(files["data"]["pipeline.yaml"])
     config = load_config(tmp_path / "pipeline.yaml", None, (), {})
     return config, stages_at_most(config, Selection(until="eval"))

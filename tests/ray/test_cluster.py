@@ -5,54 +5,29 @@ on S3.
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.base.store import ArtifactStore
-from tests.support.command import COMMAND, ROOT, call
+from tests.support.command import COMMAND, call
+from tests.support.job_cluster import detached, job_cluster, submit, wait_for
 from tests.support.tiny_sd3 import build_pipeline, make_tiny_config
 
 pytestmark = pytest.mark.slow
 STEPS = 24
-PATIENCE = 900
-"""Seconds: on two slow cores with another test beside it, a run takes minutes."""
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "pink", "orange")
 THINGS = ("circle", "square", "ring", "cross", "boat", "house", "tree", "fish")
 
 
 @pytest.fixture
 def head(bucket, monkeypatch):
-    """A cluster that is a head without CPUs, as KubeRay makes them, with its job server; it starts
-    in another folder than the command, and has the command and the credentials of the store.
-    """
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
-    yield cluster
-    cluster.shutdown()
-
-
-def wait_for(ready: Callable[[], object], process: subprocess.Popen | None = None) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not ready():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    """A head that has the credentials of the store."""
+    with job_cluster(monkeypatch) as cluster:
+        yield cluster
 
 
 def finished(store: ArtifactStore, stage: str) -> list[str]:
@@ -91,17 +66,13 @@ def test_nodes_come_and_go(head, bucket, tmp_path):
         },
     )
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    submit = ("submit", "--address", f"http://{head.webui_url}")
-    started = call(*submit, "-c", "pipeline.yaml", "--until", "distill", "--detach", cwd=tmp_path)
-    assert started.returncode == 0, started.stderr
-    job = started.stdout.splitlines()[0].removeprefix("submitted  ")
+    job = detached(head, "-c", "pipeline.yaml", "--until", "distill", cwd=tmp_path)
     wait_for(lambda: finished(store, "prompts"))
-    wait_for(
-        lambda: "no node has room for a worker with a GPU" in call(*submit, "--logs", job).stdout
-    )
+    waiting = "no node has room for a worker with a GPU"
+    wait_for(lambda: waiting in submit(head, "--logs", job).stdout)
     first = head.add_node(num_cpus=2, num_gpus=1)  # the pool has waited for it
     with subprocess.Popen(
-        [*COMMAND, *submit, "--attach", "latest"],
+        [*COMMAND, "submit", "--address", f"http://{head.webui_url}", "--attach", "latest"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -114,10 +85,10 @@ def test_nodes_come_and_go(head, bucket, tmp_path):
     assert "done  prompts" in output
     head.remove_node(first, allow_graceful=False)
     head.add_node(num_cpus=2)
-    followed = call(*submit, "--attach", job)
+    followed = submit(head, "--attach", job)
     assert followed.returncode == 0, followed.stdout + followed.stderr
     assert f"student: {bucket}/artifacts/distill/" in followed.stdout
-    (row,) = json.loads(call(*submit, "--list", "--json").stdout)
+    (row,) = json.loads(submit(head, "--list", "--json").stdout)
     assert (row["id"], row["state"], row["exit code"]) == (job, "succeeded", 0)
     (key,) = finished(store, "distill")
     trace = store.read(f"artifacts/distill/{key}/metrics.jsonl")

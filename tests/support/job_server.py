@@ -27,6 +27,8 @@ class FakeJobs:
     exit_code: int | None = 0
     """Of a run; None runs until it is stopped."""
     token: str = ""
+    refusals: int = 0
+    """How often a job is refused before one is taken."""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     packages: dict[str, bytes] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
@@ -100,6 +102,9 @@ def _application(fake: FakeJobs) -> web.Application:
         return web.Response(status=200)
 
     async def submit(request: web.Request) -> web.Response:
+        if fake.refusals:
+            fake.refusals -= 1
+            return web.Response(status=500, text="No available agent to submit job, try later")
         asked = await request.json()
         job = asked.get("submission_id") or f"raysubmit_{len(fake.jobs)}"
         fake.start(asked["entrypoint"], job, asked.get("metadata") or {})

@@ -153,7 +153,7 @@ def test_the_checkpoint_of_the_best_look_stays_and_becomes_the_artifact(
     add_look = TrainingTrace.add_look
 
     def better_at_best(trace, step, figures):
-        add_look(trace, step, figures | {"held_out_layout": 1.0 if step == best else 0.5})
+        return add_look(trace, step, figures | {"held_out_layout": 1.0 if step == best else 0.5})
 
     monkeypatch.setattr(TrainingTrace, "add_look", better_at_best)
     chosen, wish = lives("chosen"), {"choose": "best", "choose_by": "layout"}

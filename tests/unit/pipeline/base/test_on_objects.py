@@ -138,6 +138,19 @@ def test_a_store_that_takes_no_write_at_all_is_not_one_without_conditions(
     assert type(error.value) is kind
 
 
+def test_files_are_listed_where_the_working_folder_is_gone(store, tmp_path, monkeypatch):
+    """Bug: name them by `relpath`, which fails there; the sentence then says that the bucket is
+    missing. Ray lays the folder of a job anew when a node joins on the same machine.
+    """
+    store.write("a/b/c", b"1")
+    store.write("a/d", b"22")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert store.list("a") == {"b/c": 1, "d": 2} and store.list("") == {"a/b/c": 1, "a/d": 2}
+
+
 def test_odd_letters_in_a_prefix_are_letters(tmp_path):
     """Bug: read and remove through calls that take `[` or `*` for a pattern."""
     store = ArtifactStore(f"memory://{tmp_path.name}/my [run]* 1 é+ü=%20#x")

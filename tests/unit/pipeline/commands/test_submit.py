@@ -131,7 +131,7 @@ def test_a_token_and_a_dead_cluster_are_named(cluster, tmp_path, monkeypatch):
 
 
 def test_a_lost_connection_is_made_again_and_nothing_is_said_twice(cluster, tmp_path):
-    cluster.drops = 2
+    cluster.drops, cluster.refusals = 2, 1  # and the head has just started
     result = call_here("submit", "-c", "pipeline.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[1:] == ["prompts 1/2", "prompts 2/2"]

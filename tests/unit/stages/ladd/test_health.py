@@ -41,7 +41,7 @@ def test_a_good_run_shows_no_sign():
         ("fooled", 105, [BEHIND] * 60 + [GOOD | {"fake_logit": 0.8}] * 340),
         ("haste", BEGINNING + WINDOW, [HEADS_ALONE] * BEGINNING + [THROWN] * 400),
         ("ahead", 2 * WINDOW, [BEHIND] * 400),
-        ("drift", 4 * WINDOW, [GOOD | {"student_loss": i / 100} for i in range(400)]),
+        ("losing", 4 * WINDOW, [GOOD | {"student_loss": i / 100} for i in range(400)]),
     ],
 )
 def test_each_sign_is_told_once_as_soon_as_it_is_sure(sign, at, rows):
@@ -71,6 +71,17 @@ def test_a_sign_lowers_the_rate_that_is_too_high_and_waits_a_window_for_the_effe
     (sign,) = (sign for _ in range(WINDOW) for sign in watch.observe(WON))
     assert sign.text.endswith("learning rates lowered to this share: heads 0.125")
     assert HealthWatch().rate_scale == {"student": 1.0, "heads": 1.0}
+
+
+def looks(*distances: float) -> list[dict[str, float]]:
+    return [{"held_out_distance": d, "teacher_distance": 0.01} for d in distances]
+
+
+def test_a_student_has_drifted_when_two_looks_find_it_far_off():
+    assert signs_of(looks(0.4, 0.1, 0.5, 0.2, 0.31, 0.4, 0.7)) == [(6, "drift")]
+    assert signs_of(looks(0.4, 0.3, 0.2, 0.7, 0.25, 0.5, 0.55)) == []
+    # Near the floor a distance is noise.
+    assert signs_of(looks(0.4, 0.001, 0.02, 0.025, -0.001)) == []
 
 
 def test_diversity_below_half_of_the_teachers_is_told():

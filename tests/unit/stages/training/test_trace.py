@@ -63,6 +63,13 @@ def test_every_update_and_look_is_a_line(tmp_path, said):
     assert list((tmp_path / "artifacts/dpo/k/tensorboard").iterdir())
 
 
+def test_a_look_may_show_a_sign(tmp_path, said):
+    trace = make_trace(tmp_path, said)
+    (sign,) = trace.add_look(1, {"look": "a1", "loss": 2.0})
+    trace.close()
+    assert sign.name == "high" and "too high" in str(said)
+
+
 def test_progress_goes_on_from_the_last_line(tmp_path, said):
     trace = make_trace(tmp_path, said, resumed=['{"step": 3}', '{"step": 3, "held_out_loss": 1}'])
     trace.add(4, {"loss": 1.0})
