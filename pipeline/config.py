@@ -48,8 +48,16 @@ def load_config(
     for path, text, where in typed:
         origins[".".join(path)] = where
         merged = merge(merged, _nested(path, read_value(text, types_at(path), where)))
-    config = validate(merged, origins)
+    config = _counted(validate(merged, origins))
     return config.model_copy(update={"store": _absolute(config.store)})
+
+
+def _counted(config: PipelineConfig) -> PipelineConfig:
+    """Put the number in the place of `synthesize.count: auto`, so that it enters the keys."""
+    if config.synthesize.count != "auto":
+        return config
+    made = config.synthesize.model_copy(update={"count": config.distill.samples_drawn})
+    return config.model_copy(update={"synthesize": made})
 
 
 def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[list[str], str, str]]:

@@ -68,6 +68,11 @@ def _gpu(kind: str, teraflops: float, gigabytes: float) -> Device:
     return Device(kind, teraflops * 1e12, int(gigabytes * 2**30), _GPU_SHARES, 3e-4, 25.0, 1e9)
 
 
+def _unknown(kind: str) -> Device:
+    """Return a card of some speed: only its measured rates say how fast it is."""
+    return _gpu(kind, 100, 0)
+
+
 _GPUS = [
     _gpu("nvidia-b200", 2250, 178),
     _gpu("nvidia-gh200", 989, 94),
@@ -104,7 +109,7 @@ class Fleet:
     is_here: bool
     """Whether it is this machine, of which more can be known."""
     known: bool = True
-    """Whether the kind's peak is known."""
+    """Whether the kind's peak is known; else only measured rates count."""
 
     @property
     def text(self) -> str:
@@ -129,7 +134,7 @@ def machine_of(config: PipelineConfig) -> Fleet:
     if not names:
         return Fleet(_core(), cores, cores, is_here=True)
     kind = kind_of(names[0])
-    return Fleet(GPUS.get(kind) or _gpu(kind, 0, 0), len(names), cores, True, kind in GPUS)
+    return Fleet(GPUS.get(kind) or _unknown(kind), len(names), cores, True, kind in GPUS)
 
 
 def _resized(fleet: Fleet, count: int) -> Fleet:
@@ -143,7 +148,7 @@ def _named(costs: CostsConfig, here: Fleet) -> tuple[Device, bool]:
     if kind == CPU:
         return _core(), True
     found = GPUS.get(kind) or GPUS.get(f"nvidia-{kind}")
-    return (found, True) if found else (_gpu(kind, 0, 0), False)
+    return (found, True) if found else (_unknown(kind), False)
 
 
 def kind_of(name: str) -> str:

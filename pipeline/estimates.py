@@ -50,6 +50,8 @@ class Estimate:
     """From the stage's start to its end."""
     devices: float
     """That it holds at the most: GPUs, or cores."""
+    workers: int
+    """That work at the same time, at the most."""
     store_bytes: float
     scratch_bytes: float
     """On each worker's disk."""
@@ -137,7 +139,7 @@ def estimate(work: Work, fleet: Fleet, costs: CostsConfig, rate: Rate) -> Estima
     """Say what the work takes on these devices. None for devices of which neither peak nor rate is
     known.
     """
-    if not fleet.known:
+    if not fleet.known and rate.source == MODEL:
         return None
     spans = [span_of(phase, work, fleet, rate.factor) for phase in work.phases]
     seconds = sum(span.overhead + span.seconds for span in spans)
@@ -152,6 +154,7 @@ def estimate(work: Work, fleet: Fleet, costs: CostsConfig, rate: Rate) -> Estima
         device_hours=sum(span.work for span in spans) / 3600,
         seconds=seconds,
         devices=max(span.devices for span in spans),
+        workers=max(span.workers for span in spans),
         store_bytes=work.store_bytes,
         scratch_bytes=work.scratch_bytes,
         device_bytes=work.device_bytes,
@@ -171,6 +174,7 @@ class Span:
     """Of the phase, without its overhead."""
     overhead: float
     """Seconds until its workers work."""
+    workers: int
     devices: float
     """That all of its workers hold."""
 
@@ -180,15 +184,17 @@ def span_of(phase: Phase, work: Work, fleet: Fleet, factor: float) -> Span:
     device = fleet.device
     start = device.start + work.model_bytes / device.loading if phase.starts else 0.0
     if phase.by is None:
-        return Span(phase, 0.0, phase.core_seconds, start / 2, 0.0)
+        return Span(phase, 0.0, phase.core_seconds, start / 2, 1, 0.0)
     workers, each = _workers(phase, fleet)
     on_devices = sum(_device_seconds(part, fleet, each) for part in phase.parts)
-    done = factor * (on_devices + phase.core_seconds * each)
+    on_cores = phase.core_seconds * each
+    both = max if phase.is_overlapped and device.is_gpu else sum
+    done = factor * both((on_devices, on_cores))
     if isinstance(phase.by, TrainingPlan):
         start *= _TRAINING_START
-        return Span(phase, done, done / (workers * each), start, workers * each)
+        return Span(phase, done, done / (workers * each), start, workers, workers * each)
     rounds = -(-phase.pieces // workers) * workers / max(1, phase.pieces)
-    return Span(phase, done, done * rounds / (workers * each), start, workers * each)
+    return Span(phase, done, done * rounds / (workers * each), start, workers, workers * each)
 
 
 def _device_seconds(part: Part, fleet: Fleet, each: float) -> float:

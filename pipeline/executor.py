@@ -22,11 +22,13 @@ from pipeline.base.foreign import innermost, loss, page, sentence
 from pipeline.base.lease import held
 from pipeline.base.store import Artifact, ArtifactStore, to_json
 from pipeline.board import ProgressBoard, Shown
+from pipeline.budget import Budget
 from pipeline.cluster import ray_cluster, require_ray
 from pipeline.dag import declare
-from pipeline.lacking import require_inputs
+from pipeline.estimates import Outlook
 from pipeline.observe import Observer
-from pipeline.planning import PlannedStage, Selection, check_inputs, make_plan, rows_of
+from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
+from pipeline.preflight import require_ready
 from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
 from schemas.addresses import public_content
@@ -40,36 +42,33 @@ def execute(
     plan: list[PlannedStage],
     observer: Observer,
     repairs: Mapping[str, frozenset[str]] = MappingProxyType({}),
+    max_cost: float | None = None,
 ) -> list[dict[str, Any]]:
     """Run a plan; return one row per stage: name, action, key, counts, seconds. Raises the first
-    failure. Of the stages in `repairs` only these files are made again.
+    failure, and CostReached when the run has cost `max_cost`. Of the stages in `repairs` only these
+    files are made again.
 
     Starts nothing if there is nothing to run.
     """
-    running = [stage for stage in plan if stage.action == "run"]
-    rows = rows_of(plan)
-    if not running:
+    rows, ahead = rows_of(plan), look_ahead(config, store, plan)
+    if ahead is None:
         return list(rows.values())
-    require_inputs(store, config, plan)
-    check_inputs(config, running)
+    require_ready(config, store, plan, ahead, hub=partial(observer.note, "hub"))
+    budget = Budget(max_cost, config.costs, ahead)
     # Write now, so that a store without write access fails before an hour of work, not after it.
     store.tell_limits(partial(observer.warn, "store"))
     started = datetime.now(UTC)
     observer.run = f"{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     record = f"runs/{observer.run}"
-    summary = {
-        "started": started.isoformat(),
-        "command": public_content(sys.argv[1:]),
-        "config": config.recorded(),
-        "artifacts": {s.name: s.key for s in running},
-        "trainings": {s.name: s.training for s in running if s.training},
-    }
+    summary = _summary(config, plan, started)
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
-    job = _job(config, store, plan, repairs)
+    job = _job(config, store, plan, ahead, repairs)
+    for name, expected in job.expected.items():
+        rows[name]["expected"] = expected.seconds
     status = "failed"
     try:
         with held(store, record, "this run"):
-            for outcome in _outcomes(job, observer):
+            for outcome in _outcomes(job, observer, budget):
                 rows[outcome["stage"]] |= outcome
                 metrics.put("ladd_stage_seconds", outcome["seconds"], stage=outcome["stage"])
         status = "done"
@@ -88,20 +87,33 @@ def execute(
             "status": status,
             "ended": datetime.now(UTC).isoformat(),
             "stages": list(rows.values()),
+            "cost": {budget.currency: round(budget.spent, 4)} if budget.is_priced else {},
         }
         store.write(f"{record}/run.json", to_json(summary | done))
         store.write(f"{record}/events.jsonl", b"".join(to_line(event) for event in observer.events))
     return list(rows.values())
 
 
+def _summary(config: PipelineConfig, plan: list[PlannedStage], started: datetime) -> dict[str, Any]:
+    """What the run's record says from its start on."""
+    running = [stage for stage in plan if stage.action == "run"]
+    return {
+        "started": started.isoformat(),
+        "command": public_content(sys.argv[1:]),
+        "config": config.recorded(),
+        "artifacts": {s.name: s.key for s in running},
+        "trainings": {s.name: s.training for s in running if s.training},
+    }
+
+
 def _job(
     config: PipelineConfig,
     store: ArtifactStore,
     plan: list[PlannedStage],
+    ahead: Outlook,
     repairs: Mapping[str, frozenset[str]],
 ) -> Job:
     running = [stage for stage in plan if stage.action == "run"]
-    ahead = look_ahead(config, store, plan)
     return Job(
         config=config,
         store=store,
@@ -113,7 +125,7 @@ def _job(
         running=frozenset(s.name for s in running),
         forced=frozenset(s.name for s in running if s.why == "forced"),
         repairs=dict(repairs),
-        expected=ahead.expected() if ahead is not None else {},
+        expected=ahead.expected(),
         cwd=os.getcwd(),
     )
 
@@ -137,14 +149,14 @@ def to_line(event: dict[str, Any]) -> bytes:
     return (json.dumps(event) + "\n").encode()
 
 
-def _outcomes(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
+def _outcomes(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str, Any]]:
     """Yield each stage's outcome. Starts Ray again, and goes on, if that of this machine dies."""
     retries = job.config.ray.stage_retries
     for attempt in range(retries + 1):
         try:
             with ray_cluster(job.config, partial(observer.warn, "ray")):
                 try:
-                    for outcome in _walk(job, observer):
+                    for outcome in _walk(job, observer, budget):
                         yield outcome
                         job = replace(job, running=job.running - {outcome["stage"]})
                 except Exception:
@@ -166,7 +178,7 @@ def _is_rays_own(error: ProcessLost) -> bool:
     return not isinstance(error, StageLost)
 
 
-def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
+def _walk(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str, Any]]:
     """Submit the bound nodes whose upstream nodes are done, with their results as top-level
     arguments; yield each stage's outcome. A stage that loses a process is tried again.
     """
@@ -204,6 +216,7 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
                 options = _submittable(node.get_options())
                 pending[stage_task.options(**options).remote(*arguments)] = name
                 del waiting[name]
+        budget.charge(pending.values())
         ready, _ = ray.wait(list(pending), timeout=0.5)
         require_ray()
         shown.update()

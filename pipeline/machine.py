@@ -123,10 +123,10 @@ def _unfit(folder: str) -> str:
     """Return why Ray cannot use the folder, or an empty text."""
     if len(os.fsencode(folder + _SOCKET)) > _LONGEST_SOCKET:
         return "is too long for the sockets of Ray"
-    return "" if _can_write(Path(folder)) else "cannot be written"
+    return "" if can_write(Path(folder)) else "cannot be written"
 
 
-def _can_write(folder: Path) -> bool:
+def can_write(folder: Path) -> bool:
     """Whether files can be made in a folder, after making it and those above it if need be."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -146,7 +146,7 @@ def settle_home(environment: MutableMapping[str, str] = os.environ) -> None:
     if not environment.get("HOME") and not own:
         environment["HOME"] = own_cache()
     home = Path(environment.get("HOME") or own)
-    if "XDG_CACHE_HOME" not in environment and not _can_write(home / ".cache"):
+    if "XDG_CACHE_HOME" not in environment and not can_write(home / ".cache"):
         environment["XDG_CACHE_HOME"] = own_cache()
         models = home / ".cache" / "huggingface"
         if models.is_dir():  # what is there can still be read
@@ -163,7 +163,7 @@ def settle_token(environment: MutableMapping[str, str] = os.environ) -> None:
     if os.access(token, os.R_OK):
         return
     fresh = secrets.token_hex(32)
-    if not _can_write(token.parent):
+    if not can_write(token.parent):
         environment["RAY_AUTH_TOKEN"] = fresh
         return
     try:

@@ -101,6 +101,10 @@ class Observer:
         """Show a stage's warning at once, and keep it."""
         self.event("warning", stage=stage, text=text)
 
+    def note(self, stage: str, text: str) -> None:
+        """Tell of what was found, as of a warning."""
+        self.event("note", stage=stage, text=text)
+
     def progress(self, stage: str, unit: str, done: int, total: int) -> None:
         """Show how far a stage is."""
         now, key = self.clock(), (stage, unit)

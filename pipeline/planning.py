@@ -65,8 +65,8 @@ class PlannedStage:
 
 
 def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
-    """One row per stage, by name, for the table at the end of a run: stage, action, key, counts and
-    seconds, before anything runs.
+    """One row per stage, by name, for the table at the end of a run: stage, action, key, counts,
+    seconds and expected seconds, before anything runs.
     """
     return {
         stage.name: {
@@ -75,18 +75,10 @@ def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:
             "key": stage.key,
             "counts": stage.manifest.counts if stage.manifest and stage.action == "done" else {},
             "seconds": 0.0,
+            "expected": None,
         }
         for stage in plan
     }
-
-
-def check_inputs(config: PipelineConfig, plan: list[PlannedStage]) -> None:
-    """Call the `check` of each stage that will run. Raises ConfigError for what would fail later:
-    a missing file, a column that is not there.
-    """
-    for stage in plan:
-        if stage.action == "run" and (check := getattr(STAGES[stage.name].module(), "check", None)):
-            check(config)
 
 
 def warnings_of(config: PipelineConfig, plan: list[PlannedStage]) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from pydantic import ValidationError
 
 from pipeline.base.lineage import committed
-from pipeline.base.store import ArtifactStore, json_object
+from pipeline.base.stage import digest_of
+from pipeline.base.store import ArtifactStore, json_object, to_json
 from pipeline.base.training import TrainingPlan
 from pipeline.base.work import Counts
 from pipeline.devices import Fleet, fleet_of
@@ -20,6 +22,8 @@ from schemas.manifest import Manifest
 
 _SIGNALS = "signals.jsonl"
 """In the artifact of a training: the speed of its updates, by the time of measuring."""
+_OF_TEACHER = ("family", "model", "dtype", "use_t5")
+"""Fields of the teacher that decide how fast it is."""
 _TRIED = 3
 """Artifacts of a stage that are looked at, the newest first."""
 
@@ -41,7 +45,8 @@ def measured_rates(
     """Return the rates of the stages that would run, as far as the store's artifacts have measured
     them: with the same teacher, on the same kind of device.
     """
-    fleet, rates = fleet_of(config), dict[str, Rate]()
+    fleet = fleet_of(config)
+    rates = _kept(config, store, fleet)
     for name in (stage.name for stage in stages if stage.action == "run"):
         alike = [m for m in committed(store, name) if _is_alike(m, config, fleet)]
         for manifest in alike[:_TRIED]:
@@ -67,7 +72,7 @@ def rate_of(
     count = round(manifest.devices.count) if manifest.devices else fleet.count
     cores = fleet.cores if fleet.device.is_gpu else count
     there = Fleet(fleet.device, max(1, count), cores, fleet.is_here, fleet.known)
-    if work is None or not there.known:
+    if work is None:
         return None
     spans = [span_of(phase, work, there, 1.0) for phase in work.phases]
     speed = _speed(manifest, store)
@@ -91,14 +96,37 @@ def rate_of(
     return Rate(factor, beyond if beyond > 0 else None, source)
 
 
+def keep_rates(
+    config: PipelineConfig, store: ArtifactStore, fleet: Fleet, rates: Mapping[str, Rate]
+) -> None:
+    """Keep what a probe has measured, for this kind of device and this teacher. Artifacts that are
+    made later outrank it.
+    """
+    content = {
+        name: asdict(rate) for name, rate in {**_kept(config, store, fleet), **rates}.items()
+    }
+    store.write(_place(config, fleet), to_json(content))
+
+
+def _kept(config: PipelineConfig, store: ArtifactStore, fleet: Fleet) -> dict[str, Rate]:
+    """Return the rates of a probe; none from a file that is damaged."""
+    content = json_object(store.read(_place(config, fleet)) or b"") or {}
+    try:
+        return {name: Rate(**row) for name, row in content.items()}
+    except TypeError:
+        return {}
+
+
+def _place(config: PipelineConfig, fleet: Fleet) -> str:
+    depends = [fleet.device.kind, *(getattr(config.teacher, name) for name in _OF_TEACHER)]
+    return f"rates/probe-{digest_of(depends)[:16]}.json"
+
+
 def _is_alike(manifest: Manifest, config: PipelineConfig, fleet: Fleet) -> bool:
     if manifest.devices is None or manifest.devices.kind != fleet.device.kind:
         return False
     teacher = manifest.config.get("teacher", {})
-    return all(
-        teacher.get(name) == getattr(config.teacher, name)
-        for name in ("family", "model", "dtype", "use_t5")
-    )
+    return all(teacher.get(name) == getattr(config.teacher, name) for name in _OF_TEACHER)
 
 
 def _counts_above(manifest: Manifest, store: ArtifactStore) -> Mapping[str, Counts]:

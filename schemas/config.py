@@ -129,15 +129,6 @@ class PromptsConfig(Frozen):
     def bucket_list(self) -> list[Bucket]:
         return [Bucket.parse(name) for name in self.buckets]
 
-    def pictures_text(self) -> str:
-        """Return how many pictures the teacher will make, as known before the prompts exist: `all`,
-        or `up to 1,430`.
-        """
-        if self.count is None:
-            return "all"
-        prompts = round(self.count * (1 - self.held_out_fraction))
-        return f"up to {prompts * self.images_per_prompt:,}"
-
 
 class FailureLimits(Frozen):
     """What share of a stage's samples may fail. No field changes the result."""
@@ -178,6 +169,11 @@ class SynthesizeConfig(Frozen):
     and in evaluations.
     """
 
+    count: Annotated[int, Field(ge=1)] | Literal["auto"] | None = added(None)
+    """How many of the planned pictures to make, of every bucket in proportion; empty makes all.
+    auto makes as many as `distill` draws in all of its updates. That number enters the key: for
+    trainings of several lengths name it yourself.
+    """
     steps: int = Field(28, ge=1)
     """Sampling steps."""
     sampler: SamplerName = added("euler")
@@ -639,6 +635,11 @@ class DistillConfig(Frozen):
         return heads.head_start_steps + self.steps * heads.updates_per_student
 
     @property
+    def samples_drawn(self) -> int:
+        """Samples in all updates; one that is drawn twice counts twice."""
+        return self.total_steps * self.global_batch
+
+    @property
     def trunk_steps(self) -> int:
         """The updates before the decay, which are the same for every `steps` and `decay_share`."""
         updates = range(self.total_steps)
@@ -980,3 +981,16 @@ class PipelineConfig(Frozen):
         student must have the same one.
         """
         return "float32" if self.distill.precision == "float32" else self.teacher.dtype
+
+    @property
+    def pictures_text(self) -> str:
+        """How many pictures the teacher will make, as known before the prompts exist: `all`, or `up
+        to 1,430`.
+        """
+        prompts, wanted = self.prompts, self.synthesize.count
+        most = wanted if isinstance(wanted, int) else None
+        if prompts.count is not None:
+            kept = round(prompts.count * (1 - prompts.held_out_fraction))
+            planned = kept * prompts.images_per_prompt
+            most = planned if most is None else min(planned, most)
+        return "all" if most is None else f"up to {most:,}"

@@ -26,5 +26,9 @@ class CostsConfig(Frozen):
     """Price of one device for an hour, by kind: {nvidia-h100: 2.5, cpu: 0.04}."""
     storage_price: Price = runtime(0.0)
     """Price of 1e12 bytes in the store for a month."""
+    check_room: bool = runtime(True)
+    """Whether to refuse a run that by the estimates fits neither the memory of its devices nor the
+    disks.
+    """
     currency: str = runtime("USD", min_length=1, max_length=8)
     """How prices are shown."""

@@ -51,6 +51,12 @@ class GateFailed(LaddError):
     exit_code = 6
 
 
+class CostReached(LaddError):
+    """The run has cost what it may."""
+
+    exit_code = 7
+
+
 def text_of(error: BaseException) -> str:
     """Return an exception's text in one line, or its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -71,6 +77,7 @@ def load_error(text: str) -> LaddError:
         ServiceUnavailable,
         Locked,
         GateFailed,
+        CostReached,
     )
     kinds = {kind.__name__: kind for kind in known}
     return kinds.get(content["kind"], LaddError)(content["text"])

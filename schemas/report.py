@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.base import Frozen
-from schemas.manifest import Environment
+from schemas.manifest import Environment, Expected
 
 
 class Interval(Frozen):
@@ -112,6 +112,10 @@ class LineageStep(Frozen):
     seconds: float
     device_hours: float
     counts: dict[str, int]
+    devices: str = ""
+    """What made it, such as `8 x nvidia-h100`; empty if its manifest does not say."""
+    expected: Expected | None = None
+    """What was expected of it before it was made."""
     accepted: str = ""
     """Why it was declared good for a configuration that it was not made for."""
 

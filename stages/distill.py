@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.base.checkpoints import Trained
 from pipeline.base.course import Course
+from pipeline.base.pins import names_student
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.training import TrainingPlan, train_on_ray
 from pipeline.base.work import Above, Work
@@ -23,9 +24,11 @@ from schemas.errors import ConfigError
 from stages.estimates.trainings import distilling
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.pictures.student import check_steps
-from stages.scores import FEATURES, check_model, check_score
-from stages.teachers import check_start, check_teacher, model_costs, open_teacher
+from stages.scores import FEATURES, check_model, check_score, score_models
+from stages.teachers import check_start, check_teacher, model_costs, open_teacher, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.judgeable import check_judged
+from stages.training.start_files import start_model
 from stages.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -61,6 +64,14 @@ def _check_look(config: PipelineConfig, look: LookConfig) -> None:
         check_model(model)
     names = [score.name for score in look.scores]
     check_judged(config, "distill.look.scores", names, "held_out")
+
+
+def models(config: PipelineConfig) -> list[HubModel]:
+    distill, look = config.distill, config.distill.look
+    found = teacher_models(config.teacher)
+    if distill.init is not None and not names_student(distill.init):
+        found.append(start_model(distill.init, distill.init_revision))
+    return found if look is None else found + score_models([*look.scores, look.features])
 
 
 def estimate(config: PipelineConfig) -> str:

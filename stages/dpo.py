@@ -27,8 +27,9 @@ from schemas.records import ShardStats
 from stages.estimates.trainings import tuning
 from stages.ladd.batch_plan import BatchPlan, EmptyPlanError
 from stages.pictures.student import check_steps
-from stages.scores import check_model, check_score
-from stages.teachers import check_teacher, open_teacher
+from stages.scores import check_model, check_score, score_models
+from stages.teachers import check_teacher, open_teacher, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.judgeable import check_judged
 from stages.training.trackers import check_trackers
 
@@ -56,6 +57,11 @@ def check(config: PipelineConfig) -> None:
             f"dpo.chooser is {config.dpo.chooser.name}, which also ranks the pairs "
             "(pairs.reward): a score that was trained for cannot judge; name another score"
         )
+
+
+def models(config: PipelineConfig) -> list[HubModel]:
+    judges = [config.dpo.chooser, *([config.pairs.reward] if config.pairs.url is None else ())]
+    return teacher_models(config.teacher) + score_models(judges)
 
 
 def estimate(config: PipelineConfig) -> str:

@@ -43,7 +43,8 @@ from stages.estimates.pictures import (
     largest,
     latent_bytes,
 )
-from stages.teachers import check_teacher, model_costs, open_teacher_in
+from stages.teachers import check_teacher, model_costs, open_teacher_in, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
 if TYPE_CHECKING:
@@ -76,10 +77,14 @@ def check(config: PipelineConfig) -> None:
         expand(config.encode.external, EXTERNAL, (".tar",))
 
 
+def models(config: PipelineConfig) -> list[HubModel]:
+    return teacher_models(config.teacher)
+
+
 def estimate(config: PipelineConfig) -> str:
     if config.encode.external is not None:
         return "all pictures of the external shards"
-    return f"{config.prompts.pictures_text()} pictures"
+    return f"{config.pictures_text} pictures"
 
 
 def work(config: PipelineConfig, above: Above) -> Work | None:

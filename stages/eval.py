@@ -19,8 +19,9 @@ from stages.judging.gates import check_gates, failed_gates
 from stages.judging.independence import warnings
 from stages.judging.systems import TIMING, floor_of, plan_shards, shards_of, systems_of
 from stages.pictures.student import check_steps
-from stages.scores import FEATURES, check_model, check_score
-from stages.teachers import check_teacher, open_teacher
+from stages.scores import FEATURES, check_model, check_score, score_models
+from stages.teachers import check_teacher, open_teacher, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.held_out import check_prompts, chosen_samples, prove_held_out, tell_of_failed_rows
 from stages.texts.judgeable import require_judged
 
@@ -55,6 +56,12 @@ def check_judges(config: EvalConfig) -> None:
         check_score("eval.more_features", space.name, FEATURES)
     for model in (*config.scores, config.features, *config.more_features):
         check_model(model)
+
+
+def models(config: PipelineConfig) -> list[HubModel]:
+    wanted = config.eval
+    judges = [*wanted.scores, wanted.features, *wanted.more_features]
+    return teacher_models(config.teacher) + score_models(judges)
 
 
 def estimate(config: PipelineConfig) -> str:

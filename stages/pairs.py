@@ -42,8 +42,9 @@ from stages.estimates.scores import judged, weight_bytes
 from stages.pictures.decoding import read_picture
 from stages.pictures.files import encode_image, fit_to_bucket
 from stages.pictures.student import check_steps, pairs_sampler, student_of
-from stages.scores import check_model, check_score, open_score
-from stages.teachers import check_teacher, model_costs, open_teacher_in
+from stages.scores import check_model, check_score, open_score, score_models
+from stages.teachers import check_teacher, model_costs, open_teacher_in, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.captions import checked_prompt
 from stages.texts.choice import chosen_prompts
 from stages.texts.identity import HELD_OUT, hash_fraction, prompt_id, seed_of, split_of
@@ -93,6 +94,11 @@ def check(config: PipelineConfig) -> None:
         check_score("pairs.reward", pairs.reward.name)
         check_judged(config, "pairs.reward", [pairs.reward.name], "train")
         check_model(pairs.reward)
+
+
+def models(config: PipelineConfig) -> list[HubModel]:
+    judges = [config.pairs.reward] if config.pairs.url is None else []
+    return teacher_models(config.teacher) + score_models(judges)
 
 
 def estimate(config: PipelineConfig) -> str:

@@ -28,7 +28,8 @@ from pipeline.base.work import Above, Phase, Work
 from schemas.bucket import Bucket
 from schemas.config import FileSource, PipelineConfig, PromptsConfig
 from schemas.errors import StageFailed
-from stages.teachers import check_teacher, open_teacher
+from stages.teachers import check_teacher, open_teacher, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.duplicates import first_of_equals, first_of_similar, signatures
 from stages.texts.identity import (
     SAMPLE_SCHEMA,
@@ -74,6 +75,10 @@ def check(config: PipelineConfig) -> None:
     for source in config.prompts.sources:
         if isinstance(source, FileSource):
             require_prompts(source)
+
+
+def models(config: PipelineConfig) -> list[HubModel]:
+    return teacher_models(config.teacher)
 
 
 def estimate(config: PipelineConfig) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,10 @@ from stages.estimates.pictures import (
     writing_seconds,
 )
 from stages.pictures.files import encode_image
-from stages.teachers import check_teacher, model_costs, open_teacher_in
+from stages.teachers import check_teacher, model_costs, open_teacher_in, teacher_models
+from stages.teachers.hub_models import HubModel
 from stages.texts.identity import SAMPLE_SCHEMA
+from stages.texts.planned import chosen_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,9 +65,13 @@ def check(config: PipelineConfig) -> None:
     check_teacher(config.teacher)
 
 
+def models(config: PipelineConfig) -> list[HubModel]:
+    return teacher_models(config.teacher)
+
+
 def estimate(config: PipelineConfig) -> str:
     passes = config.synthesize.passes
-    return f"{config.prompts.pictures_text()} pictures, {passes} teacher passes each"
+    return f"{config.pictures_text} pictures, {passes} teacher passes each"
 
 
 def work(config: PipelineConfig, above: Above) -> Work | None:
@@ -74,17 +80,21 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
     planned = above.get("prompts", {}).get("samples")
     if costs is None or planned is None:
         return None
-    pictures = planned
+    pictures = planned if wanted.count is None else min(planned, int(wanted.count))
     has_picture, has_latents = wanted.latents != "only", wanted.latents != "none"
     each = MEMBERS_BYTES
     each += file_bytes(config, wanted.image_format) if has_picture else 0
     each += latent_bytes(config, costs) if has_latents else 0
     written = writing_seconds(config, pictures, wanted.image_format) if has_picture else 0.0
     size = config.prompts.samples_per_shard
+    parts = drawn(config, costs, pictures, wanted.passes, wanted.micro_batch)
+    if not has_picture and wanted.flat_below == 0:
+        parts = tuple(part for part in parts if part.kind != "pixels")
     drawing = Phase(
         "pictures",
-        drawn(config, costs, pictures, wanted.passes, wanted.micro_batch),
+        parts,
         core_seconds=written,
+        is_overlapped=True,
         by=wanted.pool,
         pieces=pieces_of(pictures, size, len(config.prompts.buckets)),
     )
@@ -102,10 +112,10 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
 
 
 def run(context: StageContext) -> StageResult:
-    planned = context.inputs["prompts"]
-    shards = planned.details["shards"]
-    pool = context.config.synthesize.pool
-    build = partial(Synthesizer, context.config, planned, context.folder)
+    planned, wanted = context.inputs["prompts"], context.config.synthesize
+    sizes = chosen_shards(planned, wanted.count)
+    shards, pool = list(sizes), wanted.pool
+    build = partial(Synthesizer, context.config, planned, context.folder, sizes)
     done = map_shards(context, shards, build, pool)
     counts: Counter[str] = Counter()
     for name in shards:
@@ -135,12 +145,18 @@ def _ok_by_bucket(done: dict[str, ShardStats]) -> dict[str, int]:
 class Synthesizer:
     """Makes whole shards, in a worker that has the teacher loaded."""
 
-    def __init__(self, config: PipelineConfig, planned: Artifact, folder: str) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        planned: Artifact,
+        folder: str,
+        sizes: Mapping[str, int | None] | None = None,
+    ) -> None:
         from stages.ladd.parallelize import compile_blocks
         from stages.pictures.samplers import teacher_sampler
 
         self.config: SynthesizeConfig = config.synthesize
-        self.planned, self.folder = planned, folder
+        self.planned, self.folder, self.sizes = planned, folder, sizes or {}
         self.teacher = open_teacher_in(self.config.pool, config.teacher)
         backbone = self.teacher.backbone()
         if self.config.compile_blocks:
@@ -149,7 +165,7 @@ class Synthesizer:
 
     def __call__(self, shard: str) -> ShardStats:
         with self.planned.checked(self.planned.entry(f"{shard}.parquet")) as path:
-            samples = pq.read_table(path).to_pylist()
+            samples = pq.read_table(path).to_pylist()[: self.sizes.get(shard)]
         writer = ShardWriter(self.planned.store, self.folder, shard)
         members: list[TarSample] = []
         rows, counts = [], Counter(ok=0, filtered=0, failed=0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from pipeline.base.claims import Claims
 from pipeline.base.failures import ShardFailures
 from pipeline.base.foreign import innermost, loss
 from pipeline.base.markers import Folding, forget, read_marker, scan
-from pipeline.base.resources import Request, cluster_nodes, pool_request
+from pipeline.base.resources import Node, Request, cluster_nodes, pool_request
 from pipeline.base.sharing import settled
 from pipeline.base.stage import StageContext, enter
 from schemas.errors import (
@@ -227,15 +227,21 @@ def _made(
     if not joined and first == 1 and not request.gpus:
         yield from map(build(), missing)
         return
-    if not joined and not room:
-        raise ConfigError(
-            f"{context.stage}.pool: a worker with {request} does not fit on this machine; lower "
-            "what it asks for, or join a cluster (ray.address)"
-        )
+    if not joined:
+        require_room(context.stage, request, nodes)
     most = min(pool.workers or len(missing), len(missing)) if joined else first
     if joined and pool.min_workers is not None:
         first = min(pool.min_workers, most)
     yield from _by_actors(missing, build, pool, (first, most), request)
+
+
+def require_room(stage: str, request: Request, nodes: Sequence[Node]) -> None:
+    """Raise ConfigError unless a worker of a pool fits on this machine's nodes."""
+    if not request.room(nodes):
+        raise ConfigError(
+            f"{stage}.pool: a worker with {request} does not fit on this machine; lower what it "
+            "asks for, or join a cluster (ray.address)"
+        )
 
 
 def _by_actors(

@@ -114,22 +114,32 @@ def _own_share(context: StageContext, plan: TrainingPlan) -> Request:
     if the cluster has no GPU.
     """
     nodes, joined = cluster_nodes(), context.config.ray.address is not None
-    share = worker_share(plan if joined else replace(plan, placement=Placement()), nodes)
+    if not joined:
+        return require_room(context.stage, plan, nodes)
+    share = worker_share(plan, nodes)
     room, needed = share.room(nodes), plan.min_workers or plan.workers
-    if joined:
-        if not share.gpus and plan.use_gpu is None:
-            context.warn(
-                f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
-            )
-        if room < needed:
-            context.warn(
-                f"the cluster has room for {room} of {needed} workers, each with {share}; waiting"
-            )
-    elif room < needed:
+    if not share.gpus and plan.use_gpu is None:
+        context.warn(
+            f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
+        )
+    if room < needed:
+        context.warn(
+            f"the cluster has room for {room} of {needed} workers, each with {share}; waiting"
+        )
+    return share
+
+
+def require_room(stage: str, plan: TrainingPlan, nodes: Sequence[Node]) -> Request:
+    """Return a worker's share of this machine, where placement says nothing. Raises ConfigError
+    unless all workers of a training fit on it.
+    """
+    share = worker_share(replace(plan, placement=Placement()), nodes)
+    room, needed = share.room(nodes), plan.min_workers or plan.workers
+    if room < needed:
         raise ConfigError(
-            f"{context.stage}.workers: {needed} workers, each with {share}, do not fit on this "
-            f"machine, which has room for {room}; lower {context.stage}.workers or "
-            "cpus_per_worker, or join a cluster (ray.address)"
+            f"{stage}.workers: {needed} workers, each with {share}, do not fit on this machine, "
+            f"which has room for {room}; lower {stage}.workers or cpus_per_worker, or join a "
+            "cluster (ray.address)"
         )
     return share
 

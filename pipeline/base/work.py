@@ -41,6 +41,8 @@ class Phase:
     parts: tuple[Part, ...] = ()
     core_seconds: float = 0.0
     """What a CPU core does of it while the device waits: files and their formats."""
+    is_overlapped: bool = False
+    """Whether a GPU does not wait, but goes on meanwhile."""
     by: WorkerPool | TrainingPlan | None = None
     """Who does it: workers of a pool, of a training, or None for the stage's own process."""
     pieces: int = 1

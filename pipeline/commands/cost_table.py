@@ -18,7 +18,7 @@ def print_costs(ahead: Outlook, costs: CostsConfig) -> None:
     from rich.table import Table
 
     has_price = price_of(costs, ahead.fleet.device.kind) is not None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("stage", no_wrap=True)
     names = ["samples", "device-h", "time", "in store", "disk", "memory"]
     for name in [*names, *([costs.currency] if has_price else ())]:
@@ -116,8 +116,8 @@ def _why_unknown(ahead: Outlook, costs: CostsConfig) -> str:
     if not ahead.fleet.known:
         kind = ahead.fleet.device.kind
         return (
-            f"{names}; nobody here knows how fast the devices ({kind}) are: name their kind in "
-            "costs.device, and their number in costs.devices"
+            f"{names}; nobody here knows how fast the devices ({kind}) are: plan --probe measures "
+            "it; or name their kind in costs.device, and their number in costs.devices"
         )
     return (
         f"{names}; that needs prompts.count, and a teacher that is on this machine or a published "

@@ -43,20 +43,35 @@ def plan(
     only: Only = None,
     force: Force = None,
     as_json: AsJson = False,
+    probe: Annotated[
+        bool, typer.Option(help="First make a few samples, to measure how long they take.")
+    ] = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit with code 3 if there is work to do.")
     ] = False,
 ) -> None:
-    """Show what would run, and why. Inputs of what would run are looked at, as before a run."""
+    """Show what would run, why, and what it takes. Inputs are looked at, as before a run."""
     from pipeline.commands.opening import open_plan
 
     if eval_:
         until, set_ = with_evaluation(until, set_)
     wanted = selection(until, from_, only, force)
-    opened = open_plan(config, preset, set_, wanted)
+    opened = open_plan(config, preset, set_, wanted, pin=probe)
+    if probe:
+        _probe(opened)
     show_plan(opened, as_json=as_json)
     if exit_code and any(stage.action == "run" for stage in opened.stages):
         raise typer.Exit(3)
+
+
+def _probe(opened: Opened) -> None:
+    from pipeline.commands.stopping import unwind_on_sigterm
+    from pipeline.observe import Observer
+    from pipeline.probe import probe
+
+    unwind_on_sigterm()
+    with Observer() as observer:
+        probe(opened.config, opened.store, opened.stages, observer)
 
 
 def show_plan(opened: Opened, *, as_json: bool = False) -> None:
@@ -65,8 +80,8 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
     """
     from pipeline.commands.cost_table import cost_rows, print_costs
     from pipeline.commands.tables import print_table
-    from pipeline.lacking import require_inputs
-    from pipeline.planning import check_inputs, warnings_of
+    from pipeline.planning import warnings_of
+    from pipeline.preflight import require_ready
     from pipeline.rates import look_ahead
 
     ahead = look_ahead(opened.config, opened.store, opened.stages)
@@ -85,8 +100,7 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
             print_costs(ahead, opened.config.costs)
     for remark in ahead.remarks if ahead is not None else ():
         print(f"note: {remark}", file=sys.stderr)
-    require_inputs(opened.store, opened.config, opened.stages)
-    check_inputs(opened.config, opened.stages)
+    require_ready(opened.config, opened.store, opened.stages, ahead)
     for warning in warnings_of(opened.config, opened.stages):
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -48,6 +48,10 @@ def run(
     only: Only = None,
     force: Force = None,
     dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0, help="Start nothing that would cost more, and stop when it has."),
+    ] = None,
     on_conflict: OnConflict = None,
     log_format: LogFormat = "text",
 ) -> None:
@@ -65,7 +69,7 @@ def run(
 
         show_plan(opened)
         return
-    _run(opened, wanted, log_format)
+    _run(opened, wanted, log_format, max_cost)
 
 
 def _stage_command(name: str) -> Callable[..., None]:
@@ -115,15 +119,13 @@ def _take_back_failed(
     name: str, config: Path | None, preset: str | None, settings: list[str] | None
 ) -> None:
     from pipeline.commands.opening import open_plan
-    from pipeline.lacking import require_inputs
-    from pipeline.planning import check_inputs
+    from pipeline.preflight import require_ready
     from pipeline.repair import uncommit_failed
 
     opened = open_plan(config, preset, settings, selection(only=name), pin=True)
     stage = next(one for one in opened.stages if one.name == name)
     again = [replace(one, action="run") if one is stage else one for one in opened.stages]
-    require_inputs(opened.store, opened.config, again)
-    check_inputs(opened.config, again)
+    require_ready(opened.config, opened.store, again, None)
     count = uncommit_failed(opened.store, stage)
     print(f"{name}: {count:,} shards with failed samples are made again", file=sys.stderr)
 
@@ -183,24 +185,25 @@ for _name, _stage in STAGES.items():
         app.command(_name)(_stage_command(_name))
 
 
-def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
+def _run(opened: Opened, wanted: Selection, log_format: str, max_cost: float | None = None) -> None:
     """Run the plan and show the results. Raises GateFailed if a result misses a gate."""
     from pipeline.commands.tables import counts_text, print_table
     from pipeline.planning import rows_of, take_over
 
     take_over(opened.store, opened.stages)
     if any(stage.action == "run" for stage in opened.stages):
-        rows = _execute(opened, log_format)
+        rows = _execute(opened, log_format, max_cost)
     else:
         rows = list(rows_of(opened.stages).values())
     print_table(
-        ["stage", "action", "samples", "time", "artifact"],
+        ["stage", "action", "samples", "time", "expected", "artifact"],
         [
             [
                 row["stage"],
                 row["action"],
                 counts_text(row["counts"]),
                 f"{row['seconds']:.0f} s" if row["seconds"] else "",
+                f"{row['expected']:.0f} s" if row["seconds"] and row["expected"] else "",
                 row["key"],
             ]
             for row in rows
@@ -222,7 +225,7 @@ def _run(opened: Opened, wanted: Selection, log_format: str) -> None:
         raise GateFailed("; ".join(failed))
 
 
-def _execute(opened: Opened, log_format: str) -> list[dict[str, Any]]:
+def _execute(opened: Opened, log_format: str, max_cost: float | None) -> list[dict[str, Any]]:
     from pipeline.commands.stopping import this_command, unwind_on_sigterm
     from pipeline.executor import execute
     from pipeline.observe import Observer
@@ -230,7 +233,7 @@ def _execute(opened: Opened, log_format: str) -> list[dict[str, Any]]:
     unwind_on_sigterm()
     with Observer(log_format) as observer:
         try:
-            return execute(opened.config, opened.store, opened.stages, observer)
+            return execute(opened.config, opened.store, opened.stages, observer, max_cost=max_cost)
         except ConfigError:
             raise  # the same command would fail again
         except LaddError:

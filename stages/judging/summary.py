@@ -250,6 +250,7 @@ def _tuning(lineage: dict[str, Artifact]) -> dict[str, list[dict[str, float]]]:
 
 def _step(artifact: Artifact) -> LineageStep:
     manifest = artifact.manifest
+    made_by = manifest.devices
     return LineageStep(
         stage=manifest.stage,
         key=manifest.key,
@@ -258,5 +259,7 @@ def _step(artifact: Artifact) -> LineageStep:
         seconds=manifest.seconds,
         device_hours=manifest.device_hours,
         counts=manifest.counts,
+        devices=f"{made_by.count:g} x {made_by.kind}" if made_by is not None else "",
+        expected=made_by.expected if made_by is not None else None,
         accepted=artifact.accepted,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from schemas.report import ScoreCard
 from schemas.suggest import did_you_mean
 from stages.teachers.folder_check import ModelFolder
 from stages.teachers.hub import model_folder
+from stages.teachers.hub_models import HubModel
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,19 @@ EMBEDDED = ("attributes", "layout", "judge_features")
 """Names that need no weights beyond those shipped with the project."""
 
 
+DEFAULT_MODELS = {
+    "clip_score": "openai/clip-vit-large-patch14",
+    "pick_score": "yuvalkirstain/PickScore_v1",
+    "clip_features": "openai/clip-vit-large-patch14",
+    "dino_features": "facebook/dinov2-large",
+}
+"""Models of the hub, where the configuration names none."""
+NAMED = ("hps", "image_reward", "aesthetic", "inception_features")
+"""Names whose weights the configuration must name: nobody publishes them as safetensors."""
+WEIGHT_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
+"""The files of a model that are used."""
+
+
 def check_score(field: str, name: str, known: Iterable[str] = SCORES) -> None:
     """Raise ConfigError, naming the field, when no score has this name."""
     if name not in known:
@@ -51,8 +66,12 @@ def check_model(config: ScoreConfig) -> None:
     JSON files and headers only, imports no torch and asks no hub.
     """
     field = f"scores.{config.name}.model"
-    is_path = config.model is not None and config.model.startswith(("/", "./", "../", "~"))
-    if config.model is not None and is_path and not Path(config.model).exists():
+    if config.model is None and config.name in NAMED:
+        raise ConfigError(
+            f"scores.{config.name}.model is empty: name a folder or a hub id; docs/scores.md says "
+            "what it must hold"
+        )
+    if config.model is not None and _is_path(config.model) and not Path(config.model).exists():
         raise ConfigError(
             f"{field}: there is no folder {config.model}; docs/scores.md says what it must hold, "
             "or leave the score out"
@@ -60,6 +79,38 @@ def check_model(config: ScoreConfig) -> None:
     if config.model is not None and Path(config.model).exists():
         folder = model_folder(config.model, None, field=field, patterns=())
         ModelFolder(folder, field).check_files()
+
+
+def score_models(configs: Iterable[ScoreConfig]) -> list[HubModel]:
+    """The models of the hub that scores and feature spaces need."""
+    found = []
+    for config in configs:
+        model = config.model or DEFAULT_MODELS.get(config.name)
+        if model is None or _is_path(model) or config.name in EMBEDDED:
+            continue
+        field = f"scores.{config.name}.model"
+        found.append(
+            HubModel(
+                field,
+                model,
+                config.revision,
+                patterns=WEIGHT_PATTERNS,
+                required=("*.safetensors",),
+                check=partial(_check_whole, field),
+            )
+        )
+    return found
+
+
+def _check_whole(field: str, folder: Path) -> None:
+    """Raise ConfigError unless a folder holds a model with its weights."""
+    ModelFolder(folder, field).check_files()
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"{field}: {folder} has no weights in safetensors")
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~"))
 
 
 def open_score(config: ScoreConfig, device: torch.device) -> Score:

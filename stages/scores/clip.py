@@ -24,10 +24,8 @@ from stages.scores.pretrained import (
 class Clip:
     """Pictures and prompts as unit vectors of width D in CLIP's common space."""
 
-    def __init__(
-        self, config: ScoreConfig, device: torch.device, default: str | None = None
-    ) -> None:
-        self.folder = find_model(config, default)
+    def __init__(self, config: ScoreConfig, device: torch.device) -> None:
+        self.folder = find_model(config)
         self.device = device
         self.model = load_model(CLIPModel, self.folder, config.name, device)
         self.processor = load_image_processor(self.folder, config.name)

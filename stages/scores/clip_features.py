@@ -23,7 +23,7 @@ class ClipFeatures:
     )
 
     def __init__(self, config: ScoreConfig, device: torch.device) -> None:
-        self.clip = Clip(config, device, default="openai/clip-vit-large-patch14")
+        self.clip = Clip(config, device)
         self.width = self.clip.width
 
     def features(self, pictures_BHW3: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ class ClipScore:
     )
 
     def __init__(self, config: ScoreConfig, device: torch.device) -> None:
-        self.clip = Clip(config, device, default="openai/clip-vit-large-patch14")
+        self.clip = Clip(config, device)
 
     def judge(self, pictures_BHW3: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         return 100 * self.clip.cosines(as_images(pictures_BHW3), prompts).clip(min=0)

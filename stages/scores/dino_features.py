@@ -31,7 +31,7 @@ class DinoFeatures:
     )
 
     def __init__(self, config: ScoreConfig, device: torch.device) -> None:
-        folder = find_model(config, default="facebook/dinov2-large")
+        folder = find_model(config)
         self.device = device
         self.model = load_model(
             AutoModel, folder, config.name, device, spare=("embeddings.mask_token",)

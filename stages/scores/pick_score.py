@@ -28,7 +28,7 @@ class PickScore:
     )
 
     def __init__(self, config: ScoreConfig, device: torch.device) -> None:
-        self.clip = Clip(config, device, default="yuvalkirstain/PickScore_v1")
+        self.clip = Clip(config, device)
         self.scale = self.clip.model.logit_scale.exp().item()
 
     def judge(self, pictures_BHW3: np.ndarray, prompts: Sequence[str]) -> np.ndarray:

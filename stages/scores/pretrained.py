@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from schemas.config import ScoreConfig
 from schemas.errors import ConfigError
+from stages.scores import DEFAULT_MODELS, WEIGHT_PATTERNS, check_model
 from stages.teachers.folder_check import ModelFolder, opening
 from stages.teachers.hub import model_folder
 
@@ -25,19 +26,16 @@ transformers_logging.set_verbosity_error()
 _BATCH = 32
 """Pictures in one forward pass: callers may pass thousands of crops."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
-def find_model(config: ScoreConfig, default: str | None = None) -> Path:
-    """Find the folder of the weights that a config names, or of `default` if it names none."""
-    model = config.model or default
-    if model is None:
-        raise ConfigError(
-            f"scores.{config.name}.model is empty: name a folder or a hub id; docs/scores.md says "
-            "what it must hold"
-        )
+def find_model(config: ScoreConfig) -> Path:
+    """Find the folder of the weights that a config names, or of the score's usual ones if it names
+    none.
+    """
+    check_model(config)
+    model = config.model or DEFAULT_MODELS[config.name]
     field = f"scores.{config.name}.model"
-    folder = model_folder(model, config.revision, field=field, patterns=_PATTERNS)
+    folder = model_folder(model, config.revision, field=field, patterns=WEIGHT_PATTERNS)
     ModelFolder(folder, field).check_files()
     return folder
 

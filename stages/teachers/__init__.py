@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from schemas.config import TeacherConfig
     from schemas.resources import WorkerPool
     from stages.teachers.costs import ModelCosts
+    from stages.teachers.hub_models import HubModel
     from stages.teachers.protocol import Teacher
 
 # At import transformers warns that torchvision is absent, which this project does not need, and
@@ -48,6 +49,10 @@ class Family:
     """A function of TeacherConfig and the teacher's folder that raises ConfigError unless the
     folder can be used, and does not import torch.
     """
+    hub: str | None = None
+    """A function of TeacherConfig that returns the model as a `hub_models.HubModel`, and does not
+    import torch. Without it a run does not look at the hub before it starts.
+    """
     start: str | None = None
     """A function of a folder that `distill.init` names and the teacher's folder that raises
     ConfigError unless a student can start there, and does not import torch.
@@ -60,6 +65,7 @@ EMBEDDED = Path(__file__).parents[1] / "shapes_world" / "weights"
 _SD3 = (
     "stages.teachers.sd3_costs:model_costs",
     "stages.teachers.sd3_folder:check_teacher",
+    "stages.teachers.sd3_folder:hub_model",
     "stages.teachers.sd3_folder:check_start",
 )
 _SD3_PIPELINE = "StableDiffusion3Pipeline"
@@ -92,6 +98,14 @@ def check_teacher(config: TeacherConfig) -> None:
     if config.model is not None and family.check is not None and Path(config.model).exists():
         folder = model_folder(config.model, None, field="teacher.model", patterns=())
         _load(family.check)(config, folder)
+
+
+def teacher_models(config: TeacherConfig) -> list[HubModel]:
+    """The models of the hub that the teacher needs."""
+    family = _family(config.family)
+    if config.model is None or family.hub is None:
+        return []
+    return [_load(family.hub)(config)]
 
 
 def check_start(config: TeacherConfig, folder: Path) -> None:

@@ -47,10 +47,10 @@ def model_folder(
             )
         )
     except Exception as error:  # of the hub, the network and the disk
-        _refuse(error, model, revision or "main", field)
+        refuse(error, model, revision or "main", field)
 
 
-def _refuse(error: Exception, model: str, revision: str, field: str) -> NoReturn:
+def refuse(error: Exception, model: str, revision: str, field: str) -> NoReturn:
     """Raise what the hub's library could not do as one sentence."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (

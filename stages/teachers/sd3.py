@@ -46,17 +46,16 @@ from stages.teachers.sd3_flops import forward_flops
 from stages.teachers.sd3_folder import (
     FIELD,
     INDEX,
-    PARTS,
     SCHEDULER,
     START_FIELD,
-    T5_PARTS,
     check_folder,
     check_start,
+    hub_model,
     refuse_students_scheduler,
 )
 from stages.teachers.sd3_lora import SD3Adapters, add_adapters, load_adapters, save_and_merge
 from stages.teachers.sd3_sharded import fill, on_meta
-from stages.teachers.sd3_student import TWINS, read_grid, student_grid, usage, write_student
+from stages.teachers.sd3_student import read_grid, student_grid, usage, write_student
 from stages.teachers.solvers import multistep_solver
 
 diffusers_logging.disable_progress_bar()
@@ -278,17 +277,13 @@ class SD3Teacher:
         """Return the checked folder, and the names of the parts that are used."""
         if self.config.model is None:
             raise ConfigError("teacher.model is empty: name a diffusers folder or a hub id")
-        parts = [*PARTS, *(T5_PARTS if self.config.use_t5 else ())]
-        kinds = ("json", "txt", "model", "safetensors")
+        wanted = hub_model(self.config)
         folder = model_folder(
-            self.config.model,
-            self.config.revision,
-            field=FIELD,
-            patterns=[
-                INDEX,
-                *(f"{part}/*.{kind}" for part in parts for kind in kinds),
-            ],
-            ignored=[TWINS],
+            wanted.model,
+            wanted.revision,
+            field=wanted.field,
+            patterns=wanted.patterns,
+            ignored=wanted.ignored,
         )
         return folder, check_folder(folder, use_t5=self.config.use_t5)
 

@@ -7,12 +7,14 @@ Everything that passes is used as stock diffusers would use it.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
 from stages.teachers.folder_check import ModelFolder, what_it_is
+from stages.teachers.hub_models import HubModel
 from stages.teachers.sd3_memory import linear_layers
 
 FIELD = "teacher.model"
@@ -43,6 +45,8 @@ PARTS = (
     "scheduler",
 )
 T5_PARTS = ("text_encoder_3", "tokenizer_3")
+TWINS = "*.fp16*"
+"""Half-precision copies of the same weights, as in SD3.5's folders. They are never read."""
 _SIZES = (
     "patch_size",
     "in_channels",
@@ -57,8 +61,29 @@ _SIZES = (
 """Fields of transformer/config.json. diffusers would replace a missing one by its class's default,
 which fits no published model.
 """
+_KINDS = (".json", ".txt", ".model", ".safetensors")
+"""Endings of the files that are used."""
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """Files of which a tokenizer needs one group. Without any, transformers makes an empty one."""
+
+
+def hub_model(config: TeacherConfig) -> HubModel:
+    """Return the teacher as a model of the hub, with the files that are used."""
+    assert config.model is not None
+    parts = [*PARTS, *(T5_PARTS if config.use_t5 else ())]
+    return HubModel(
+        FIELD,
+        config.model,
+        config.revision,
+        patterns=[INDEX, *(f"{part}/*{kind}" for part in parts for kind in _KINDS)],
+        ignored=[TWINS],
+        required=[
+            INDEX,
+            SCHEDULER,
+            *(f"{part}/*.safetensors" for part in PARTS if part in _MODELS),
+        ],
+        check=partial(check_teacher, config),
+    )
 
 
 def check_teacher(config: TeacherConfig, folder: Path) -> None:

@@ -16,10 +16,8 @@ from schemas.config import StudentTimeConfig
 from schemas.errors import ArtifactError
 from stages.ladd.grid import StudentGrid, evenly_spaced, shifted, step_counts, student_sigmas
 from stages.teachers.folder_check import ModelFolder, forget_paths
-from stages.teachers.sd3_folder import FIELD, INDEX, SCHEDULER
+from stages.teachers.sd3_folder import FIELD, INDEX, SCHEDULER, TWINS
 
-TWINS = "*.fp16*"
-"""Half-precision copies of the same weights, as in SD3.5's folders. They are never read."""
 _RECORD = "student.json"
 
 

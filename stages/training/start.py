@@ -10,8 +10,7 @@ from pipeline.base.stage import StageContext
 from schemas.errors import ConfigError
 from stages.teachers.hub import model_folder
 from stages.teachers.protocol import Teacher
-
-_FILES = ("*.json", "*.safetensors")
+from stages.training.start_files import start_model
 
 
 @contextmanager
@@ -33,8 +32,7 @@ def student_start(context: StageContext, teacher: Teacher) -> Iterator[Teacher]:
         with student.local_folder("model") as folder:
             yield teacher.starting_from(folder)
     else:
-        patterns = [*_FILES, *(f"transformer/{name}" for name in _FILES)]
-        revision = distill.init_revision
+        start = start_model(distill.init, distill.init_revision)
         yield teacher.starting_from(
-            model_folder(distill.init, revision, field="distill.init", patterns=patterns)
+            model_folder(start.model, start.revision, field=start.field, patterns=start.patterns)
         )

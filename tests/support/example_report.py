@@ -8,7 +8,7 @@ import random
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from schemas.manifest import Environment
+from schemas.manifest import Environment, Expected
 from schemas.report import (
     Curve,
     GateResult,
@@ -287,6 +287,15 @@ def _lineage() -> list[LineageStep]:
             seconds=seconds,
             device_hours=hours,
             counts=counts,
+            devices="2 x cpu-amd-epyc",
+            expected=None
+            if stage == "eval"
+            else Expected(
+                device_hours=round(1.25 * hours, 4),
+                seconds=round(1.25 * seconds, 1),
+                store_bytes=1e6,
+                source="distill/0a1b2c3d4e5f6071" if stage == "distill" else "model",
+            ),
         )
         for stage, key, inputs, seconds, hours, counts in rows
     ]

@@ -139,6 +139,9 @@ def make_tiny_config(model: Path, store: Path, **sections) -> PipelineConfig:
             "student_time": {"warmup_steps": 1},
             "discriminator": {"channels": 8, "head_start_steps": 1},
         },
+        "pairs": {"reward": {"name": "layout"}},
+        "dpo": {"chooser": {"name": "attributes"}},
+        "eval": {"scores": [{"name": "attributes"}], "features": {"name": "judge_features"}},
     }
     for name, values in sections.items():
         content[name] = {**content.get(name, {}), **values} if isinstance(values, dict) else values

@@ -19,6 +19,7 @@ import pytest
 from pipeline import cli, executor, stage_task
 from pipeline.base import mapping
 from pipeline.base.resources import Node
+from pipeline.budget import Budget
 from pipeline.devices import cpu_kind
 from pipeline.observe import Observer
 from pipeline.stage_task import Job, run_stage
@@ -52,7 +53,7 @@ def _this_core(expected: Expected | None) -> Devices:
     return Devices(kind=cpu_kind(), count=1, expected=expected)
 
 
-def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
+def _walk(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str, Any]]:
     """Stages in the order of the plan; progress and warnings go straight to the observer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_task, "Reporter", lambda _, stage: partial(observer.progress, stage))
@@ -64,6 +65,7 @@ def _walk(job: Job, observer: Observer) -> Iterator[dict[str, Any]]:
         for name in job.inputs:
             if name in job.running:
                 observer.event("stage", name=name, key=job.keys[name], what="queued")
+                budget.charge([name])
                 try:
                     yield run_stage(name, job, None)
                 except LaddError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from tests.support.without_ray import without_ray
 @pytest.fixture
 def refused(tiny_sd3, tmp_path, monkeypatch, capsys):
     """Call the command in this process, without Ray, and expect it to refuse; gives the exit code
-    and the sentence.
+    and the sentence, or a sentence in a line for each of several reasons.
     """
     without_ray(monkeypatch)
 
@@ -36,6 +37,7 @@ def refused(tiny_sd3, tmp_path, monkeypatch, capsys):
         assert len(errors) == 1, output.err
         assert "Traceback" not in output.err
         assert not list((tmp_path / "store").glob("artifacts/*/*/manifest.json"))
-        return stop.value.code, errors[0]
+        reasons = [line for line in output.err.splitlines() if re.match(r"  \d+\. ", line)]
+        return stop.value.code, "\n".join(reasons) or errors[0]
 
     return call

@@ -35,6 +35,7 @@ COMPLETE = (
     "pipeline/cluster.py",
     "pipeline/executor.py",
     "pipeline/machine.py",
+    "pipeline/preflight.py",
     "pipeline/stage_task.py",
     "stages/scores/pretrained.py",
     "stages/teachers/*.py",

@@ -66,7 +66,7 @@ def walks(monkeypatch):
     lives: list[list] = []
     seen: list[frozenset] = []
 
-    def walk(job, _):
+    def walk(job, *_):
         seen.append(job.running)
         for step in lives.pop(0):
             if isinstance(step, Exception):

@@ -115,3 +115,24 @@ def test_half_the_pictures_take_half_the_hours(preset, store):
         return outlook(config, stages, {}).stages["synthesize"].device_hours
 
     assert hours(20_000) == pytest.approx(2 * hours(10_000), rel=1e-3)
+
+
+def test_auto_makes_what_the_training_draws_and_its_number_enters_the_key(store):
+    def config_of(*settings: str):
+        where = [f"store={store.url}", "prompts.count=100000"]
+        return load_config(preset="shapes", settings=[*where, *settings], environment={})
+
+    def synthesize(config):
+        stages = make_plan(config, store, Selection())
+        ahead = outlook(config, stages, {})
+        return stages[1].key, ahead.stages["synthesize"].samples, ahead.remarks
+
+    whole = synthesize(config_of())
+    assert whole[1] == 55_000
+    assert "34,520 of 55,000 pictures (63%) would never be drawn" in whole[2][0]
+    assert "synthesize.count=auto makes those alone" in whole[2][0]
+    key, samples, remarks = synthesize(config_of("synthesize.count=auto"))
+    assert samples == 640 * 32 and not remarks
+    assert synthesize(config_of(f"synthesize.count={640 * 32}"))[0] == key != whole[0]
+    assert synthesize(config_of("synthesize.count=auto", "distill.steps=700"))[0] != key
+    assert synthesize(config_of("synthesize.count=auto", "distill.workers=2"))[0] == key

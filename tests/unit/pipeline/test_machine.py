@@ -145,7 +145,7 @@ def test_a_long_temporary_folder_is_left_to_others():
 
 
 def test_without_any_folder_for_ray_its_variable_is_named(monkeypatch):
-    monkeypatch.setattr(machine, "_can_write", lambda folder: False)
+    monkeypatch.setattr(machine, "can_write", lambda folder: False)
     with pytest.raises(ConfigError, match="set RAY_TMPDIR to a folder"):
         machine.ray_folder({"RAY_TMPDIR": "/proc/none"})
 
@@ -155,10 +155,10 @@ def readonly(monkeypatch):
     """Takes the right to write to some folders away, from root as well."""
 
     def take(*folders: Path) -> None:
-        own = machine._can_write
+        own = machine.can_write
         monkeypatch.setattr(
             machine,
-            "_can_write",
+            "can_write",
             lambda path: own(path) and not any(path.is_relative_to(f) for f in folders),
         )
 

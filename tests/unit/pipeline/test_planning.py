@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from pipeline.base.lineage import survey
-from pipeline.base.stage import Stage
 from pipeline.dag import STAGES
-from pipeline.planning import Selection, changed_fields, check_inputs, make_plan
+from pipeline.planning import Selection, changed_fields, make_plan
 from schemas.errors import ArtifactError
 from tests.support.manifests import manifest_of
 
@@ -86,13 +83,6 @@ def test_changed_fields_reach_into_lists_and_missing_sections():
         "a.b changed from 1 to 2",
         "a.c changed from nothing to null",
     ]
-
-
-def test_a_stage_that_need_not_run_is_neither_loaded_nor_checked(config, store, monkeypatch):
-    planned = make_plan(config, store, Selection())
-    done = [replace(stage, action="done") for stage in planned]
-    monkeypatch.setattr(Stage, "module", lambda self: pytest.fail(f"{self.name} was loaded"))
-    check_inputs(config, done)
 
 
 def test_unknown_stage(refused):

@@ -42,7 +42,7 @@ def test_json_has_the_same_figures(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("costs.device=tpu-v5", "name their kind in costs.device"),
+        ("costs.device=tpu-v5", "or name their kind in costs.device"),
         ("pairs.url=votes.jsonl", "not counted: pairs; that needs prompts.count"),
     ],
 )

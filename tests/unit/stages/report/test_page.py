@@ -165,6 +165,17 @@ def test_lineage_runs_from_the_report_back_to_the_prompts(report):
         assert (by_key[keys[0]].stage, by_key[keys[-1]].stage) == ("eval", "prompts")
 
 
+def test_what_was_expected_stands_beside_what_it_took(report, page):
+    assert (
+        "distill 2 x cpu-amd-epyc 0.425 0.340 12 min 45 s 10 min 12 s 0.80 distill/0a1b2c3d4e5f6071"
+        in page.text
+    )
+    assert "dpo 2 x cpu-amd-epyc 0.200 0.160 6 min 00 s 4 min 48 s 0.80 the FLOP model" in page.text
+    lineage = [step.model_copy(update={"expected": None}) for step in report.lineage]
+    before = Page(render_report(example_report(lineage=lineage), {}))
+    assert "Estimate against fact" in page.text and "Estimate against fact" not in before.text
+
+
 def test_the_page_needs_no_tuning_no_gates_and_no_pictures():
     report = example_report()
     bare = example_report(
