@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-fast fuzz chaos proofs-storage proofs-cluster manifests lint types chromium clean
+.PHONY: run test test-fast fuzz chaos proofs-storage proofs-cluster audit manifests lint types chromium clean
 
 run: $(STAMP)
 	$(BIN)/ladd-pipeline run --preset shapes --until distill
@@ -45,6 +45,16 @@ manifests: $(STAMP)
 proofs-storage: $(STAMP)
 	$(BIN)/python -m pytest tests/storage tests/storage/whole_chain.py tests/storage/faulty_chain.py \
 	  tests/storage/concurrent_runs.py --timeout 0
+
+# Known weaknesses of the pinned packages (asks the network), and a bill of what is installed here (does
+# not). In an environment of its own: what audits is no part of what is audited.
+AUDIT := .venv-audit
+audit: $(STAMP)
+	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	$(BIN)/pip check
+	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.json
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

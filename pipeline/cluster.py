@@ -20,6 +20,7 @@ from schemas.config import PipelineConfig
 from schemas.errors import LaddError, ProcessLost, StageFailed
 
 _ROOT = Path(__file__).parents[1]
+_CLUSTERS, _NONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 _helpers: list[psutil.Process] = []
 """The processes that a Ray of this machine cannot do without, while it runs."""
 
@@ -38,6 +39,10 @@ def ray_cluster(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
+    with_others = config.ray.address is not None
+    if not with_others:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    _listen(with_others=with_others)
     import ray
 
     if ray.is_initialized():
@@ -61,6 +66,21 @@ def require_ray() -> None:
     for process in _helpers:
         if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
             raise ProcessLost("a process of Ray on this machine (its raylet or GCS) has ended")
+
+
+def _listen(*, with_others: bool) -> None:
+    """Let the processes of a local Ray listen on the loopback address alone: nobody joins it. This
+    is Ray's own switch for systems on which it forms no clusters; unless the user has set it.
+    """
+    mine = os.environ.get(_CLUSTERS) == _NONE
+    if with_others and mine:
+        del os.environ[_CLUSTERS]
+    elif not with_others:
+        os.environ.setdefault(_CLUSTERS, _NONE)
+    constants: Any = sys.modules.get("ray._private.ray_constants")
+    if constants is not None:  # it was imported before
+        forms = sys.platform not in ("darwin", "win32")
+        constants.ENABLE_RAY_CLUSTER = constants.env_bool(_CLUSTERS, forms)
 
 
 def _joined(config: PipelineConfig) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
 from pipeline.preflight import require_ready, tell_of_cluster
 from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
+from schemas.addresses import public_content
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, ProcessLost, StageFailed
 
@@ -98,8 +99,8 @@ def _summary(config: PipelineConfig, plan: list[PlannedStage], started: datetime
     running = [stage for stage in plan if stage.action == "run"]
     return {
         "started": started.isoformat(),
-        "command": sys.argv[1:],
-        "config": config.model_dump(mode="json"),
+        "command": public_content(sys.argv[1:]),
+        "config": config.recorded(),
         "artifacts": {s.name: s.key for s in running},
         "trainings": {s.name: s.training for s in running if s.training},
     }

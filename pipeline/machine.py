@@ -154,12 +154,26 @@ def settle_home(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def settle_token(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Give a local Ray its token in the environment if it can neither read nor write its file."""
+    """Give a local Ray its token: in a file that nobody else can read, as Ray's own would be, or in
+    the environment if that can neither be read nor written.
+    """
     if "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment:
         return
     token = Path(environment.get("HOME") or os.path.expanduser("~"), ".ray", "auth_token")
-    if not os.access(token, os.R_OK) and not can_write(token.parent):
-        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if os.access(token, os.R_OK):
+        return
+    fresh = secrets.token_hex(32)
+    if not can_write(token.parent):
+        environment["RAY_AUTH_TOKEN"] = fresh
+        return
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(fresh)
+    except FileExistsError:  # another run was faster
+        return
+    except OSError:
+        environment["RAY_AUTH_TOKEN"] = fresh
 
 
 def own_cache() -> str:

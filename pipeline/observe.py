@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from pipeline.base import metrics
+from schemas.addresses import public_content
 
 LINE_EVERY_S = 30.0
 _COUNTED = {"warning": "ladd_warnings", "failed": "ladd_failures"}
@@ -78,7 +79,7 @@ class Observer:
         if self.log_format == "json":
             print(json.dumps(row), file=sys.stderr, flush=True)
         else:
-            text = "  ".join(str(value) for value in fields.values())
+            text = "  ".join(str(value) for value in public_content(fields).values())
             (self._bars.console if self._bars else self._console).print(
                 f"{kind}  {text}", markup=False, soft_wrap=True
             )
@@ -93,7 +94,8 @@ class Observer:
 
     def _row(self, kind: str, **fields: Any) -> dict[str, Any]:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return {"time": now} | ({"run": self.run} if self.run else {}) | {"event": kind, **fields}
+        told = public_content(fields)
+        return {"time": now} | ({"run": self.run} if self.run else {}) | {"event": kind, **told}
 
     def warn(self, stage: str, text: str) -> None:
         """Show a stage's warning at once, and keep it."""

@@ -110,7 +110,7 @@ def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
     if found is None:
         store.write(
             f"{store.folder(name, key)}/config.yaml",
-            yaml.safe_dump(job.config.model_dump(mode="json")).encode(),
+            yaml.safe_dump(job.config.recorded()).encode(),
         )
     context = StageContext(
         name, key, training, job.config, store, inputs, Reporter(board, name), warn, note, crew
@@ -194,7 +194,7 @@ def _manifest(
         ],
         identity=STAGES[name].identity(config),
         outside=job.outside[name],
-        config=config.model_dump(mode="json"),
+        config=config.recorded(),
         environment=environment(),
         counts=result.counts,
         metrics=result.metrics,

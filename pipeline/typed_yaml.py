@@ -16,6 +16,8 @@ from schemas.errors import ConfigError, text_of
 _FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Ten times as fast in C, where PyYAML was built with it."""
 _TEXT = "tag:yaml.org,2002:str"
+_LARGEST = 1_000_000
+"""Values that a document may stand for."""
 _NULLS = ("", "~", "null", "Null", "NULL")
 _NOT_YAML = (
     *(yaml.YAMLError, UnicodeDecodeError, RecursionError),
@@ -83,8 +85,26 @@ _Dumper.add_representer(str, _block)
 def _constructed(node: Any, types: Types, where: str) -> Any:
     if node is None:
         return None
+    if _size(node, {}) > _LARGEST:
+        raise ConfigError(f"{where}: its aliases (*name) stand for more than {_LARGEST:,} values")
     _settle(node, types, where, set())
     return _FastLoader("").construct_document(node)
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, each alias counted as what it repeats: nine lists
+    of nine aliases each are a billion. What contains itself has no end.
+    """
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = _LARGEST + 1  # while it is counted: it contains itself
+    inside: list[Any] = []
+    if isinstance(node, yaml.SequenceNode):
+        inside = node.value
+    elif isinstance(node, yaml.MappingNode):
+        inside = [one for pair in node.value for one in pair]
+    known[id(node)] = 1 + sum(_size(one, known) for one in inside)
+    return known[id(node)]
 
 
 def _settle(node: Any, types: Types, where: str, seen: set[int]) -> None:

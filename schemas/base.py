@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from schemas.addresses import public_content
+
 
 class Frozen(BaseModel):
     """An immutable model that refuses unknown fields. The string below a field documents it."""
@@ -103,7 +105,7 @@ def identity_of(value: Any) -> Any:
     """
     if isinstance(value, BaseModel):
         return {
-            name: identity_of(getattr(value, name))
+            name: identity_of(_as_recorded(value, name))
             for name in type(value).model_fields
             if not is_runtime(value, name) and not _is_left_out(value, name)
         } | retired_in(value)
@@ -126,6 +128,13 @@ def is_runtime(model: BaseModel, name: str) -> bool:
         field, value = marks["runtime_unless"]
         return bool(getattr(model, field) != value)
     return bool(marks.get("runtime"))
+
+
+def _as_recorded(model: BaseModel, name: str) -> Any:
+    """Return a field's value, of addresses what does not change with each signature."""
+    value = getattr(model, name)
+    is_address = _marks(type(model).model_fields[name]).get("outside") == "files"
+    return public_content(value) if is_address else value
 
 
 def _is_left_out(model: BaseModel, name: str) -> bool:

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from schemas.addresses import public_content
 from schemas.base import Frozen, added, added_as, outside, retired, runtime, runtime_unless
 from schemas.bucket import Bucket, BucketName
 from schemas.costs import CostsConfig
@@ -968,6 +969,11 @@ class PipelineConfig(Frozen):
     pairs: PairsConfig = PairsConfig()
     dpo: DpoConfig = DpoConfig()
     eval: EvalConfig = EvalConfig()
+
+    def recorded(self) -> dict[str, Any]:
+        """Return all fields as JSON values, without what is secret in addresses."""
+        content: dict[str, Any] = public_content(self.model_dump(mode="json"))
+        return content
 
     @property
     def frozen_dtype(self) -> str:

@@ -24,6 +24,7 @@ from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.base.work import Above, Phase, Work, pieces_of
+from schemas.addresses import public
 from schemas.bucket import Bucket, nearest_bucket
 from schemas.config import PipelineConfig
 from schemas.errors import StageFailed, UnusableSample
@@ -103,7 +104,7 @@ def models(config: PipelineConfig) -> list[HubModel]:
 def estimate(config: PipelineConfig) -> str:
     pairs = config.pairs
     if pairs.url is not None:
-        return f"pairs from {pairs.url}"
+        return f"pairs from {public(pairs.url)}"
     return (
         f"{pairs.prompts:,} prompts, {pairs.pictures_per_prompt} pictures each by the "
         f"{pairs.model}, ranked by {pairs.reward.name}"
@@ -178,7 +179,7 @@ def run(context: StageContext) -> StageResult:
         details={
             "shards": sorted(plan),
             "buckets": {name: dict(splits) for name, splits in sorted(buckets.items())},
-            "judge": config.reward.name if config.url is None else config.url,
+            "judge": config.reward.name if config.url is None else public(config.url),
         },
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import traceback
 
+from schemas.addresses import public_text
 from schemas.errors import LaddError
 
 _LOST = {
@@ -76,9 +77,11 @@ def sentence(error: BaseException) -> str:
         return f"the Python package {package} is missing; `pip install {package}`"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[-1 if hasattr(error, "cause") else 0][:300] if lines else ""
-    return f"{type(error).__name__}: {said}".removesuffix(": ")
+    return public_text(f"{type(error).__name__}: {said}".removesuffix(": "))
 
 
 def page(error: BaseException) -> str:
-    """Return the traceback with all causes, for the run's record."""
-    return "".join(traceback.format_exception(error))
+    """Return the traceback with all causes, for the run's record, without what is secret in
+    addresses: libraries print them as they are.
+    """
+    return public_text("".join(traceback.format_exception(error)))

@@ -4,7 +4,6 @@ All stages that map over shards use it. Several runs share the shards of one art
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pipeline.base.foreign import innermost, loss
 from pipeline.base.markers import Folding, forget, read_marker, scan
 from pipeline.base.resources import Node, Request, cluster_nodes, pool_request
 from pipeline.base.sharing import settled
-from pipeline.base.stage import StageContext, enter
+from pipeline.base.stage import StageContext, enter, entered
 from schemas.errors import (
     ConfigError,
     LaddError,
@@ -258,7 +257,7 @@ def _by_actors(
         [{"shard": name} for name in shards], override_num_blocks=len(shards)
     )
     mapped = data.map_batches(
-        _Adapter(build, os.getcwd()).actor_type(),
+        _Adapter(build, entered()).actor_type(),
         batch_size=1,
         **request.options(),
         compute=ray.data.ActorPoolStrategy(min_size=sizes[0], max_size=sizes[1]),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from schemas.manifest import OutsideInput
     from schemas.records import ShardStats
 
+_entered = ""
+"""The folder that this process entered last."""
 Files = dict[str, tuple[int, str]]
 """Path relative to the artifact: bytes and sha256."""
 
@@ -159,8 +161,18 @@ def enter(folder: str) -> None:
     """Change to the folder where the user started the command, if this machine has it: Ray starts
     its workers elsewhere, and paths in a configuration may be relative.
     """
+    global _entered
     if os.path.isdir(folder):
         os.chdir(folder)
+        _entered = folder
+
+
+def entered() -> str:
+    """Return the folder that was entered last, or else the working folder. The former may have been
+    laid anew since, and then the latter is gone: so Ray does with the folder of a job when a node
+    joins on the same machine.
+    """
+    return _entered or os.getcwd()
 
 
 @dataclass(frozen=True)

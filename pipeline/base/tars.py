@@ -1,7 +1,8 @@
 """Reads the samples of any WebDataset tar, whoever packed it.
 
-A damaged tar is refused as a whole. What is wrong with one sample is said for that sample. Knows
-nothing of what a sample means.
+A damaged tar is refused as a whole, and one that unpacks to far more than it is. What is wrong with
+one sample is said for that sample: also a name that leads out of its folder, a link, a device.
+Nothing is ever unpacked to files. Knows nothing of what a sample means.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from schemas.errors import ArtifactError
 LARGEST_SAMPLE = 2**30
 """Bytes above which a sample's members are not read into memory. Where names hold dots of their
 own, a whole tar is one sample.
+"""
+LARGEST_RATIO = 200
+"""How many times the bytes of a packed tar its members may have, above those of one sample:
+pictures and latents hardly shrink.
 """
 _BLOCK = 512
 
@@ -38,7 +43,7 @@ def read_samples(path: Path, where: str) -> Iterator[Sample]:
     """
     try:
         with tarfile.open(path, "r:*") as tar:
-            samples = _grouped(tar)
+            samples = _grouped(tar, LARGEST_SAMPLE + LARGEST_RATIO * path.stat().st_size)
             _require_end(tar)
             for key, found in samples.items():
                 problem = _problem(found)
@@ -49,15 +54,18 @@ def read_samples(path: Path, where: str) -> Iterator[Sample]:
         ) from error
 
 
-def _grouped(tar: tarfile.TarFile) -> dict[str, list[tuple[str, tarfile.TarInfo]]]:
-    """Group the members by key, in order, without their contents."""
+def _grouped(tar: tarfile.TarFile, most: int) -> dict[str, list[tuple[str, tarfile.TarInfo]]]:
+    """Group the members by key, in order, without their contents. Raises tarfile.ReadError before
+    more than `most` bytes are unpacked.
+    """
     samples: dict[str, list[tuple[str, tarfile.TarInfo]]] = {}
     for member in tar:
         if member.size < 0:
             raise tarfile.ReadError(f"negative size of {_text(member.name)}")
+        if member.offset_data + member.size > most:
+            raise tarfile.ReadError(f"it unpacks to more than {most:,} bytes")
         folder, _, name = _text(member.name).rpartition("/")
-        is_file = member.isreg() or member.islnk() or member.issym()
-        if is_file and not _is_foreign(folder, name):
+        if not member.isdir() and not _is_foreign(folder, name):
             stem, _, ending = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem
             samples.setdefault(key, []).append((ending.lower(), member))
@@ -77,6 +85,10 @@ def _problem(found: list[tuple[str, tarfile.TarInfo]]) -> str | None:
     names: dict[str, str] = {}
     for ending, member in found:
         name = _text(member.name)
+        if name.startswith("/") or ".." in name.split("/"):
+            return f"a name in its shard leads out of its folder: {name}"
+        if not member.isreg() or member.issparse():
+            return f"its shard holds {_kind(member)} instead of a file: {name}"
         if ending in names:
             return f"its shard holds two members of one name: {names[ending]} and {name}"
         names[ending] = name
@@ -86,28 +98,22 @@ def _problem(found: list[tuple[str, tarfile.TarInfo]]) -> str | None:
     return None
 
 
+def _kind(member: tarfile.TarInfo) -> str:
+    if member.islnk() or member.issym():
+        return "a link"
+    return "a file with holes" if member.issparse() else "a device or a pipe"
+
+
 def _read(tar: tarfile.TarFile, key: str, found: list[tuple[str, tarfile.TarInfo]]) -> Sample:
     members: dict[str, bytes] = {}
     for ending, member in found:
-        content = _content(tar, member)
-        if content is None:
-            return Sample(key, {}, f"its shard holds a link to nothing: {_text(member.name)}")
+        file = tar.extractfile(member)
+        assert file is not None  # it is a regular file
+        content = file.read(LARGEST_SAMPLE)
+        if len(content) != member.size:
+            raise tarfile.ReadError("unexpected end of data")
         members[ending] = content
     return Sample(key, members, None)
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """Return a member's bytes, or those of the member that it links to; None if there is none."""
-    try:
-        file = tar.extractfile(member)
-    except (KeyError, RecursionError):
-        return None
-    if file is None:
-        return None
-    content = file.read(LARGEST_SAMPLE)
-    if member.isreg() and len(content) != member.size:
-        raise tarfile.ReadError("unexpected end of data")
-    return content
 
 
 def _require_end(tar: tarfile.TarFile) -> None:

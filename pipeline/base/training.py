@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -29,7 +28,7 @@ from pipeline.base.course import Course, Keeping, Saved, Work, saved_in
 from pipeline.base.foreign import innermost, loss, sentence
 from pipeline.base.lease import Lease
 from pipeline.base.resources import Node, Request, cluster_nodes, placed
-from pipeline.base.stage import StageContext, enter
+from pipeline.base.stage import StageContext, enter, entered
 from pipeline.base.store import json_object
 from schemas.config import DistillConfig, DpoConfig
 from schemas.errors import (
@@ -285,7 +284,7 @@ def _trainer(
             "plan": plan,
             "course": course,
             "context": context,
-            "cwd": os.getcwd(),
+            "cwd": entered(),
         },
         scaling_config=train.ScalingConfig(
             num_workers=workers,

@@ -297,7 +297,11 @@ class SD3Teacher:
         place, field = self._place(part)
         with opening(field, place):
             model, report = kind.from_pretrained(
-                place, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+                place,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
         if missing := sorted(report["missing_keys"]):
             raise ConfigError(

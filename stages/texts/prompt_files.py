@@ -17,7 +17,7 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -32,6 +32,8 @@ PACKED = ("gz", "zst", "bz2")
 ENDINGS = tuple(f".{name}{end}" for name in FORMATS for end in ("", *(f".{p}" for p in PACKED)))
 LONGEST_PROMPT = 10_000
 """Characters: longer ones are two files in one, or a page, or a mark that is not closed."""
+LARGEST_UNPACKED, LARGEST_RATIO = 2**30, 1_000
+"""A packed file may unpack to so many bytes, and so many times what was read of it."""
 _LONGEST_LINE = 2**26
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16"}
 _MARKS |= {b"\xfe\xff": "utf-16"}
@@ -108,7 +110,7 @@ def rows_of(address: str, column: str, fields: Fields) -> Iterator[Row]:
     """
     file = _File(address, column, fields)
     kind = format_of(address, fields)
-    with opened(address, fields.url) as packed, _unpacked(packed) as stream:
+    with opened(address, fields.url) as packed, _unpacked(packed, file) as stream:
         yield from _READERS[kind](stream, file)
 
 
@@ -129,18 +131,47 @@ def _prompt_of(value: Any) -> tuple[str | None, str | None]:
 
 
 @contextlib.contextmanager
-def _unpacked(file: IO[bytes]) -> Iterator[Any]:
+def _unpacked(packed: IO[bytes], file: _File) -> Iterator[Any]:
     """Give the stream of what a file holds, packed or not."""
-    stream = io.BufferedReader(file, 1 << 16)  # type: ignore[type-var]
-    start = stream.peek(4)
+    stream = io.BufferedReader(packed, 1 << 16)  # type: ignore[type-var]
+    start, counted = stream.peek(4), _Counted(stream)
+    unpacked: Any
     if start.startswith(b"\x1f\x8b"):
-        yield gzip.GzipFile(fileobj=stream)
+        unpacked = gzip.GzipFile(fileobj=counted)
     elif start.startswith(b"\x28\xb5\x2f\xfd"):
-        yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), "zstd"))  # type: ignore[type-var]
+        unpacked = pa.CompressedInputStream(pa.PythonFile(counted), "zstd")
     elif re.match(rb"BZh[1-9]1AY&SY", start):
-        yield bz2.BZ2File(stream)
+        unpacked = bz2.BZ2File(counted)
     else:
         yield stream
+        return
+
+    def check(so_far: int) -> None:
+        if so_far > LARGEST_UNPACKED + LARGEST_RATIO * counted.bytes:
+            raise file.error(
+                f"unpacks to more than {LARGEST_RATIO:,} times its size; unpack it yourself if "
+                "that is right"
+            )
+
+    yield io.BufferedReader(_Counted(unpacked, check), 1 << 16)
+
+
+class _Counted(io.RawIOBase):
+    """A stream that counts the bytes that are read from another one; `check` is told of them."""
+
+    def __init__(self, source: Any, check: Callable[[int], None] = lambda count: None) -> None:
+        self._source, self._check = source, check
+        self.bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._source.read(len(buffer))
+        buffer[: len(content)] = content
+        self.bytes += len(content)
+        self._check(self.bytes)
+        return len(content)
 
 
 def _decoded(stream: Any, file: _File, newline: str | None = None) -> io.TextIOWrapper:

@@ -16,7 +16,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--s3-share", type=float, default=0.3, help="of the chains")
     parser.add_argument("--until", default="eval")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     options.folder.mkdir(parents=True, exist_ok=True)
     log = options.folder / "kills.jsonl"
     with contextlib.ExitStack() as stack:
@@ -82,8 +85,8 @@ class Chain:
     def run(self) -> None:
         """Start the command again and again until it has made everything; then look at it."""
         while True:
-            run = chaos.start(["run", *self.arguments], self.output)
-            code = self._live(run)
+            with chaos.running(["run", *self.arguments], self.output) as run:
+                code = self._live(run)
             if code == 0:
                 break
             # A stage whose process was lost too often ends with code 1, and says so.
@@ -103,8 +106,6 @@ class Chain:
         self._note(what="chain", kills=self.kills, differing=differing, made_again=again, left=left)
         assert not differing and not again and not left, (differing, again, left)
         assert gone.returncode == checked.returncode == 0, gone.stderr + checked.stderr
-        if self.kind == "s3":
-            self.store.remove("")
 
     def _live(self, run: subprocess.Popen) -> int:
         """Let a run live, and kill something of it, or several things, at random moments. Returns
@@ -116,7 +117,6 @@ class Chain:
             while run.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.2)
             if run.poll() is not None:
-                chaos.end(run)
                 return run.returncode
             found = chaos.processes(run)
             kind = self.random.choice(sorted(found))

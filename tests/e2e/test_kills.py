@@ -4,12 +4,14 @@ does so at random moments, in every stage, a hundred times.
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from pipeline.base.store import ArtifactStore
 from tests.support import chaos
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_killed_three_times_it_ends_with_the_same_bytes(smoke_store, tmp_path):
@@ -22,29 +24,28 @@ def test_killed_three_times_it_ends_with_the_same_bytes(smoke_store, tmp_path):
     def count(pattern: str) -> int:
         return len(list((tmp_path / "store").glob(pattern)))
 
-    def kill(kind: str) -> None:
+    def kill(run: subprocess.Popen, kind: str) -> None:
         kept.update(chaos.finished_files(store))
         chaos.kill(run, kind, chaos.processes(run)[kind][0])
         assert not chaos.problems(store)
 
     kept: dict[str, str] = {}
-    run = chaos.start(["run", *arguments], log)
-    assert chaos.until(lambda: count("artifacts/synthesize/*/shards/*/*.json") >= 3, run)
-    kill("group")
+    with chaos.running(["run", *arguments], log) as run:
+        assert chaos.until(lambda: count("artifacts/synthesize/*/shards/*/*.json") >= 3, run)
+        kill(run, "group")
     assert not count("artifacts/synthesize/*/manifest.json") and kept
 
-    run = chaos.start(["run", *arguments], log)
-    assert chaos.until(lambda: count("artifacts/encode/*/inputs.json"), run)
-    kill("coordinator")
-    assert chaos.until(lambda: chaos.last_update(store, "distill"), run), log.read_text()
-    saved = chaos.last_update(store, "distill")
-    kill("driver")
+    with chaos.running(["run", *arguments], log) as run:
+        assert chaos.until(lambda: count("artifacts/encode/*/inputs.json"), run)
+        kill(run, "coordinator")
+        assert chaos.until(lambda: chaos.last_update(store, "distill"), run), log.read_text()
+        saved = chaos.last_update(store, "distill")
+        kill(run, "driver")
     assert "the stage is tried again (1 of 2)" in log.read_text()
     assert chaos.planned_start(arguments, "distill") >= saved
 
-    run = chaos.start(["run", *arguments], log)
-    assert run.wait() == 0, log.read_text()
-    chaos.end(run)
+    with chaos.running(["run", *arguments], log) as run:
+        assert run.wait() == 0, log.read_text()
     now = chaos.finished_files(store)
     assert {name: now.get(name) for name in kept} == kept
     made, undisturbed = chaos.made(store), chaos.made(ArtifactStore(str(smoke_store)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -50,13 +49,12 @@ def test_a_run_of_its_own_does_not_join_what_runs_on_the_machine(head, tiny_sd3,
 
 def test_nodes_come_and_go(head, bucket, tmp_path):
     store = ArtifactStore(bucket)
-    # Prompts and teacher lie where the command runs, and are named from there.
+    # The prompts lie where the command runs and go along; all nodes have the teacher.
     (tmp_path / "prompts.txt").write_text(
         "".join(f"a {colour} {thing}\n" for colour in COLOURS for thing in THINGS)
     )
-    build_pipeline(tmp_path / "teacher", t5=False)
     config = make_tiny_config(
-        Path("teacher"),
+        build_pipeline(tmp_path / "teacher", t5=False),
         bucket,
         prompts={"sources": [{"kind": "file", "url": "prompts.txt"}]},
         synthesize={"pool": {"gpus_per_worker": 1}},
@@ -66,7 +64,8 @@ def test_nodes_come_and_go(head, bucket, tmp_path):
         },
     )
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    job = detached(head, "-c", "pipeline.yaml", "--until", "distill", cwd=tmp_path)
+    shared = ("--shared", tmp_path / "teacher")
+    job = detached(head, "-c", "pipeline.yaml", "--until", "distill", *shared, cwd=tmp_path)
     wait_for(lambda: finished(store, "prompts"))
     waiting = "no node has room for a worker with a GPU"
     wait_for(lambda: waiting in submit(head, "--logs", job).stdout)

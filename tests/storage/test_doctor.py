@@ -15,30 +15,32 @@ from tests.support.s3_servers import KEYS, make_bucket, moto_behind, speak_to
 pytestmark = pytest.mark.slow
 
 
-def doctor(store: str, *options: str):
-    """Exit code, what is printed, and by name the outcome of each trial."""
-    arguments = ["doctor", "--preset", "shapes", "--set", f"store={store}"]
-    done = call_here(*arguments, "--json")
+def doctor(store: str):
+    """Exit code, what is said, and by name the outcome of each trial."""
+    done = call_here("doctor", "--preset", "shapes", "--set", f"store={store}", "--json")
+    assert "Traceback" not in done.stderr
     rows = json.loads(done.stdout)["trials"]
-    found = {row["name"]: row["outcome"] for row in rows}
-    shown = call_here(*arguments)
-    assert shown.returncode == done.returncode and "Traceback" not in shown.stderr
-    seen = [row["text"] for row in rows]
-    return shown.returncode, " ".join([shown.stdout, shown.stderr, *seen]), found
+    said = [text for row in rows for text in (row["text"], row["then"] if row["text"] else "")]
+    return done.returncode, " ".join([done.stderr, *said]), {r["name"]: r["outcome"] for r in rows}
+
+
+def as_a_person_sees_it(store: str) -> str:
+    done = call_here("doctor", "--preset", "shapes", "--set", f"store={store}")
+    return " ".join((done.stdout + done.stderr).split())
 
 
 def test_seaweedfs_keeps_every_promise_and_nothing_is_left(bucket):
-    code, text, found = doctor(bucket)
+    code, _, found = doctor(bucket)
     assert code == 0 and set(found.values()) == {"yes"}
     assert {"list in pages", "upload in parts", "create, and of many one wins"} <= set(found)
-    assert "this store keeps every promise" in text
     assert set(ArtifactStore(bucket).all_files("")) == {".create-exclusive"}
 
 
 def test_a_local_folder_keeps_every_promise_and_is_not_made(tmp_path):
-    code, text, found = doctor(str(tmp_path / "store"))
+    code, _, found = doctor(str(tmp_path / "store"))
     assert code == 0 and set(found.values()) == {"yes"} and "hard links" in found
-    assert "this store keeps every promise" in text and not (tmp_path / "store").exists()
+    assert "keeps every promise" in as_a_person_sees_it(str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_folder_without_hard_links_is_said_to_be_one(tmp_path, monkeypatch):
@@ -46,8 +48,9 @@ def test_a_folder_without_hard_links_is_said_to_be_one(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", none)
-    code, text, found = doctor(str(tmp_path))
+    code, _, found = doctor(str(tmp_path))
     assert code == 0 and [name for name, how in found.items() if how != "yes"] == ["hard links"]
+    text = as_a_person_sees_it(str(tmp_path))
     assert "not promised, for lack of `hard links`: a power cut" in text
     assert "this store can be used" in text
 
@@ -74,7 +77,7 @@ def test_a_store_that_ignores_exclusive_creation_is_found_out(monkeypatch):
     assert code == 0
     assert [name for name, how in found.items() if how != "yes"] == ["create, and of many one wins"]
     assert "8 of 8 at once were told that theirs is it" in text
-    assert "start one run at a time" in text and "this store can be used" in text
+    assert "start one run at a time" in text
 
 
 def test_a_store_that_knows_no_checksums_is_given_the_setting_that_it_needs(monkeypatch):
@@ -93,5 +96,5 @@ def test_a_store_that_knows_no_checksums_is_given_the_setting_that_it_needs(monk
         assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in text
         monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         speak_to(monkeypatch, address)
-        code, text, _ = doctor(f"s3://{bucket}/p")
-        assert code == 0 and "keeps every promise" in text
+        code, _, found = doctor(f"s3://{bucket}/p")
+        assert code == 0 and set(found.values()) == {"yes"}

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,24 @@ _APART = ("report.", "tensorboard/", "signals.jsonl")
 _GRACE_SECONDS = 15.0
 
 
-def start(arguments: list[Any], log: Path, env: dict[str, str] | None = None) -> subprocess.Popen:
-    """Start the command in a session of its own."""
+@contextlib.contextmanager
+def running(arguments: list[Any], log: Path) -> Iterator[subprocess.Popen]:
+    """Run the command in a session of its own, of which nothing is left at the end of the block."""
     with open(log, "ab") as file:
-        return subprocess.Popen(
+        run = subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
             cwd=ROOT,
-            env=os.environ | (env or {}),
             start_new_session=True,
             stdout=file,
             stderr=file,
         )
+    try:
+        yield run
+    finally:
+        if run.poll() is None:
+            run.kill()
+            run.wait()
+        end(run)
 
 
 def processes(run: subprocess.Popen) -> dict[str, list[psutil.Process]]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 def written(name: str, prompts: list[str]) -> bytes:
     """The bytes of a file of this name with a column `prompt`."""
     kind, _, packed = name.partition(".")[2].partition(".")
-    return _PACKERS[packed](_WRITERS[kind](prompts))
+    return PACKERS[packed](_WRITERS[kind](prompts))
 
 
 def _table(delimiter: str) -> Callable[[list[str]], bytes]:
@@ -55,7 +55,7 @@ _WRITERS: dict[str, Callable[[list[str]], bytes]] = {
     "ndjson": _lines,
     "parquet": _parquet,
 }
-_PACKERS: dict[str, Callable[[bytes], bytes]] = {
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
     "gz": lambda content: gzip.compress(content, mtime=0),
     "bz2": bz2.compress,

@@ -8,18 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.command import ROOT
+from ray.util import get_node_ip_address
 
-# In namespaces of its own: Ray's ports are free there, and all of its processes end with it.
+from tests.support.command import ROOT
+from tests.support.s3_servers import free_ports
+
+# In a namespace of its own: all of its processes end with it.
 SCRIPT = """
 set -e
-ip link set lo up
 mount -t tmpfs none /tmp
 export PATH={bin}:$PATH HOME=/tmp RAY_TMPDIR=/tmp RAY_USAGE_STATS_ENABLED=0
 export RAY_FAKE_CLUSTER=1 AUTOSCALER_UPDATE_INTERVAL_S=1 RAY_enable_autoscaler_v2=1
 export RAY_CLOUD_INSTANCE_ID={head} RAY_OVERRIDE_NODE_ID_FOR_TESTING={head}
 export RAY_AUTH_MODE=disabled
-ray start --head --num-cpus=0 --num-gpus=0 --node-ip-address=127.0.0.1 --port=6379 \
+ray start --head --num-cpus=0 --num-gpus=0 --port={port} --dashboard-port={board} \
+  --dashboard-agent-listen-port={agent} \
   --autoscaling-config={config} >/tmp/start.log 2>&1 || {{ cat /tmp/start.log; exit 9; }}
 unset RAY_OVERRIDE_NODE_ID_FOR_TESTING RAY_CLOUD_INSTANCE_ID
 ladd-pipeline -C /tmp run --preset shapes-smoke --until synthesize --set ray.address=auto \
@@ -44,6 +47,7 @@ HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 
 
 def test_the_demand_for_a_gpu_is_expressed_and_placed_when_its_node_arrives(tmp_path):
+    port, board, agent = free_ports(3)
     kinds = {
         "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "cpu": {"resources": {"CPU": 8}, "labels": {}, "max_workers": 1},
@@ -63,6 +67,7 @@ def test_the_demand_for_a_gpu_is_expressed_and_placed_when_its_node_arrives(tmp_
         "provider": {
             "type": "fake_multinode",
             "launch_multiple": True,
+            "gcs_address": f"{get_node_ip_address()}:{port}",
             "head_node_id": HEAD,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -82,11 +87,15 @@ def test_the_demand_for_a_gpu_is_expressed_and_placed_when_its_node_arrives(tmp_
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     script = SCRIPT.format(
-        bin=Path(sys.executable).parent, head=HEAD, config="/mnt/config.json", out="/mnt"
+        bin=Path(sys.executable).parent,
+        head=HEAD,
+        config="/mnt/config.json",
+        out="/mnt",
+        **{"port": port, "board": board, "agent": agent},
     )
     outer = f"mount --bind {tmp_path} /mnt; {script}"
     ended = subprocess.run(
-        ["unshare", "--mount", "--pid", "--net", "--fork", "--mount-proc", "bash", "-c", outer],
+        ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-c", outer],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

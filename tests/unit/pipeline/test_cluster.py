@@ -116,3 +116,16 @@ def test_a_ray_whose_own_processes_ended_is_noticed(monkeypatch):
     child.wait()
     with pytest.raises(ProcessLost):
         cluster.require_ray()
+
+
+def test_a_local_ray_is_for_this_machine_and_a_joined_one_is_not(tiny_config, started, monkeypatch):
+    """Bug: leave the switch on for the next cluster, which then cannot be joined."""
+    from ray._private import ray_constants, services
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    start(tiny_config, started)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert not ray_constants.ENABLE_RAY_CLUSTER and services.get_node_ip_address() == "127.0.0.1"
+    start(with_ray(tiny_config, address="auto"), started)
+    assert ray_constants.ENABLE_RAY_CLUSTER
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ

@@ -172,6 +172,16 @@ def test_a_home_that_can_be_written_stays(tmp_path):
     assert environment == {"HOME": str(tmp_path)} and not machine.cache_remark(environment)
 
 
+def test_the_token_of_a_local_ray_is_for_its_user_alone(tmp_path):
+    """Bug: leave it to Ray, which lets all users of the machine read it."""
+    machine.settle_token({"HOME": str(tmp_path)})
+    token = tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(token.read_text()) == 64
+    kept = token.read_text()
+    machine.settle_token({"HOME": str(tmp_path)})
+    assert token.read_text() == kept
+
+
 def test_a_home_that_cannot_be_written_gets_caches_and_a_token(tmp_path, monkeypatch, readonly):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     home = tmp_path / "home"

@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import load_config, read_yaml
 from pipeline.fields import types_at
 from pipeline.sweep import make_trials
-from pipeline.typed_yaml import read_value
+from pipeline.typed_yaml import read_document, read_value
 from schemas.config import FileSource
 from schemas.errors import ConfigError
 
@@ -143,7 +143,7 @@ def test_files_from_windows(tmp_path, encoding):
         (b'store: "C:\\data"\n', "use single quotes"),
         ("name: grün\n".encode("latin-1"), "save it as UTF-8"),
         (b"name: 2024-99-99\nray: {num_cpus: 2024-99-99}\n", "cannot be read"),
-        (b"a: &a [*a]\n", "unknown field a"),
+        (b"a: &a [*a]\n", "aliases"),
         (b"? [a]\n: b\n", "a name is no text"),
         (b"[" * 5000, "cannot be read"),
         (b"", "must contain fields"),
@@ -169,3 +169,19 @@ def test_a_sweep_takes_text_as_typed():
 def test_what_has_no_place_is_left_to_the_validation():
     assert types_at(["distill", "nothing"]) == []
     assert read_value("a #b", [], "x") == "a #b"
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+        + "encode: {external: *a8}\n",
+        "encode: {external: &a [*a]}\n",
+    ],
+    ids=["a billion", "itself"],
+)
+def test_aliases_that_stand_for_a_billion_values_are_refused(bomb):
+    """Bug: show what is wrong with the field, and spell it out."""
+    with pytest.raises(ConfigError, match=r"aliases \(\*name\) stand for more than 1,000,000"):
+        read_document(bomb.encode(), "file")

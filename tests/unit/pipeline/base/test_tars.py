@@ -61,24 +61,58 @@ def test_members_of_a_sample_need_not_be_neighbours(tmp_path, mode):
     }
 
 
-def test_links_are_what_they_link_to(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind", "problem"),
+    [
+        ("b.png", tarfile.LNKTYPE, "its shard holds a link instead of a file: b.png"),
+        ("b.png", tarfile.SYMTYPE, "its shard holds a link instead of a file: b.png"),
+        ("b.png", tarfile.CHRTYPE, "its shard holds a device or a pipe instead of a file"),
+        ("b.png", tarfile.BLKTYPE, "its shard holds a device or a pipe instead of a file"),
+        ("b.png", tarfile.FIFOTYPE, "its shard holds a device or a pipe instead of a file"),
+        ("../b.png", tarfile.REGTYPE, "a name in its shard leads out of its folder: ../b.png"),
+        ("x/../../b.png", tarfile.REGTYPE, "a name in its shard leads out of its folder"),
+        ("/etc/b.png", tarfile.REGTYPE, "a name in its shard leads out of its folder: /etc/b.png"),
+    ],
+)
+def test_what_is_no_plain_file_costs_its_sample(tmp_path, name, kind, problem):
+    """Bug: follow a link, or take a name for a path."""
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         info = tarfile.TarInfo("a.txt")
         info.size = 3
         tar.addfile(info, io.BytesIO(b"one"))
-        for name, kind, target in [
-            ("b.txt", tarfile.LNKTYPE, "a.txt"),
-            ("c.txt", tarfile.SYMTYPE, "a.txt"),
-            ("d.txt", tarfile.SYMTYPE, "nowhere.txt"),
-            ("e.txt", tarfile.SYMTYPE, "e.txt"),
-        ]:
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = kind, target
-            tar.addfile(link)
+        hostile = tarfile.TarInfo(name)
+        hostile.type, hostile.linkname = kind, "a.txt" if kind == tarfile.LNKTYPE else "/etc/passwd"
+        tar.addfile(hostile)
     found = read(tmp_path / "x.tar")
-    assert [found[key].members.get("txt") for key in "abc"] == [b"one"] * 3
-    for key in "de":
-        assert found[key].problem == f"its shard holds a link to nothing: {key}.txt"
+    assert found.pop("a").members == {"txt": b"one"}
+    (sample,) = found.values()
+    assert sample.members == {} and problem in sample.problem
+
+
+def test_a_packed_tar_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(
+    tmp_path, monkeypatch
+):
+    """A bomb of four gigabytes in four megabytes would be read to its end otherwise."""
+    monkeypatch.setattr(tars, "LARGEST_SAMPLE", 10_000)
+    monkeypatch.setattr(tars, "LARGEST_RATIO", 20)
+    members = [(f"{i}.png", bytes(9_000)) for i in range(20)]
+    path = pack(tmp_path / "x.tar", members, "w:gz")
+    with pytest.raises(ArtifactError, match="it unpacks to more than"):
+        read(path)
+    assert len(read(pack(tmp_path / "y.tar", members))) == 20, "a plain tar is as large as it is"
+
+
+def test_a_file_with_holes_is_refused(tmp_path):
+    """A header of one block may promise a terabyte of zeros."""
+    import subprocess
+
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(2**20)
+        file.seek(2**20)
+        file.write(b"end")
+    subprocess.run(["tar", "--sparse", "-cf", "x.tar", "a.png"], cwd=tmp_path, check=True)
+    (sample,) = read(tmp_path / "x.tar").values()
+    assert sample.problem == "its shard holds a file with holes instead of a file: a.png"
 
 
 def test_a_name_that_is_not_utf8_can_be_stored(tmp_path):

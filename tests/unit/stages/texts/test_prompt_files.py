@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import ArtifactError, ConfigError, LaddError
+from stages.texts import prompt_files
 from stages.texts.prompt_files import FORMATS, LONGEST_PROMPT, PACKED, Fields, rows_of
-from tests.support.prompt_files import written
+from tests.support.prompt_files import PACKERS, written
 from tests.support.web import web_server
 
 FIELDS = Fields("prompts.sources", "prompts.sources.column")
@@ -184,3 +185,15 @@ def test_damaged_pages_of_parquet_are_named(read):
     content[2000:2400] = bytes(400)
     with pytest.raises(ArtifactError, match=r"p\.parquet is damaged"):
         read("p.parquet", bytes(content))
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize("name", ["p.txt", "p.json", "p.parquet"])
+def test_a_file_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(
+    read, monkeypatch, packed, name
+):
+    """Bug: fill the memory, or the temporary folder, with what a few kilobytes promise."""
+    monkeypatch.setattr(prompt_files, "LARGEST_UNPACKED", 100_000)
+    monkeypatch.setattr(prompt_files, "LARGEST_RATIO", 10)
+    with pytest.raises(ConfigError, match="unpacks to more than 10 times its size"):
+        read(f"{name}.{packed}", PACKERS[packed](b"a prompt of five words\n" * 100_000))
