@@ -28,7 +28,7 @@ from pipeline.dag import declare
 from pipeline.estimates import Outlook
 from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
-from pipeline.preflight import require_ready
+from pipeline.preflight import require_ready, tell_of_cluster
 from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
 from schemas.addresses import public_content
@@ -156,6 +156,8 @@ def _outcomes(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str
         try:
             with ray_cluster(job.config, partial(observer.warn, "ray")):
                 try:
+                    if attempt == 0:
+                        tell_of_cluster(job.config, job.running, observer.warn)
                     for outcome in _walk(job, observer, budget):
                         yield outcome
                         job = replace(job, running=job.running - {outcome["stage"]})

@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,28 @@ def require_ready(
             with found.noted():
                 _require_space(*need)
     found.raise_all()
+
+
+def tell_of_cluster(
+    config: PipelineConfig, running: Collection[str], warn: Callable[[str, str], None]
+) -> None:
+    """Warn, before the first sample, of trainings for which a joined cluster has no room as it is:
+    it may grow until then.
+    """
+    if config.ray.address is None:
+        return
+    nodes = cluster_nodes()
+    for name in running:
+        if STAGES[name].taken:
+            plan = TrainingPlan.of(getattr(config, name))
+            share = training.worker_share(plan, nodes)
+            room, needed = share.room(nodes), plan.min_workers or plan.workers
+            if room < needed:
+                warn(
+                    name,
+                    f"the cluster has room for {room} of {needed} workers now, each with {share}; "
+                    "when the training begins, it will wait for nodes",
+                )
 
 
 class _Problems:

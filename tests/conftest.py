@@ -14,6 +14,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 from filelock import FileLock
@@ -25,6 +26,9 @@ from tests.support.tiny_sd3 import build_pipeline, make_tiny_config, tiny_transf
 
 if "PYTEST_XDIST_WORKER" not in os.environ:
     torch.set_num_threads(2)
+# An example takes longer than 200 ms where something else runs on the machine.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True, scope="session")

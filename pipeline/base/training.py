@@ -116,11 +116,11 @@ def _own_share(context: StageContext, plan: TrainingPlan) -> Request:
     if not joined:
         return require_room(context.stage, plan, nodes)
     share = worker_share(plan, nodes)
-    room, needed = share.room(nodes), plan.min_workers or plan.workers
     if not share.gpus and plan.use_gpu is None:
         context.warn(
             f"the cluster has no GPU, so CPUs train; {context.stage}.use_gpu=true waits for one"
         )
+    room, needed = share.room(nodes), plan.min_workers or plan.workers
     if room < needed:
         context.warn(
             f"the cluster has room for {room} of {needed} workers, each with {share}; waiting"

@@ -31,9 +31,9 @@ def print_costs(ahead: Outlook, costs: CostsConfig) -> None:
     print("\n".join(["", *_sum(ahead, costs)]))
 
 
-def cost_rows(ahead: Outlook | None) -> dict[str, dict[str, Any] | None]:
+def cost_rows(ahead: Outlook) -> dict[str, dict[str, Any] | None]:
     """Return the estimates by stage, as JSON has them."""
-    return {} if ahead is None else {name: _row(found) for name, found in ahead.stages.items()}
+    return {name: _row(found) for name, found in ahead.stages.items()}
 
 
 def _row(found: Estimate | None) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,31 +79,45 @@ def show_plan(opened: Opened, *, as_json: bool = False) -> None:
     """Print one row per stage and, on stderr, warnings. Raises ConfigError for inputs with which a
     stage would fail.
     """
-    from pipeline.commands.cost_table import cost_rows, print_costs
     from pipeline.commands.tables import print_table
+
+    fields = ("stage", "key", "action", "why", "estimate")
+    rows: list[dict[str, Any]] = [
+        dict(zip(fields, (s.name, s.key, s.action, s.why, s.estimate), strict=True))
+        for s in opened.stages
+    ]
+    if not as_json:
+        columns = [name for name in fields if name != "key"]
+        print_table(columns, [[row[name] for name in columns] for row in rows])
+    if all(stage.action != "run" for stage in opened.stages):  # nothing more is loaded
+        if as_json:
+            _print_json(rows, {})
+        return
+    _show_work(opened, rows, as_json=as_json)
+
+
+def _show_work(opened: Opened, rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Show what the stages that would run cost, and what is wrong with them."""
+    from pipeline.commands.cost_table import cost_rows, print_costs
     from pipeline.planning import warnings_of
     from pipeline.preflight import require_ready
     from pipeline.rates import look_ahead
 
     ahead = look_ahead(opened.config, opened.store, opened.stages)
-    fields = ("stage", "key", "action", "why", "estimate")
-    rows = [
-        dict(zip(fields, (s.name, s.key, s.action, s.why, s.estimate), strict=True))
-        for s in opened.stages
-    ]
+    assert ahead is not None
     if as_json:
-        costs = cost_rows(ahead)
-        print(json.dumps([row | {"cost": costs.get(row["stage"])} for row in rows], indent=2))
+        _print_json(rows, cost_rows(ahead))
     else:
-        columns = [name for name in fields if name != "key"]
-        print_table(columns, [[row[name] for name in columns] for row in rows])
-        if ahead is not None:
-            print_costs(ahead, opened.config.costs)
-    for remark in ahead.remarks if ahead is not None else ():
+        print_costs(ahead, opened.config.costs)
+    for remark in ahead.remarks:
         print(f"note: {remark}", file=sys.stderr)
     require_ready(opened.config, opened.store, opened.stages, ahead)
     for warning in warnings_of(opened.config, opened.stages):
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _print_json(rows: list[dict[str, Any]], costs: Mapping[str, Any]) -> None:
+    print(json.dumps([row | {"cost": costs.get(row["stage"])} for row in rows], indent=2))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import cli, devices, preflight
+from pipeline.base.resources import Node
 from pipeline.base.stage import Stage
 from pipeline.planning import Selection, make_plan
 from pipeline.preflight import require_ready
@@ -84,6 +85,21 @@ def test_workers_of_a_stage_that_does_not_run_are_nobodys_business(config, store
 def test_a_cluster_may_grow(config, store):
     joined = changed(config, ray={"address": "auto"}, distill={"workers": 64, "global_batch": 64})
     ready(joined, store)
+
+
+def test_a_cluster_without_room_for_a_later_training_is_warned_of(config, monkeypatch):
+    nodes = [Node({"CPU": 8.0, "GPU": 2.0})]
+    monkeypatch.setattr(preflight, "cluster_nodes", lambda: nodes)
+    said: list[tuple[str, str]] = []
+    wide = changed(config, distill={"workers": 4, "global_batch": 32})
+    running = ("synthesize", "distill", "dpo")
+    preflight.tell_of_cluster(wide, running, lambda *text: said.append(text))
+    assert not said  # this machine's Ray is checked otherwise
+    joined = changed(wide, ray={"address": "auto"})
+    preflight.tell_of_cluster(joined, running, lambda *text: said.append(text))
+    ((stage, text),) = said
+    assert stage == "distill"
+    assert "has room for 2 of 4 workers now, each with 4 CPUs and a GPU; when" in text
 
 
 # Room
