@@ -231,18 +231,12 @@ def stores(counts: list[int]) -> Any:
     """Yield stores with the files of so many shards, one after another on one server."""
     import s3fs
 
-    from tests.support.s3_servers import KEYS, seaweed_server
+    from tests.support.s3_servers import KEYS, environment_of, seaweed_server
 
     base = Path(tempfile.mkdtemp(prefix="many-shards-"))
     try:
         with seaweed_server(base) as address:
-            key, secret = KEYS["writer"]
-            os.environ |= {
-                "AWS_ENDPOINT_URL": address,
-                "AWS_ACCESS_KEY_ID": key,
-                "AWS_SECRET_ACCESS_KEY": secret,
-                "AWS_DEFAULT_REGION": "us-east-1",
-            }
+            os.environ |= environment_of(address, KEYS["writer"])
             for count in counts:
                 bucket = f"many-{count}"
                 s3fs.S3FileSystem(endpoint_url=address).mkdir(bucket)

@@ -75,7 +75,7 @@ class HealthWatch:
 
     def observe(self, metrics: Mapping[str, float]) -> list[Sign]:
         if _DISTANCE in metrics:
-            return self._seen_by_a_look(metrics[_DISTANCE], metrics[_FLOOR])
+            return self._new(self._seen_by_a_look(metrics[_DISTANCE], metrics[_FLOOR]))
         if "heads_grad_norm" in metrics and len(self._first_norms) < BEGINNING:
             self._first_norms.append(metrics["heads_grad_norm"])
         if "student_grad_norm" not in metrics:
@@ -83,8 +83,11 @@ class HealthWatch:
         self._updates.append(metrics)
         if len(self._updates) < WINDOW:
             return []
-        signs = [sign for sign in self._signs() if sign.name not in self._said]
-        return [self._answer(sign) for sign in signs]
+        return self._new(self._signs())
+
+    def _new(self, seen: list[Sign]) -> list[Sign]:
+        """Answer the signs that have not been told."""
+        return [self._answer(sign) for sign in seen if sign.name not in self._said]
 
     def _seen_by_a_look(self, distance: float, floor: float) -> list[Sign]:
         """The student has drifted off when two looks in a row find it at three times the least
@@ -93,10 +96,7 @@ class HealthWatch:
         self._distances.append(distance)
         least = max(min(self._distances), floor, 0.0)
         two = self._distances[-2:]
-        if len(two) < 2 or min(two) < 3 * least or _DRIFT.name in self._said:
-            return []
-        self._said.add(_DRIFT.name)
-        return [_DRIFT]
+        return [_DRIFT] if len(two) == 2 and min(two) >= 3 * least else []
 
     def _answer(self, sign: Sign) -> Sign:
         """Remember a sign, or lower the rates that it names."""

@@ -167,18 +167,12 @@ def _server(folder: Path) -> Iterator[str]:
     """SeaweedFS with a bucket for the chains; its keys are in the environment from here on."""
     import s3fs
 
-    from tests.support.s3_servers import KEYS, seaweed_server
+    from tests.support.s3_servers import KEYS, environment_of, seaweed_server
 
     data = folder / f"weed-{os.getpid()}"
     data.mkdir()
     with seaweed_server(data) as address:
-        key, secret = KEYS["writer"]
-        os.environ |= {
-            "AWS_ENDPOINT_URL": address,
-            "AWS_ACCESS_KEY_ID": key,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+        os.environ |= environment_of(address, KEYS["writer"])
         s3fs.S3FileSystem(endpoint_url=address).mkdir("chaos")
         yield address
     shutil.rmtree(data)

@@ -99,19 +99,23 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in opened]
 
 
+def environment_of(endpoint: str, keys: tuple[str, str] = ("test", "test")) -> dict[str, str]:
+    """Variables by which s3fs finds a server, with its credentials."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": keys[0],
+        "AWS_SECRET_ACCESS_KEY": keys[1],
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
 def speak_to(
     monkeypatch: pytest.MonkeyPatch, endpoint: str, keys: tuple[str, str] = ("test", "test")
 ) -> None:
     """Set endpoint and credentials in the environment."""
     import s3fs
 
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": keys[0],
-        "AWS_SECRET_ACCESS_KEY": keys[1],
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
+    for name, value in environment_of(endpoint, keys).items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
 
