@@ -17,9 +17,8 @@ from pipeline.commands.options import (
     Preset,
     Settings,
     Until,
+    asked_for,
     new_group,
-    selection,
-    with_evaluation,
     words_of,
 )
 from schemas.errors import ArtifactError, ConfigError
@@ -67,8 +66,8 @@ def render(
     """Print the manifests of a run: the cluster that its stages ask for, and what closes it."""
     from pipeline.typed_yaml import to_yaml
 
-    wanted = _wanted(until, eval_, from_, only, force, set_)
-    made = _rendered(_load(config, preset, wanted[1]), wanted[0], kind, schedule)
+    wanted, settings = asked_for(until, eval_, from_, only, force, set_)
+    made = _rendered(_load(config, preset, settings), wanted, kind, schedule)
     if out is None:
         print(to_yaml(made), end="")
     else:
@@ -89,9 +88,9 @@ def submit(
     namespace: Namespace = None,
 ) -> None:
     """Apply the manifests of a run; `k8s status` and `k8s logs` show what becomes of it."""
-    wanted = _wanted(until, eval_, from_, only, force, set_)
-    resolved = _load(config, preset, wanted[1])
-    made = _rendered(resolved, wanted[0], "RayJob", "")
+    wanted, settings = asked_for(until, eval_, from_, only, force, set_)
+    resolved = _load(config, preset, settings)
+    made = _rendered(resolved, wanted, "RayJob", "")
     cluster = _cluster(resolved, context, namespace)
     for document in made:
         document["metadata"]["namespace"] = cluster.namespace
@@ -154,20 +153,6 @@ def logs(
         )
     for line in cluster.log(pods[-1].metadata.name, SUBMITTER, follow=follow):
         print(line, flush=True)
-
-
-def _wanted(
-    until: str | None,
-    eval_: bool,
-    from_: str | None,
-    only: str | None,
-    force: list[str] | None,
-    settings: list[str] | None,
-) -> tuple[Any, list[str] | None]:
-    """Return the selection and the settings that options mean."""
-    if eval_:
-        until, settings = with_evaluation(until, settings)
-    return selection(until, from_, only, force), settings
 
 
 def _load(file: Path | None, preset: str | None, settings: list[str] | None) -> PipelineConfig:

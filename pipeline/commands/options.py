@@ -87,6 +87,22 @@ def with_evaluation(until: str | None, settings: list[str] | None) -> tuple[str,
     return "eval", [*(settings or ()), "eval.tuned=false"]
 
 
+def asked_for(
+    until: str | None,
+    eval_: bool,
+    from_: str | None,
+    only: str | None,
+    force: list[str] | None,
+    settings: list[str] | None,
+) -> tuple[Selection, list[str] | None]:
+    """Return the stages and the settings that the options mean. Raises ConfigError if they exclude
+    each other.
+    """
+    if eval_:
+        until, settings = with_evaluation(until, settings)
+    return selection(until, from_, only, force), settings
+
+
 def with_conflict(settings: list[str] | None, on_conflict: str | None) -> list[str]:
     """Return the settings with what `--on-conflict` says."""
     return [*(settings or ()), *([f"on_conflict={on_conflict}"] if on_conflict else ())]

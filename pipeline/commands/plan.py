@@ -19,9 +19,8 @@ from pipeline.commands.options import (
     Preset,
     Settings,
     Until,
+    asked_for,
     new_group,
-    selection,
-    with_evaluation,
 )
 from schemas.errors import ConfigError
 
@@ -54,9 +53,7 @@ def plan(
     """Show what would run, why, and what it takes. Inputs are looked at, as before a run."""
     from pipeline.commands.opening import open_plan
 
-    if eval_:
-        until, set_ = with_evaluation(until, set_)
-    wanted = selection(until, from_, only, force)
+    wanted, set_ = asked_for(until, eval_, from_, only, force, set_)
     opened = open_plan(config, preset, set_, wanted, pin=probe)
     if probe:
         _probe(opened)

@@ -21,11 +21,11 @@ from pipeline.commands.options import (
     Preset,
     Settings,
     Until,
+    asked_for,
     check_log_format,
     new_group,
     selection,
     with_conflict,
-    with_evaluation,
 )
 from pipeline.dag import STAGES
 from schemas.errors import ConfigError, GateFailed, LaddError
@@ -59,9 +59,7 @@ def run(
     from pipeline.commands.opening import open_plan
 
     check_log_format(log_format)
-    if eval_:
-        until, set_ = with_evaluation(until, set_)
-    wanted = selection(until, from_, only, force)
+    wanted, set_ = asked_for(until, eval_, from_, only, force, set_)
     settings = with_conflict(set_, on_conflict)
     opened = open_plan(config, preset, settings, wanted, pin=not dry_run)
     if dry_run:

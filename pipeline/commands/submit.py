@@ -21,16 +21,16 @@ from pipeline.commands.options import (
     Preset,
     Settings,
     Until,
+    asked_for,
     check_log_format,
     new_group,
-    selection,
-    with_evaluation,
     words_of,
 )
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.jobs import JobRow, Jobs
+    from pipeline.planning import Selection
 
 app = new_group()
 _ADDRESS = "http://127.0.0.1:8265"
@@ -88,12 +88,9 @@ def submit(
         _follow(jobs, jobs.row(attach).id)
     else:
         check_log_format(log_format)
-        if eval_:
-            until, set_ = with_evaluation(until, set_)
-        words = [*words_of(selection(until, from_, only, force)), "--log-format", log_format]
-        jobs, job = _start(
-            address, config, preset, set_, (until, from_, only, force), words, shared
-        )
+        wanted, settings = asked_for(until, eval_, from_, only, force, set_)
+        words = [*words_of(wanted), "--log-format", log_format]
+        jobs, job = _start(address, config, preset, settings, wanted, words, shared)
         print(f"submitted  {job}", flush=True)
         if detach:
             print(f"to follow it: {_again(jobs, '--attach', job)}")
@@ -106,7 +103,7 @@ def _start(
     file: Path | None,
     preset: str | None,
     settings: list[str] | None,
-    chosen: tuple[str | None, str | None, str | None, list[str] | None],
+    wanted: Selection,
     words: list[str],
     shared: list[Path] | None,
 ) -> tuple[Jobs, str]:
@@ -120,7 +117,7 @@ def _start(
     config = load_config(file, preset, settings or ())
     everywhere = [folder.absolute() for folder in shared or ()]
     require_shared_store(config.store, everywhere)
-    stages = stages_at_most(config, selection(*chosen))
+    stages = stages_at_most(config, wanted)
     luggage = pack(config, stages, _MOST_BYTES, everywhere)
     jobs = Jobs(address)
     warning = require_same_versions(environment().model_dump(), jobs.versions())
