@@ -90,7 +90,7 @@ def test_a_wrong_configuration_is_not_resumed(tmp_path, monkeypatch, capsys):
     arguments = ["run", "--preset", "shapes-smoke", "--set", f"store={tmp_path}/store"]
     for error, resumes in ((ConfigError("wrong"), False), (StageFailed("lost"), True)):
 
-        def fail(*_: object, error: Exception = error) -> None:
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
         monkeypatch.setattr("pipeline.executor.execute", fail)
