@@ -20,7 +20,7 @@ from schemas.config import PipelineConfig
 from schemas.errors import LaddError, ProcessLost, StageFailed
 
 _ROOT = Path(__file__).parents[1]
-_CLUSTERS, _NONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _helpers: list[psutil.Process] = []
 """The processes that a Ray of this machine cannot do without, while it runs."""
 
@@ -42,13 +42,13 @@ def ray_cluster(
     with_others = config.ray.address is not None
     if not with_others:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    _listen(with_others=with_others)
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_listening(with_others=with_others))
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
         options = _joined(config) if config.ray.address else _local(config, warn, stack)
         our_handler = signal.getsignal(signal.SIGTERM)
         stack.callback(ray.shutdown)
@@ -68,17 +68,27 @@ def require_ray() -> None:
             raise ProcessLost("a process of Ray on this machine (its raylet or GCS) has ended")
 
 
-def _listen(*, with_others: bool) -> None:
+@contextlib.contextmanager
+def _listening(*, with_others: bool) -> Iterator[None]:
     """Let the processes of a local Ray listen on the loopback address alone: nobody joins it. This
-    is Ray's own switch for systems on which it forms no clusters; unless the user has set it.
+    is Ray's own switch for systems on which it forms no clusters. A user's own choice stays.
     """
-    mine = os.environ.get(_CLUSTERS) == _NONE
-    if with_others and mine:
+    if with_others or _CLUSTERS in os.environ:
+        yield
+        return
+    os.environ[_CLUSTERS] = "0"
+    _read_again()
+    try:
+        yield
+    finally:
         del os.environ[_CLUSTERS]
-    elif not with_others:
-        os.environ.setdefault(_CLUSTERS, _NONE)
+        _read_again()
+
+
+def _read_again() -> None:
+    """Ray reads its switch when it is first imported, which may have been before this."""
     constants: Any = sys.modules.get("ray._private.ray_constants")
-    if constants is not None:  # it was imported before
+    if constants is not None:
         forms = sys.platform not in ("darwin", "win32")
         constants.ENABLE_RAY_CLUSTER = constants.env_bool(_CLUSTERS, forms)
 

@@ -31,6 +31,7 @@ LOOK = {
 }
 LENGTHS = {
     "precision": "float32",
+    "cpus_per_worker": 1,  # as without Ray: another number of threads sums in another order
     "checkpoint_every": 2,
     "keep_every": 4,
     "sample_every": 4,

@@ -73,7 +73,7 @@ def warnings(store: Path) -> str:
 def test_a_lost_coordinator_board_and_controller_do_not_end_the_run(configured):
     config, store = configured
     with (
-        killed("ray::prompts") as coordinator,
+        killed("ray::synthesize") as coordinator,
         killed("ray::ProgressBoard", lambda: list(store.glob("artifacts/prompts/*/*"))) as board,
         killed(
             "ray::TrainController", lambda: list(store.glob("training/distill/*/checkpoint_*"))
@@ -94,11 +94,11 @@ def test_a_lost_coordinator_board_and_controller_do_not_end_the_run(configured):
 def test_a_stage_that_is_lost_too_often_ends_the_run_in_one_sentence(configured):
     config, _ = configured
     chosen = ("-c", config, "--set", "ray.stage_retries=0")
-    with killed("ray::prompts") as coordinator:
-        result = call_here("run", *chosen, "--until", "prompts", ray=True)
+    with killed("ray::synthesize") as coordinator:
+        result = call_here("run", *chosen, "--until", "synthesize", ray=True)
     assert coordinator and result.returncode == 1
     (said,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "prompts: its process was killed or crashed, 1 times in all" in said
+    assert "synthesize: its process was killed or crashed, 1 times in all" in said
     assert "to resume: ladd-pipeline run" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier, local
+from threading import Barrier, Lock, local
 from typing import Any
 
 import numpy as np
@@ -101,27 +101,35 @@ def test_one_prompt_is_too_few(planned):
 
 
 class Ranks:
-    """Ranks that are threads of this process, one after another at each sum."""
+    """Ranks that are threads of this process. One works at a time, until its next sum: the text
+    encoders that they share know no threads.
+    """
 
     def __init__(self, world: int, patch: pytest.MonkeyPatch) -> None:
         self.world, self.here, self.given = world, local(), {}
-        self.all_there = Barrier(world, timeout=60)
+        self.all_there, self.turn = Barrier(world, timeout=60), Lock()
         patch.setattr(look, "rank_and_world", lambda: (self.here.rank, world))
         patch.setattr(look, "sum_over_ranks", self.sum)
 
     def sum(self, tensors: list[torch.Tensor]) -> None:
         (tensor,) = tensors
         self.given[self.here.rank] = tensor.clone()
-        self.all_there.wait()
+        self.wait()
         tensor.copy_(torch.stack([self.given[rank] for rank in range(self.world)]).sum(0))
+        self.wait()
+
+    def wait(self) -> None:
+        self.turn.release()
         self.all_there.wait()
+        self.turn.acquire()
 
     def each(self, work: Callable[[int], Any]) -> list[Any]:
         """What the work returns on each rank."""
 
         def on(rank: int) -> Any:
             self.here.rank = rank
-            return work(rank)
+            with self.turn:
+                return work(rank)
 
         with ThreadPoolExecutor(self.world) as pool:
             return list(pool.map(on, range(self.world)))

@@ -121,8 +121,10 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning_that_holds_no_key(tmp
         start.log(step, {"loss": 1.0})
     start.close()
     (text,) = said
-    assert text.startswith("wandb gets no more curves of this training, which goes on: Connection")
-    assert "https://***@host/?key=***" in text
+    assert text == (
+        "wandb gets no more curves of this training, which goes on: "
+        "ConnectionError: no answer from https://host/ today"
+    )
 
 
 def test_a_tracker_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
