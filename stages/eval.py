@@ -83,7 +83,7 @@ def run(context: StageContext) -> StageResult:
 
     config = context.config
     lineage = ancestors(context.inputs.values())
-    samples = chosen_samples(config, context.inputs["prompts"])
+    samples = chosen_samples(context)
     tell_of_failed_rows(context)
     prompts = [sample["prompt"] for sample in samples]
     require_judged("eval.scores", [score.name for score in config.eval.scores], prompts)

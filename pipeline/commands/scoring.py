@@ -72,13 +72,13 @@ def _general(
     from pipeline.commands.opening import Opened
     from pipeline.planning import Selection, make_plan
     from stages.judging.table import table_of
-    from stages.texts.held_out import chosen_samples
+    from stages.texts.held_out import judged_samples
     from stages.texts.judgeable import require_judged
 
     plan = make_plan(config, store, Selection(until="prompts"))
     planned = Opened(config, store, plan).made("prompts")
     wanted = config.eval.model_copy(update={"prompts": prompts})
-    samples = chosen_samples(config.model_copy(update={"eval": wanted}), planned)
+    samples = judged_samples(config.model_copy(update={"eval": wanted}), planned)
     names = [score.name for score in config.eval.scores]
     require_judged("eval.scores", names, [sample["prompt"] for sample in samples])
     return table_of(config, students, samples, print_to_stderr)

@@ -33,7 +33,12 @@ def check_prompts(config: PipelineConfig) -> None:
     check_judged(config, "eval.scores", [score.name for score in config.eval.scores], "evaluated")
 
 
-def chosen_samples(config: PipelineConfig, planned: Artifact) -> list[dict[str, Any]]:
+def chosen_samples(context: StageContext) -> list[dict[str, Any]]:
+    """Return the samples that an evaluation judges on, as `judged_samples` has them."""
+    return judged_samples(context.config, context.inputs.get("prompts"))
+
+
+def judged_samples(config: PipelineConfig, planned: Artifact | None) -> list[dict[str, Any]]:
     """Choose at most `eval.prompts` samples with key, prompt_id, prompt, seed, width, height,
     bucket and category, in an order that depends only on the prompts. They are those of `eval.url`,
     or held out in the `prompts` artifact.
@@ -43,6 +48,7 @@ def chosen_samples(config: PipelineConfig, planned: Artifact) -> list[dict[str, 
     tags: dict[str, str] = {}
     source = evaluated(config)
     if source is None:
+        assert planned is not None
         rows = _rows(planned, "held_out.parquet")
     else:
         by_id = {row["prompt_id"]: row for row in _from_files(config, source, tags)}

@@ -21,7 +21,7 @@ from stages.judging.look import HeldOutLook, Seen, figures, look_samples
 from stages.ladd.ema import ExponentialAverage
 from stages.pictures.samplers import sample_batches
 from stages.teachers import open_teacher
-from stages.texts.held_out import chosen_samples
+from stages.texts.held_out import judged_samples
 from tests.support.context import commit, make_context
 from tests.support.tiny_sd3 import make_tiny_config
 
@@ -88,7 +88,7 @@ def configured(model: Path, url: str):
 
 def test_a_look_takes_other_prompts_than_an_evaluation_where_there_are_enough(planned, tiny_sd3):
     url, artifact = planned
-    evaluated = {row["prompt_id"] for row in chosen_samples(configured(tiny_sd3, url), artifact)}
+    evaluated = {row["prompt_id"] for row in judged_samples(configured(tiny_sd3, url), artifact)}
     samples = look_samples(artifact, 3, seed=0)
     assert len(evaluated) == 8 and len(samples) == 6
     assert not evaluated & {sample["prompt_id"] for sample in samples}

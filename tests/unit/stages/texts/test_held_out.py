@@ -17,7 +17,7 @@ from tests.support.held_out import KEY, PROMPTS, configured, evaluation_context
 
 def chosen(context: StageContext) -> tuple[list[dict], dict]:
     """The samples, and the proof that they are held out."""
-    samples = held_out.chosen_samples(context.config, context.inputs["prompts"])
+    samples = held_out.chosen_samples(context)
     return samples, held_out.prove_held_out(samples, ancestors(context.inputs.values()))
 
 
