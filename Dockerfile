@@ -27,7 +27,7 @@ COPY schemas schemas
 COPY pipeline pipeline
 COPY stages stages
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt ".[t5,gcs,cluster]"
+    pip install --constraint constraints.txt ".[t5,gcs,cluster,traces]"
 
 FROM builder AS builder-cuda
 ARG TORCH_CUDA_OPTIONS=""
@@ -39,7 +39,7 @@ COPY schemas schemas
 COPY pipeline pipeline
 COPY stages stages
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt ".[t5,gcs,cluster]"
+    pip install --constraint constraints.txt ".[t5,gcs,cluster,traces]"
 
 FROM ${BASE} AS runtime
 ARG REVISION=""

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.observe import Observer
+from schemas.records import ShardStats
+
+Drained = tuple[
+    list[tuple[str, str, str]], list[tuple[str, str, float, int]], list[tuple[str, str, int, int]]
+]
 
 
 class ProgressBoard:
@@ -15,6 +20,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._latest: dict[tuple[str, str], tuple[int, int]] = {}
         self._said: list[tuple[str, str, str]] = []
+        self._shards: list[tuple[str, str, float, int]] = []
 
     def post(self, stage: str, unit: str, done: int, total: int) -> None:
         self._latest[stage, unit] = (done, total)
@@ -22,13 +28,18 @@ class ProgressBoard:
     def say(self, kind: str, stage: str, text: str) -> None:
         self._said.append((kind, stage, text))
 
-    def drain(self) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, int, int]]]:
-        """Return what was said, and the latest progress, since the last call."""
+    def made(self, stage: str, shard: str, seconds: float, samples: int) -> None:
+        self._shards.append((stage, shard, seconds, samples))
+
+    def drain(self) -> Drained:
+        """Return what was said, the shards that were made, and the latest progress, since the last
+        call.
+        """
         progress = [(stage, unit, *counts) for (stage, unit), counts in self._latest.items()]
-        said = list(self._said)
-        self._latest.clear()
-        self._said.clear()
-        return said, progress
+        said, shards = list(self._said), list(self._shards)
+        for taken in (self._latest, self._said, self._shards):
+            taken.clear()
+        return said, shards, progress
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,17 @@ class Reporter:
 
     def __call__(self, unit: str, done: int, total: int) -> None:
         self.board.post.remote(self.stage, unit, done, total)
+
+
+@dataclass(frozen=True)
+class ShardTeller:
+    """`StageContext.tell_shard` on any node: sends it without waiting."""
+
+    board: Any
+    stage: str
+
+    def __call__(self, stats: ShardStats) -> None:
+        self.board.made.remote(self.stage, stats.shard, stats.seconds, stats.samples)
 
 
 @dataclass(frozen=True)
@@ -79,9 +101,11 @@ class Shown:
             return
         asked, self._asked = self._asked, None
         with contextlib.suppress(ray.exceptions.RayActorError):
-            said, progress = ray.get(asked)
+            said, shards, progress = ray.get(asked)
             for kind, stage, text in said:
                 self._observer.event(kind, stage=stage, text=text)
+            for shard in shards:
+                self._observer.shard(*shard)
             for row in progress:
                 self._observer.progress(*row)
         if is_late:

@@ -31,6 +31,7 @@ from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
 from pipeline.preflight import require_ready, tell_of_cluster
 from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
+from pipeline.tracing import traced
 from schemas.addresses import public_content
 from schemas.config import PipelineConfig
 from schemas.errors import LaddError, ProcessLost, StageFailed
@@ -67,7 +68,12 @@ def execute(
         rows[name]["expected"] = expected.seconds
     status = "failed"
     try:
-        with held(store, record, "this run"):
+        with (
+            traced(
+                config.traces, observer.run, observer.followers, partial(observer.warn, "traces")
+            ),
+            held(store, record, "this run"),
+        ):
             for outcome in _outcomes(job, observer, budget):
                 rows[outcome["stage"]] |= outcome
                 metrics.put("ladd_stage_seconds", outcome["seconds"], stage=outcome["stage"])
@@ -217,6 +223,7 @@ def _walk(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str, An
                 ]
                 options = _submittable(node.get_options())
                 pending[stage_task.options(**options).remote(*arguments)] = name
+                observer.started(name, job.keys[name])
                 del waiting[name]
         budget.charge(pending.values())
         ready, _ = ray.wait(list(pending), timeout=0.5)

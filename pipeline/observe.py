@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,8 @@ class Observer:
     events: list[dict[str, Any]] = field(default_factory=list)
     run: str = ""
     """The run's folder below `runs/`, which is on every line of its log."""
+    followers: list[Callable[[Mapping[str, Any]], None]] = field(default_factory=list)
+    """What else takes the events of a run, and its shards."""
 
     def __post_init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -76,9 +78,8 @@ class Observer:
     def event(self, kind: str, **fields: Any) -> None:
         """Show and keep an event: a stage started, done or failed; a warning."""
         row = self.record(kind, **fields)
-        if self.log_format == "json":
-            print(json.dumps(row), file=sys.stderr, flush=True)
-        else:
+        self._log(row)
+        if self.log_format != "json":
             text = "  ".join(str(value) for value in public_content(fields).values())
             (self._bars.console if self._bars else self._console).print(
                 f"{kind}  {text}", markup=False, soft_wrap=True
@@ -88,6 +89,7 @@ class Observer:
         """Keep an event for `events.jsonl` without showing it: tracebacks of unexpected errors."""
         row = self._row(kind, **fields)
         self.events.append(row)
+        self._follow(row)
         if kind in _COUNTED:
             metrics.count(_COUNTED[kind], stage=str(fields.get("stage", "")))
         return row
@@ -96,6 +98,24 @@ class Observer:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         told = public_content(fields)
         return {"time": now} | ({"run": self.run} if self.run else {}) | {"event": kind, **told}
+
+    def started(self, stage: str, key: str) -> None:
+        """Keep that a stage was started; show it in JSON, where it is not below `queued`."""
+        self._log(self.record("started", stage=stage, key=key))
+
+    def shard(self, stage: str, shard: str, seconds: float, samples: int) -> None:
+        """Log a shard that a worker took `seconds` for. A run may have too many to keep them."""
+        row = self._row("shard", stage=stage, shard=shard, seconds=seconds, samples=samples)
+        self._follow(row)
+        self._log(row)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if self.log_format == "json":
+            print(json.dumps(row), file=sys.stderr, flush=True)
+
+    def _follow(self, row: Mapping[str, Any]) -> None:
+        for follower in self.followers:
+            follower(row)
 
     def warn(self, stage: str, text: str) -> None:
         """Show a stage's warning at once, and keep it."""
@@ -127,8 +147,7 @@ class Observer:
         seen.said, seen.said_done = now, done
         if self.log_format == "json":
             row = self._row("progress", stage=stage, unit=unit, done=done, total=total)
-            row |= {"per_second": round(rate, 3), "seconds_left": left and round(left)}
-            print(json.dumps(row), file=sys.stderr, flush=True)
+            self._log(row | {"per_second": round(rate, 3), "seconds_left": left and round(left)})
         else:
             tail = f"  {rate:.2f}/s" if rate > 0 else ""
             tail += f"  {_clock(left)} left" if left and not finished else ""

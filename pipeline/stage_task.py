@@ -24,7 +24,7 @@ from pipeline.base.lease import clear
 from pipeline.base.lineage import contents_of
 from pipeline.base.stage import StageContext, StageResult, enter
 from pipeline.base.store import Artifact, ArtifactStore, json_object
-from pipeline.board import Reporter, Speaker
+from pipeline.board import Reporter, ShardTeller, Speaker
 from pipeline.dag import STAGES
 from pipeline.devices import cluster_devices
 from pipeline.outside import Seen, require_unchanged
@@ -113,7 +113,17 @@ def _make(name: str, job: Job, board: Any, crew: Crew) -> dict[str, Any]:
             yaml.safe_dump(job.config.recorded()).encode(),
         )
     context = StageContext(
-        name, key, training, job.config, store, inputs, Reporter(board, name), warn, note, crew
+        stage=name,
+        key=key,
+        training=training,
+        config=job.config,
+        store=store,
+        inputs=inputs,
+        report=Reporter(board, name),
+        warn=warn,
+        note=note,
+        tell_shard=ShardTeller(board, name),
+        crew=crew,
     )
     if training:
         above = [artifact.manifest.key for artifact in inputs.values()]

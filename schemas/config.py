@@ -961,6 +961,8 @@ class PipelineConfig(Frozen):
     """Where the curves of `distill` and `dpo` are shown: tensorboard, wandb, mlflow, each by its
     name or with settings, such as {kind: wandb, project: mine, mode: offline}.
     """
+    traces: bool = runtime(False)
+    """Whether a run sends OpenTelemetry traces, to where OTEL_EXPORTER_OTLP_ENDPOINT says."""
     teacher: TeacherConfig
     prompts: PromptsConfig
     synthesize: SynthesizeConfig = SynthesizeConfig()

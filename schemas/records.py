@@ -28,6 +28,11 @@ class ShardStats(Frozen):
     versions have none.
     """
 
+    @property
+    def samples(self) -> int:
+        """How many samples it has, whatever became of them."""
+        return sum(n for status, n in self.counts.items() if not status.startswith("bucket_"))
+
     def own_seal(self) -> str:
         """Return the seal that these statistics must have."""
         return hashlib.sha256(self.model_dump_json(exclude={"seal"}).encode()).hexdigest()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.base.checkpoints import Trained
-from pipeline.base.course import Course
+from pipeline.base.course import STATE, Course
 from pipeline.base.pins import names_student
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.training import TrainingPlan, train_on_ray
@@ -33,6 +33,9 @@ from stages.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from stages.ladd.backbone import Backbone
+
+_AVERAGE = "average."
+"""How the averaged weights are named in a training's state."""
 
 
 def check(config: PipelineConfig) -> None:
@@ -91,7 +94,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
 
 def course(config: PipelineConfig) -> Course:
     """The trunk is the updates before the decay, the tail the decay."""
-    return Course(config.distill.trunk_steps, config.distill.total_steps)
+    return Course(config.distill.trunk_steps, config.distill.total_steps, takes=_AVERAGE)
 
 
 def run(context: StageContext) -> StageResult:
@@ -127,14 +130,14 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
     from stages.ladd.ema import averaged_tensors
     from stages.training.choice import chosen
     from stages.training.start import student_start
-    from stages.training.trace import SIGNALS, STATE, TRACE
+    from stages.training.trace import SIGNALS, TRACE
 
     config = context.config
     teacher = open_teacher(config.teacher)
     grid = teacher.student_grid(config.distill.student_time)
 
     def load_average(backbone: Backbone) -> None:
-        averages = {f"average.{name}": p for name, p in averaged_tensors(backbone).items()}
+        averages = {f"{_AVERAGE}{name}": p for name, p in averaged_tensors(backbone).items()}
         load_tensors(checkpoint / STATE, averages)
 
     with (

@@ -78,7 +78,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
 
 def course(config: PipelineConfig) -> Course:
     """The trunk is all updates; in the tail, a last look is taken and the adapters are saved."""
-    return Course(config.dpo.steps, config.dpo.steps)
+    return Course(config.dpo.steps, config.dpo.steps, takes=None)
 
 
 def run(context: StageContext) -> StageResult:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,22 @@ from typing import Any
 import pyarrow.fs
 
 from pipeline.base.checkpoint_list import mend_checkpoint_list
-from pipeline.base.course import Course, Keeping, Saved, Work, keep, note_best, noted_in, saved_in
+from pipeline.base.course import (
+    STATE,
+    Course,
+    Keeping,
+    Saved,
+    Work,
+    keep,
+    note_best,
+    noted_in,
+    saved_in,
+)
 from pipeline.base.dropping import dropped
 from pipeline.base.lease import Lease, held
 from pipeline.base.stage import StageContext
+from pipeline.base.storage_errors import explained
+from pipeline.base.store import ArtifactStore
 from schemas.errors import StageFailed
 
 
@@ -57,7 +71,7 @@ def result_of(context: StageContext, course: Course) -> Iterator[Trained]:
     found = course.starts(saved_in(context.store, context.training_folder), context.key)
     if not found:
         raise StageFailed(f"{context.stage}: training ended without a checkpoint")
-    with folder_of(context, found[0]) as folder:
+    with result_folder(context, found[0], course) as folder:
         work = Work.read(folder) or Work()
         details = {
             "key": context.training,
@@ -75,6 +89,41 @@ def folder_of(context: StageContext, saved: Saved) -> Iterator[Path]:
     where = context.store.path(context.training_folder, saved.name)
     with Checkpoint(where, arrow_filesystem(context)).as_directory() as folder:
         yield Path(folder)
+
+
+@contextlib.contextmanager
+def result_folder(context: StageContext, saved: Saved, course: Course) -> Iterator[Path]:
+    """Give a local folder with what an artifact is made of in a checkpoint: itself, or a copy of
+    the files that are needed. A student is an eighth of its training's state.
+    """
+    store, where = context.store, f"{context.training_folder}/{saved.name}"
+    if store.is_local:
+        yield Path(store.path(where))
+        return
+    with tempfile.TemporaryDirectory() as scratch, explained(store.url, "read", where):
+        for name in _needed(store, where, course.takes):
+            target = Path(scratch) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            store.filesystem.get_file(store.path(where, name), str(target))
+        yield Path(scratch)
+
+
+def _needed(store: ArtifactStore, where: str, takes: str | None) -> Iterator[str]:
+    for name in store.list(where):
+        if not name.startswith(f"{STATE}/") or not name.endswith(".safetensors"):
+            yield name
+        elif takes is not None:
+            tensors = _tensors_in(store, f"{where}/{name}")
+            if any(tensor.startswith(takes) for tensor in tensors):
+                yield name
+
+
+def _tensors_in(store: ArtifactStore, name: str) -> set[str]:
+    """Return the names in a safetensors file, of which only the header is read."""
+    path, files = store.path(name), store.filesystem
+    length = int.from_bytes(files.cat_file(path, start=0, end=8), "little")
+    header = json.loads(files.cat_file(path, start=8, end=8 + length))
+    return set(header) - {"__metadata__"}
 
 
 @contextlib.contextmanager

@@ -41,6 +41,10 @@ class Saved:
         return cls(int(found[1]), found[2] or "") if found else None
 
 
+STATE = "state"
+"""The folder of a checkpoint that holds the training's tensors."""
+
+
 @dataclass(frozen=True)
 class Course:
     """Which updates an artifact is taken from."""
@@ -49,6 +53,10 @@ class Course:
     """The last update of the trunk: the artifact's tail begins after it."""
     total: int
     """The artifact's last update, at the latest."""
+    takes: str | None = ""
+    """The artifact is made of the tensors in a checkpoint's state whose names begin so; None: of
+    none of them.
+    """
 
     def starts(self, there: Iterable[Saved], key: str) -> list[Saved]:
         """Return the checkpoints that the artifact `key` can go on from, the best first: those of

@@ -164,6 +164,7 @@ def map_shards(
     for stats in making or _made(context, missing, build, pool):
         done[stats.shard] = stats
         metrics.count_shard(context.stage, stats)
+        context.tell_shard(stats)
         context.report(unit, len(done), len(shards))
         failures.add_shard(stats)
         folding.add(stats)

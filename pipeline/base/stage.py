@@ -175,6 +175,10 @@ def entered() -> str:
     return _entered or os.getcwd()
 
 
+def _tell_nobody(stats: ShardStats) -> None:
+    """Outside an engine there is no log."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """What the engine passes to a stage's `run` on the head node. It can be sent to workers."""
@@ -192,6 +196,8 @@ class StageContext:
     """Warn the user: the text goes to the terminal, the log and the run's record."""
     note: Callable[[str], None]
     """Tell the user what was found while the stage runs; it goes where a warning goes."""
+    tell_shard: Callable[[ShardStats], None] = _tell_nobody
+    """Tell the log and the run's trace of a shard that was made."""
     crew: Crew | None = None
     """The runs that work on this artifact. Outside an engine there is none but this."""
 

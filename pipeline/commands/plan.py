@@ -22,6 +22,7 @@ from pipeline.commands.options import (
     asked_for,
     new_group,
 )
+from pipeline.dag import STAGES
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def status(
 def _state(store: ArtifactStore, stage: PlannedStage) -> dict[str, Any]:
     row: dict[str, Any] = {"stage": stage.name, "key": stage.key, "state": "done", "counts": {}}
     if stage.manifest is not None:
-        return row | {"counts": stage.manifest.counts}
+        return row | {"state": _done(store, stage), "counts": stage.manifest.counts}
     from pipeline.base.markers import finished_shards
 
     markers = finished_shards(store, store.folder(stage.name, stage.key))
@@ -153,6 +154,13 @@ def _state(store: ArtifactStore, stage: PlannedStage) -> dict[str, Any]:
         "state": "under way" if markers or checkpoints else "missing",
         "counts": {name: count for name, count in counts.items() if count},
     }
+
+
+def _done(store: ArtifactStore, stage: PlannedStage) -> str:
+    from pipeline.base.dropping import dropped
+
+    found = store.find(stage.name, stage.key) if STAGES[stage.name].data else None
+    return "done, data dropped" if found is not None and dropped(found) else "done"
 
 
 @app.command()

@@ -53,6 +53,10 @@ def run(
         typer.Option(min=0, help="Start nothing that would cost more, and stop when it has."),
     ] = None,
     on_conflict: OnConflict = None,
+    traces: Annotated[
+        bool,
+        typer.Option("--traces", help="Send OpenTelemetry traces; the same as --set traces=true."),
+    ] = False,
     log_format: LogFormat = "text",
 ) -> None:
     """Run the pipeline; existing artifacts are not made again."""
@@ -60,7 +64,7 @@ def run(
 
     check_log_format(log_format)
     wanted, set_ = asked_for(until, eval_, from_, only, force, set_)
-    settings = with_conflict(set_, on_conflict)
+    settings = [*with_conflict(set_, on_conflict), *(["traces=true"] if traces else ())]
     opened = open_plan(config, preset, settings, wanted, pin=not dry_run)
     if dry_run:
         from pipeline.commands.plan import show_plan

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.base.course import STATE
 from pipeline.base.stage import StageContext
 from pipeline.base.store import json_object
 from pipeline.base.training import TrainingRun
@@ -20,9 +21,9 @@ from stages.training.trackers import Trackers
 
 SIGNALS = "signals.jsonl"
 """Speed, memory and learning rates at every point of the curves; not reproducible."""
-STATE, TRACE, LORA = "state", "trace.jsonl", "lora"
-"""The contents of a checkpoint's folder: the trainer's state, the lines of its trace, and at the
-end of `dpo` the adapters.
+TRACE, LORA = "trace.jsonl", "lora"
+"""What a checkpoint's folder holds beside the state: the lines of its trace, and at the end of
+`dpo` the adapters.
 """
 
 

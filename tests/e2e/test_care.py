@@ -141,6 +141,7 @@ def test_repair_of_a_stage_makes_again_what_was_dropped(care):
     call("artifacts", "drop", "encode")
     assert "nothing is damaged" in call("artifacts", "repair")
     assert "dropped)" in call("artifacts", "ls")
+    assert "data dropped" in call("status")
     assert "files made again" in call("artifacts", "repair", "encode")
     assert files(artifact(store, "encode"), ".npy") == good
     assert "dropped" not in call("artifacts", "ls")

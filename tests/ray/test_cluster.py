@@ -11,9 +11,11 @@ import subprocess
 import pytest
 import yaml
 
+from pipeline.base.metrics import MEASURES, exported
 from pipeline.base.store import ArtifactStore
 from tests.support.command import COMMAND, call
 from tests.support.job_cluster import detached, job_cluster, submit, wait_for
+from tests.support.scraping import scraping
 from tests.support.tiny_sd3 import build_pipeline, make_tiny_config
 
 pytestmark = pytest.mark.slow
@@ -27,6 +29,13 @@ def head(bucket, monkeypatch):
     """A head that has the credentials of the store."""
     with job_cluster(monkeypatch) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def scraped(head):
+    """The metrics of the cluster's nodes, as they come in."""
+    with scraping(head) as found:
+        yield found
 
 
 def finished(store: ArtifactStore, stage: str) -> list[str]:
@@ -47,7 +56,7 @@ def test_a_run_of_its_own_does_not_join_what_runs_on_the_machine(head, tiny_sd3,
     assert result.returncode == 0, result.stderr
 
 
-def test_nodes_come_and_go(head, bucket, tmp_path):
+def test_nodes_come_and_go(head, bucket, tmp_path, scraped):
     store = ArtifactStore(bucket)
     # The prompts lie where the command runs and go along; all nodes have the teacher.
     (tmp_path / "prompts.txt").write_text(
@@ -93,6 +102,13 @@ def test_nodes_come_and_go(head, bucket, tmp_path):
     trace = store.read(f"artifacts/distill/{key}/metrics.jsonl")
     steps = [json.loads(line)["step"] for line in trace.splitlines()]
     assert steps == list(range(1, config.distill.total_steps + 1))
+    # Nothing has failed; a stage that has lost its node may have been tried again.
+    expected = {exported(name) for name in MEASURES} - {"ray_ladd_failures_total"}
+    assert expected - set(scraped) <= {"ray_ladd_retries_total"}
+    (updates,) = scraped["ray_ladd_update"].values()
+    assert len(updates) > 1 and max(updates) == config.distill.total_steps
+    assert any(len(values) > 1 for values in scraped["ray_ladd_shards_total"].values())
+    assert any("samples_per_second" in tags for tags in scraped["ray_ladd_training"])
     # What was made there is found from here: keys and fingerprints are the same.
     plan = call("plan", "-c", "pipeline.yaml", "--until", "distill", "--exit-code", cwd=tmp_path)
     assert plan.returncode == 0, plan.stdout

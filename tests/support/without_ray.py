@@ -59,12 +59,20 @@ def _walk(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str, An
         patch.setattr(stage_task, "Reporter", lambda _, stage: partial(observer.progress, stage))
         patch.setattr(
             stage_task,
+            "ShardTeller",
+            lambda _, stage: (
+                lambda stats: observer.shard(stage, stats.shard, stats.seconds, stats.samples)
+            ),
+        )
+        patch.setattr(
+            stage_task,
             "Speaker",
             lambda _, stage, kind: lambda text: observer.event(kind, stage=stage, text=text),
         )
         for name in job.inputs:
             if name in job.running:
                 observer.event("stage", name=name, key=job.keys[name], what="queued")
+                observer.started(name, job.keys[name])
                 budget.charge([name])
                 try:
                     yield run_stage(name, job, None)

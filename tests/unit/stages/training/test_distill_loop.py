@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.base.course import STATE
 from pipeline.base.store import Artifact, ArtifactStore
 from schemas.errors import StageFailed
 from stages import encode, prompts, synthesize
@@ -21,7 +22,7 @@ from stages.ladd.health import HealthWatch
 from stages.pictures import sample_grids
 from stages.teachers.sd3 import SD3Teacher
 from stages.training import distill_loop
-from stages.training.trace import STATE, TRACE
+from stages.training.trace import TRACE
 from tests.support.context import commit, make_context
 from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.training import Run, on_ranks

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.base.course import STATE
 from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError, StageFailed
 from stages.ladd.health import Sign
-from stages.training.trace import SIGNALS, STATE, TRACE, TrainingTrace, fill_checkpoint, resume
+from stages.training.trace import SIGNALS, TRACE, TrainingTrace, fill_checkpoint, resume
 from tests.support.context import make_context
 from tests.support.tiny_sd3 import make_tiny_config
 
