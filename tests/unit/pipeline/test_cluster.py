@@ -122,10 +122,26 @@ def test_a_local_ray_is_for_this_machine_and_a_joined_one_is_not(tiny_config, st
     """Bug: leave the switch on for the next cluster, which then cannot be joined."""
     from ray._private import ray_constants, services
 
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    start(tiny_config, started)
-    assert os.environ["RAY_AUTH_MODE"] == "token"
-    assert not ray_constants.ENABLE_RAY_CLUSTER and services.get_node_ip_address() == "127.0.0.1"
-    start(with_ray(tiny_config, address="auto"), started)
-    assert ray_constants.ENABLE_RAY_CLUSTER
-    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+    switch = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    for name in ("RAY_AUTH_MODE", switch):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    with cluster.ray_cluster(tiny_config, started.warned.append):
+        assert os.environ["RAY_AUTH_MODE"] == "token" and os.environ[switch] == "0"
+        assert not ray_constants.ENABLE_RAY_CLUSTER
+        assert services.get_node_ip_address() == "127.0.0.1"
+    assert ray_constants.ENABLE_RAY_CLUSTER and switch not in os.environ
+    with cluster.ray_cluster(with_ray(tiny_config, address="auto"), started.warned.append):
+        assert ray_constants.ENABLE_RAY_CLUSTER and switch not in os.environ
+
+
+def test_the_choice_of_a_user_who_lets_ray_listen_elsewhere_stays(
+    tiny_config, started, monkeypatch
+):
+    from ray._private import ray_constants
+
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    with cluster.ray_cluster(tiny_config, started.warned.append):
+        assert ray_constants.ENABLE_RAY_CLUSTER
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "1"

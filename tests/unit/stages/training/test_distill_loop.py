@@ -225,5 +225,7 @@ def test_two_ranks_with_half_of_each_weight_follow_the_trace_of_one(
         wanted = dict(expected)
         for words in row.keys() & {"bucket", "look"}:
             assert row.pop(words) == wanted.pop(words)
-        assert row == pytest.approx(wanted, rel=2e-3, abs=2e-4)
+        # A look judges pictures of 8 bits, in which a pixel that is rounded otherwise shows.
+        accuracy = {"abs": 0.01} if "held_out_layout" in row else {"rel": 2e-3, "abs": 2e-4}
+        assert row == pytest.approx(wanted, **accuracy)
     assert len(list((tmp_path / STATE).glob("*.safetensors"))) == 2
