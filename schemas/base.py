@@ -17,9 +17,7 @@ from schemas.addresses import public_content
 class Frozen(BaseModel):
     """An immutable model that refuses unknown fields. The string below a field documents it."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 def runtime(default: Any = ..., **constraints: Any) -> Any:

@@ -52,9 +52,9 @@ def version(as_json: AsJson = False) -> None:
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the configuration's JSON schema."""
-    from schemas.config import PipelineConfig
+    from schemas.words import documented_schema
 
-    print(json.dumps(PipelineConfig.model_json_schema(), indent=2))
+    print(json.dumps(documented_schema(), indent=2))
 
 
 @config_app.command("show")
