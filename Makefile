@@ -44,7 +44,7 @@ manifests: $(STAMP)
 # The whole chain on a real S3 server, and everything else that a store must keep.
 proofs-storage: $(STAMP)
 	$(BIN)/python -m pytest tests/storage tests/storage/whole_chain.py tests/storage/faulty_chain.py \
-	  tests/storage/concurrent_runs.py --timeout 0
+	  tests/storage/concurrent_runs.py tests/storage/stopping.py tests/storage/full_disk.py --timeout 0
 
 # Known weaknesses of the pinned packages (asks the network), and a bill of what is installed here (does
 # not). In an environment of its own: what audits is no part of what is audited.
