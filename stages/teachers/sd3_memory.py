@@ -90,7 +90,7 @@ def _cpu_has_bfloat16() -> bool:
     except OSError:
         return True
     is_x86 = "GenuineIntel" in flags or "AuthenticAMD" in flags
-    return not is_x86 or "avx512bw" in flags
+    return not is_x86 or "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def linear_layers(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
