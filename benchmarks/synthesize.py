@@ -5,8 +5,9 @@
 
 The bare loop calls `StableDiffusion3Pipeline` with batches of prompts and lets go of the pictures.
 Ours makes whole shards: pictures in files, latents, records and sidecars. Both take turns, a shard
-each, in the preset's dtype, steps and batch size. Prints pictures per second and their ratio, and
-the share of our time in which the device draws and decodes, not waiting for files.
+each, in the dtype that the device computes in, with the preset's steps and batch size. Prints
+pictures per second and their ratio, and the share of our time in which the device draws and
+decodes, not waiting for files.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pipeline.executor import make
 from pipeline.observe import Observer
 from pipeline.planning import Selection
 from schemas.config import PipelineConfig
+from stages.ladd.precision import computed_dtype
 from stages.synthesize import Synthesizer
 from stages.teachers import open_teacher_in
 
@@ -43,7 +45,7 @@ class StockLoop:
         self.config = config.synthesize
         without_t5 = {} if config.teacher.use_t5 else {"text_encoder_3": None, "tokenizer_3": None}
         self.pipe = StableDiffusion3Pipeline.from_pretrained(
-            folder, torch_dtype=DTYPES[config.teacher.dtype], **without_t5
+            folder, torch_dtype=computed_dtype(DTYPES[config.teacher.dtype], device), **without_t5
         ).to(device)
         self.pipe.set_progress_bar_config(disable=True)
 
@@ -78,7 +80,7 @@ class Timed:
 def planned(config: PipelineConfig) -> Artifact:
     """Plan prompts and shards in the configuration's store."""
     store = ArtifactStore(config.store)
-    return make(Selection(until="prompts"), "prompts", config, store, Observer("text", True))
+    return make(Selection(until="prompts"), "prompts", config, store, Observer())
 
 
 def main() -> None:
