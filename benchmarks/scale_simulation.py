@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("measured", type=Path, help="what scaling.py has written")
     parser.add_argument("--samples", type=int, default=10_000_000)
     parser.add_argument("--seconds", type=float, default=2.94, help="of one device for a sample")
-    parser.add_argument("--shard-samples", type=int, default=256)
+    parser.add_argument("--shard-samples", type=int, default=128)
     parser.add_argument("--sample-bytes", type=float, default=1.2e6)
     parser.add_argument("--spread", type=float, default=0.05)
     parser.add_argument(
