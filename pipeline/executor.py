@@ -89,13 +89,8 @@ def execute(
             raise
         raise failure from error
     finally:
-        done = {
-            "status": status,
-            "ended": datetime.now(UTC).isoformat(),
-            "stages": list(rows.values()),
-            "cost": {budget.currency: round(budget.spent, 4)} if budget.is_priced else {},
-        }
-        store.write(f"{record}/run.json", to_json(summary | done))
+        ended = _ended(status, list(rows.values()), budget)
+        store.write(f"{record}/run.json", to_json(summary | ended))
         store.write(f"{record}/events.jsonl", b"".join(to_line(event) for event in observer.events))
     return list(rows.values())
 
@@ -109,6 +104,16 @@ def _summary(config: PipelineConfig, plan: list[PlannedStage], started: datetime
         "config": config.recorded(),
         "artifacts": {s.name: s.key for s in running},
         "trainings": {s.name: s.training for s in running if s.training},
+    }
+
+
+def _ended(status: str, rows: list[dict[str, Any]], budget: Budget) -> dict[str, Any]:
+    """What the run's record says at its end."""
+    return {
+        "status": status,
+        "ended": datetime.now(UTC).isoformat(),
+        "stages": rows,
+        "cost": {budget.currency: round(budget.spent, 4)} if budget.is_priced else {},
     }
 
 
