@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.base.addresses import copied, expand, shown
@@ -215,6 +214,8 @@ def _by_first_digits(
     context: StageContext, done: dict[str, ShardStats], scratch: Path
 ) -> list[Path]:
     """Spread the shards' prompts over files, one per first digits of an id; returns them sorted."""
+    import pyarrow.compute as pc  # takes longer to import than all of Arrow's rest
+
     with contextlib.ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
         for stats in done.values():
