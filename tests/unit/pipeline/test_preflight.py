@@ -115,6 +115,7 @@ def test_memory_of_the_card(config, store):
 def test_memory_of_this_machine(config, store, monkeypatch):
     monkeypatch.setattr(devices, "gpu_names", lambda: [])
     monkeypatch.setattr(preflight, "machine_memory", lambda: 400_000_000)
+    monkeypatch.setattr("stages.teachers.sd3_memory._cpu_has_bfloat16", lambda: True)
     with pytest.raises(ConfigError, match=r"^distill: by the estimate its workers need 0.5 GB"):
         ready(config, store)
 
