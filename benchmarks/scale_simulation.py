@@ -116,7 +116,8 @@ class _Simulation:
             yield self.now.timeout(work + self.costs.shard)
             self.busy["workers"] += work
             yield from self._use("bucket", self.bucket, self.stage.bytes / self.stage.bandwidth)
-            self.now.process(self._take_in())
+            taken_in = self._use("coordinator", self.coordinator, self.costs.coordinator)
+            self.now.process(taken_in)
 
     def _work(self) -> float:
         if not self.stage.spread:
@@ -135,16 +136,13 @@ class _Simulation:
                 yield self.now.timeout(seconds)
                 self.busy[name] += seconds
 
-    def _take_in(self) -> Iterator[simpy.Event]:
-        yield from self._use("coordinator", self.coordinator, self.costs.coordinator)
-
 
 def costs_of(found: dict[str, Any]) -> Costs:
     """The costs, from shards that one worker, and two, have made without work."""
     one, two = found["idle"]
     shard = float(np.median(np.diff(one["arrived"])))
     first = one["arrived"][0] - shard
-    # The second worker was ready when the two together had made one shard more than one of them.
+    # Two that start at once on one machine hold each other up.
     further = max(two["arrived"][0] - one["arrived"][0], 0.0)
     return Costs(first, further, shard, one["coordinator_cpu"] / one["shards"])
 

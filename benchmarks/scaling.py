@@ -1,7 +1,7 @@
 """What more workers gain where a sample's work is fixed: shards a second with 1, 2 and 4 workers,
 the coordinator's share, and the costs of a shard that benchmarks/scale_simulation.py reckons with.
 
-    python benchmarks/scaling.py [--out docs/scaling.json]
+    python -m benchmarks.scaling [--out docs/scaling.json]
 
 The workers are the pipeline's own Ray Data actors, with claims, files, markers and segments on
 SeaweedFS; in place of a device they wait a fixed time for each sample, so that two cores have room
@@ -137,21 +137,23 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     return {"samples": _SAMPLES, "bytes": _SHARD_BYTES, "idle": idle, "runs": rows}
 
 
+def rate(row: dict[str, Any]) -> float:
+    """Shards a second, from the first to the last."""
+    return float((len(row["arrived"]) - 1) / (row["arrived"][-1] - row["arrived"][0]))
+
+
 def show(found: dict[str, Any]) -> None:
     """Print a table of the runs."""
-    one = found["runs"][0]
     print("| workers | shards/s | of ideal | first shard after | coordinator's CPU a shard |")
     print("|---:|---:|---:|---:|---:|")
     for row in found["runs"]:
-        steady = (len(row["arrived"]) - 1) / (row["arrived"][-1] - row["arrived"][0])
-        ideal = row["workers"] / one["work"]
+        steady, ideal = rate(row), row["workers"] / row["work"]
         print(
             f"| {row['workers']} | {steady:.3f} | {steady / ideal:.2f} | {row['arrived'][0]:.1f} s "
             f"| {row['coordinator_cpu'] / row['shards'] * 1000:.0f} ms |"
         )
     for row in found["idle"]:
-        rate = (len(row["arrived"]) - 1) / (row["arrived"][-1] - row["arrived"][0])
-        print(f"without work, {row['workers']} workers: {rate:.1f} shards/s")
+        print(f"without work, {row['workers']} workers: {rate(row):.1f} shards/s")
 
 
 if __name__ == "__main__":

@@ -88,8 +88,7 @@ def traced(
     if not wanted:
         yield
         return
-    refused = _Refused()
-    trace = RunTrace(_provider(refused), run)
+    trace, refused = RunTrace(_provider(), run), _Refused()
     followers.append(trace.follow)
     failure: BaseException | None = None
     try:
@@ -128,14 +127,13 @@ class _Refused(logging.Handler):
         self._logger.propagate = self._propagated
 
 
-def _provider(refused: _Refused) -> Any:
+def _provider() -> Any:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        refused.ended()
         raise ConfigError(
             "traces: OpenTelemetry's exporter is not installed; pip install 'ladd-pipeline[traces]'"
         ) from error

@@ -20,9 +20,9 @@ def documented_schema() -> dict[str, Any]:
     schema: dict[str, Any] = PipelineConfig.model_json_schema()
     parts = {PipelineConfig.__name__: schema} | schema["$defs"]
     for model in _models(Frozen):
-        for field, part in parts.get(model.__name__, {}).get("properties", {}).items():
-            if words := _words(model).get(field):
-                part["description"] = words
+        fields = parts.get(model.__name__, {}).get("properties", {})
+        for field, words in _words(model).items() if fields else ():
+            fields[field]["description"] = words
     return schema
 
 

@@ -71,7 +71,7 @@ def result_of(context: StageContext, course: Course) -> Iterator[Trained]:
     found = course.starts(saved_in(context.store, context.training_folder), context.key)
     if not found:
         raise StageFailed(f"{context.stage}: training ended without a checkpoint")
-    with result_folder(context, found[0], course) as folder:
+    with folder_of(context, found[0], course.takes) as folder:
         work = Work.read(folder) or Work()
         details = {
             "key": context.training,
@@ -82,48 +82,41 @@ def result_of(context: StageContext, course: Course) -> Iterator[Trained]:
 
 
 @contextlib.contextmanager
-def folder_of(context: StageContext, saved: Saved) -> Iterator[Path]:
-    """Give a local folder with a checkpoint: itself, or a copy."""
-    from ray.train import Checkpoint
-
-    where = context.store.path(context.training_folder, saved.name)
-    with Checkpoint(where, arrow_filesystem(context)).as_directory() as folder:
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def result_folder(context: StageContext, saved: Saved, course: Course) -> Iterator[Path]:
-    """Give a local folder with what an artifact is made of in a checkpoint: itself, or a copy of
-    the files that are needed. A student is an eighth of its training's state.
+def folder_of(context: StageContext, saved: Saved, takes: str | None = "") -> Iterator[Path]:
+    """Give a local folder with a checkpoint: itself, or a copy. Of the files of its state only
+    those are copied that hold tensors that a course `takes`: a student is an eighth of the state.
     """
     store, where = context.store, f"{context.training_folder}/{saved.name}"
     if store.is_local:
         yield Path(store.path(where))
         return
-    with tempfile.TemporaryDirectory() as scratch, explained(store.url, "read", where):
-        for name in _needed(store, where, course.takes):
-            target = Path(scratch) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            store.filesystem.get_file(store.path(where, name), str(target))
+    with tempfile.TemporaryDirectory() as scratch:
+        with explained(store.url, "read", where):
+            for name in _needed(store, where, takes):
+                target = Path(scratch) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                store.filesystem.get_file(store.path(where, name), str(target))
         yield Path(scratch)
 
 
 def _needed(store: ArtifactStore, where: str, takes: str | None) -> Iterator[str]:
     for name in store.list(where):
-        if not name.startswith(f"{STATE}/") or not name.endswith(".safetensors"):
+        is_tensors = name.startswith(f"{STATE}/") and name.endswith(".safetensors")
+        if not is_tensors or (takes is not None and _holds(store, f"{where}/{name}", takes)):
             yield name
-        elif takes is not None:
-            tensors = _tensors_in(store, f"{where}/{name}")
-            if any(tensor.startswith(takes) for tensor in tensors):
-                yield name
 
 
-def _tensors_in(store: ArtifactStore, name: str) -> set[str]:
-    """Return the names in a safetensors file, of which only the header is read."""
+def _holds(store: ArtifactStore, name: str, takes: str) -> bool:
+    """Whether a safetensors file holds a tensor whose name begins so. Reads only its header. Says
+    yes of a damaged file: whoever opens it names it.
+    """
     path, files = store.path(name), store.filesystem
     length = int.from_bytes(files.cat_file(path, start=0, end=8), "little")
-    header = json.loads(files.cat_file(path, start=8, end=8 + length))
-    return set(header) - {"__metadata__"}
+    try:
+        header = json.loads(files.cat_file(path, start=8, end=8 + length))
+    except ValueError:
+        return True
+    return any(tensor.startswith(takes) for tensor in header.keys() - {"__metadata__"})
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.checkpoints import Trained, keep_best, result_folder
+from pipeline.base.checkpoints import Trained, folder_of, keep_best
 from pipeline.base.course import Course, saved_in
 from pipeline.base.stage import StageContext, digest_of
 from schemas.base import identity_of
@@ -72,5 +72,5 @@ def chosen(context: StageContext, trained: Trained, course: Course) -> Iterator[
             "its checkpoint is not kept"
         )
     keep_best(context, course, best["step"])
-    with result_folder(context, there[best["step"]], course) as folder:
+    with folder_of(context, there[best["step"]], course.takes) as folder:
         yield best["step"], folder

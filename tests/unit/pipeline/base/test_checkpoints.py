@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.base.checkpoints import result_folder
-from pipeline.base.course import Course, Saved
+from pipeline.base.checkpoints import folder_of
+from pipeline.base.course import Saved
 from pipeline.base.store import ArtifactStore
 from tests.support.context import make_context
 from tests.support.tiny_sd3 import make_tiny_config
@@ -36,7 +36,7 @@ def fetched(tiny_sd3, tmp_path) -> Callable[..., set[str]]:
             store.put(tmp_path / "part", f"{where}/{name}")
         for name in OTHERS:
             store.write(f"{where}/{name}", b"whole")
-        with result_folder(context, SAVED, Course(3, 3, takes=takes)) as folder:
+        with folder_of(context, SAVED, takes) as folder:
             paths = [path for path in folder.rglob("*") if path.is_file()]
             names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
             assert all(
