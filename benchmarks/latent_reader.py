@@ -28,12 +28,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import webdataset
 
-from pipeline.base.shards import table_bytes
+from pipeline.base.parquet import table_bytes
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.stage_task import environment
 from schemas.manifest import FileEntry, Manifest
 from stages.data.latent_batches import LatentData
-from stages.encode import PROMPT_SCHEMA, ROW_SCHEMA
+from stages.encode import PROMPT_COLUMNS, ROW_COLUMNS
 from stages.ladd.batch_plan import BatchPlan
 
 BUCKET, PER_FILE, BATCH = "1024x1024", 256, 32
@@ -58,7 +58,7 @@ def make_data(store: ArtifactStore, count: int, side: int, tokens: int, width: i
         base = f"latents/{BUCKET}/{first:06d}"
         write(f"{base}.npy", _npy(latents))
         keys = [{"key": f"{i:06d}", "prompt_id": f"{i:06d}"} for i in rows]
-        write(f"{base}.parquet", table_bytes(keys, ROW_SCHEMA))
+        write(f"{base}.parquet", table_bytes(keys, ROW_COLUMNS))
         parts.append({"bucket": BUCKET, "file": f"{base}.npy", "index": f"{base}.parquet"})
         parts[-1]["rows"] = len(rows)
         prompts += [{"prompt_id": f"{i:06d}", "prompt": f"prompt {i}"} for i in rows]
@@ -71,7 +71,7 @@ def make_data(store: ArtifactStore, count: int, side: int, tokens: int, width: i
                 sample = {"__key__": f"{i:06d}", "latent.npy": latents[i - first]}
                 writer.write(sample | {f"{n}.npy": e[i] for n, e in embeddings.items()})
         store.write(f"tars/{first:06d}.tar", tar.getvalue())
-    write("prompts.parquet", table_bytes(prompts, PROMPT_SCHEMA))
+    write("prompts.parquet", table_bytes(prompts, PROMPT_COLUMNS))
     manifest = Manifest(
         stage="encode",
         key="bench",

@@ -31,14 +31,16 @@ _GPU_SHARES = {
 `scores`, which are guesses.
 """
 _CPU_SHARES = {
-    "sampling": 0.40,
-    "training": 0.30,
-    "compiled": 0.30,
+    "sampling": 0.30,
+    "training": 0.22,
+    "compiled": 0.22,
     "pixels": 0.60,
     "text": 0.14,
     "scores": 0.50,
 }
-"""Of a core's peak, what the embedded teacher reaches (docs/scale.md)."""
+"""Of a core's peak, what the embedded teacher reaches: the middle of two machines of one kind, which
+were 1.8 times apart (docs/scale.md).
+"""
 
 
 @dataclass(frozen=True)

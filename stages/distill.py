@@ -11,8 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.base.checkpoints import Trained
 from pipeline.base.course import STATE, Course
 from pipeline.base.pins import names_student
@@ -176,6 +174,8 @@ def _summary(rows: list[dict[str, Any]], update: int) -> tuple[dict[str, int], d
     """Return counts, and mean losses of the last 50 updates of the student, with the figures of the
     look at the artifact's `update`, if there was one.
     """
+    import numpy as np
+
     from stages.judging.look import HELD_OUT
 
     last = [row for row in rows if "student_loss" in row][-50:]

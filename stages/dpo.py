@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.base.course import Course
 from pipeline.base.markers import finished_shards
 from pipeline.base.shards import ShardWriter
@@ -147,6 +145,8 @@ def _summary(rows: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, floa
     """Return counts, and the metrics of the held-out look whose adapters are kept; without looks,
     mean metrics of the last 50 updates.
     """
+    import numpy as np
+
     looks = [row for row in rows if "held_out_loss" in row]
     updates = [row for row in rows if "loss" in row]
     counts = {"updates": len(updates), "skipped": sum("skipped" in row for row in rows)}

@@ -14,16 +14,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipeline.base.addresses import copied, expand, shown
 from pipeline.base.failures import all_kinds, commonest, failed_kinds, recorded
 from pipeline.base.mapping import map_shards, worker_devices
-from pipeline.base.shards import ShardWriter, table_bytes
+from pipeline.base.parquet import schema_of, table_bytes
+from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.base.tars import Sample, read_samples
@@ -33,7 +30,6 @@ from schemas.config import EncodeConfig, PipelineConfig
 from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.external_shards import shard_names
-from stages.data.sample_members import Taken, read_sample
 from stages.data.token_rows import TokenLayout, to_8_bits
 from stages.estimates.pictures import (
     embedding_bytes,
@@ -47,6 +43,10 @@ from stages.teachers.hub_models import HubModel
 from stages.texts.identity import HELD_OUT, prompt_id, split_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from stages.data.sample_members import Taken
     from stages.ladd.backbone import Conditioning
 
 EXTERNAL = "encode.external"
@@ -60,11 +60,9 @@ _BYTES = 100.0
 """Of a sample's row in the index."""
 _DIGITS = 2
 """Leading hexadecimal digits of an id that select its part of the prompts: 256 parts."""
-ROW_SCHEMA = pa.schema({"key": pa.string(), "prompt_id": pa.string()})
-PROMPT_SCHEMA = pa.schema({"prompt_id": pa.string(), "prompt": pa.string()})
-SIDECAR_SCHEMA = pa.schema(
-    {"key": pa.string(), "bucket": pa.string(), "status": pa.string(), "reason": pa.string()}
-)
+ROW_COLUMNS = {"key": "string", "prompt_id": "string"}
+PROMPT_COLUMNS = {"prompt_id": "string", "prompt": "string"}
+SIDECAR_COLUMNS = {"key": "string", "bucket": "string", "status": "string", "reason": "string"}
 
 
 def check(config: PipelineConfig) -> None:
@@ -178,12 +176,14 @@ def _write_prompt_lists(
     An id is a hash, so its first digits split the prompts into parts of similar size; only one part
     at a time is in memory.
     """
+    import pyarrow.parquet as pq
+
     written: dict[str, tuple[int, str]] = {}
     most = _prompts_per_shard(context.config)
 
     def write(rows: list[tuple[str, str]]) -> None:
         name = f"shards/prompts/{len(written):06d}.prompts.parquet"
-        table = table_bytes([{"prompt_id": i, "prompt": p} for i, p in rows], PROMPT_SCHEMA)
+        table = table_bytes([{"prompt_id": i, "prompt": p} for i, p in rows], PROMPT_COLUMNS)
         written[name] = context.store.write(f"{context.folder}/{name}", table)
 
     left: list[tuple[str, str]] = []
@@ -215,16 +215,18 @@ def _by_first_digits(
 ) -> list[Path]:
     """Spread the shards' prompts over files, one per first digits of an id; returns them sorted."""
     import pyarrow.compute as pc  # takes longer to import than all of Arrow's rest
+    import pyarrow.parquet as pq
 
+    schema = schema_of(PROMPT_COLUMNS)
     with contextlib.ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
         for stats in done.values():
             with context.store.local(f"{context.folder}/{stats.details['prompts_file']}") as path:
-                texts = pq.read_table(path, schema=PROMPT_SCHEMA)
+                texts = pq.read_table(path, schema=schema)
             digits = pc.utf8_slice_codeunits(texts["prompt_id"], 0, _DIGITS)
             for part in pc.unique(digits).to_pylist():
                 if part not in writers:
-                    file = pq.ParquetWriter(scratch / f"{part}.parquet", PROMPT_SCHEMA)
+                    file = pq.ParquetWriter(scratch / f"{part}.parquet", schema)
                     writers[part] = stack.enter_context(file)
                 writers[part].write_table(texts.filter(pc.equal(digits, part)))
     return sorted(scratch.iterdir())
@@ -254,7 +256,7 @@ def _layout(done: dict[str, ShardStats], prompt_shards: list[str]) -> dict[str, 
 
 Row = dict[str, Any]
 """A row of the sidecar."""
-_Ready = tuple[Row, Taken]
+_Ready: TypeAlias = "tuple[Row, Taken]"
 
 
 class Encoder:
@@ -277,6 +279,8 @@ class Encoder:
         self.shapes = {self.teacher.latent_shape(bucket): bucket for bucket in self.buckets}
 
     def __call__(self, shard: str) -> ShardStats:
+        import numpy as np
+
         writer = ShardWriter(self.store, self.folder, shard)  # whose clock runs from here on
         source = self.sources[shard]
         rows, ready = self._taken(self._samples(source))
@@ -295,7 +299,7 @@ class Encoder:
             index = [
                 {"key": row["key"], "prompt_id": i} for (row, _), i in zip(kept, ids, strict=True)
             ]
-            writer.file("", table_bytes(index, ROW_SCHEMA), name=f"{base}.parquet")
+            writer.file("", table_bytes(index, ROW_COLUMNS), name=f"{base}.parquet")
             parts.append(
                 {
                     "bucket": str(bucket),
@@ -304,9 +308,9 @@ class Encoder:
                     "rows": len(kept),
                 }
             )
-        writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
+        writer.file(".parquet", table_bytes(rows, SIDECAR_COLUMNS))
         texts = [{"prompt_id": i, "prompt": p} for i, p in sorted(prompts.items())]
-        writer.file(".texts.parquet", table_bytes(texts, PROMPT_SCHEMA))
+        writer.file(".texts.parquet", table_bytes(texts, PROMPT_COLUMNS))
         counts = Counter(ok=0, failed=0)
         counts.update(row["status"] for row in rows)
         details = {"latents": parts, "prompts_file": f"{shard}.texts.parquet"}
@@ -314,6 +318,8 @@ class Encoder:
 
     def _taken(self, samples: Iterable[Sample]) -> tuple[list[Row], dict[Bucket, list[_Ready]]]:
         """Return the sidecar's rows, and by bucket those that can be used with what they hold."""
+        from stages.data.sample_members import read_sample
+
         rows: list[Row] = []
         ready: dict[Bucket, list[_Ready]] = defaultdict(list)
         for key, members, problem in samples:
@@ -346,6 +352,8 @@ class Encoder:
         """Return one bucket's samples with their latents (n, C, H, W), without those whose latents
         are not finite: their rows say so.
         """
+        import numpy as np
+
         latents = self._latents([sample.content for _, sample in taken])
         finite = np.isfinite(latents).all(axis=(1, 2, 3))
         for (row, _), sound in zip(taken, finite, strict=True):
@@ -357,6 +365,8 @@ class Encoder:
 
     def _latents(self, contents: list[np.ndarray]) -> np.ndarray:
         """Return latents (n, C, H, W) in the order of `contents`: pictures, or latents already."""
+        import numpy as np
+
         out = list(contents)
         pictures = [i for i, content in enumerate(out) if content.dtype == np.uint8]
         for start in range(0, len(pictures), self.config.micro_batch):
@@ -381,6 +391,9 @@ class PromptEncoder:
             self.layout = TokenLayout.of(empty[0].cpu().numpy())
 
     def __call__(self, shard: str) -> ShardStats:
+        import numpy as np
+        import pyarrow.parquet as pq
+
         writer = ShardWriter(self.store, self.folder, shard)
         with self.store.local(f"{self.folder}/{shard}.prompts.parquet") as path:
             prompts = pq.read_table(path)["prompt"].to_pylist()

@@ -14,13 +14,10 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-from PIL import Image
-
 from pipeline.base.failures import failed_kinds, recorded
 from pipeline.base.mapping import map_shards, worker_devices
-from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
+from pipeline.base.parquet import table_bytes
+from pipeline.base.shards import ShardWriter, TarSample, write_tar
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.base.work import Above, Phase, Work, pieces_of
@@ -39,7 +36,6 @@ from stages.estimates.pictures import (
     writing_seconds,
 )
 from stages.estimates.scores import judged, weight_bytes
-from stages.pictures.decoding import read_picture
 from stages.pictures.files import encode_image, fit_to_bucket
 from stages.pictures.student import check_steps, pairs_sampler, student_of
 from stages.scores import check_model, check_score, open_score, score_models
@@ -51,29 +47,20 @@ from stages.texts.identity import HELD_OUT, hash_fraction, prompt_id, seed_of, s
 from stages.texts.judgeable import check_judged
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from PIL import Image
 
     from stages.pictures.samplers import Sampler
     from stages.scores.protocol import Score
 
-SIDECAR_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "prompt_id": pa.string(),
-        "prompt": pa.string(),
-        "status": pa.string(),
-        "reason": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "bucket": pa.string(),
-        "winner_seed": pa.int64(),
-        "loser_seed": pa.int64(),
-        "winner_score": pa.float64(),
-        "loser_score": pa.float64(),
-        "judge": pa.string(),
-        "split": pa.string(),
-    }
-)
+SIDECAR_COLUMNS = {
+    **dict.fromkeys(("key", "prompt_id", "prompt", "status", "reason"), "string"),
+    **{"width": "int32", "height": "int32", "bucket": "string"},
+    **dict.fromkeys(("winner_seed", "loser_seed"), "int64"),
+    **dict.fromkeys(("winner_score", "loser_score"), "float64"),
+    **{"judge": "string", "split": "string"},
+}
 
 Row = dict[str, Any]
 Made = tuple[Row, dict[str, bytes]]
@@ -209,6 +196,8 @@ def best_and_worst(scores: np.ndarray, margin: float, *, higher_is_better: bool)
     """Find the best and the worst picture by their scores (n,), NaN for an unusable picture. Among
     equal scores the first picture counts.
     """
+    import numpy as np
+
     usable = np.flatnonzero(np.isfinite(scores))
     if len(usable) < 2:
         return Verdict("failed", "fewer than two pictures are finite and have a score")
@@ -249,7 +238,7 @@ class _PairWorker:
                 buckets[row["bucket"]][row["split"]] += 1
                 members.append((row["key"], contents))
         write_tar(writer.file(".tar"), members)
-        writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
+        writer.file(".parquet", table_bytes(rows, SIDECAR_COLUMNS))
         details = {"buckets": {name: dict(splits) for name, splits in buckets.items()}}
         return writer.commit(dict(counts), details | {"failures": failed_kinds(rows)})
 
@@ -259,7 +248,7 @@ class _PairWorker:
 
     def row(self, key: str, prompt: str | None, judge: str, **fields: Any) -> Row:
         """Build a sidecar row; fields that are not given stay empty."""
-        row: Row = dict.fromkeys(SIDECAR_SCHEMA.names)
+        row: Row = dict.fromkeys(SIDECAR_COLUMNS)
         if prompt is not None:
             held_out = hash_fraction(prompt, "pairs split") < self.pairs.held_out_fraction
             split = "held_out" if held_out else "train"
@@ -285,6 +274,8 @@ class PairSampler(_PairWorker):
 
     def _draw(self, plan: list[Row]) -> Iterator[_Picture]:
         """Sample pictures prompt by prompt, in micro-batches that can span prompts."""
+        import numpy as np
+
         from stages.pictures.samplers import sample_batches
 
         samples = [
@@ -302,6 +293,8 @@ class PairSampler(_PairWorker):
             yield from map(_Picture, pictures, stored, usable)
 
     def _pair(self, planned: Row, pictures: list[_Picture]) -> Made:
+        import numpy as np
+
         prompt, bucket = planned["prompt"], Bucket(planned["width"], planned["height"])
         verdict = best_and_worst(
             np.array([picture.score for picture in pictures]),
@@ -353,6 +346,8 @@ class PairReader(_PairWorker):
     """Reads pairs of pictures from a file, fits them to a bucket and encodes them."""
 
     def make(self, plan: Part) -> Iterator[Made]:
+        import numpy as np
+
         results: list[Made] = []
         ready: dict[Bucket, list[tuple[int, list[Image.Image]]]] = defaultdict(list)
         for source in read_part(plan):
@@ -404,6 +399,8 @@ class PairReader(_PairWorker):
         """Return the pair's bucket and its pictures, winner first. Raises UnusableSample saying
         what is wrong with the pair.
         """
+        from stages.pictures.decoding import read_picture
+
         if source.problem is not None:
             raise UnusableSample(source.problem)
         checked_prompt(source.prompt, "its prompt")
@@ -417,6 +414,7 @@ class PairReader(_PairWorker):
         return buckets[0], pictures
 
     def _encode(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        import numpy as np
         import torch
 
         size = self.pairs.micro_batch
@@ -429,6 +427,8 @@ class PairReader(_PairWorker):
 
 
 def _members(side: str, picture_HW3: np.ndarray, latents_CHW: torch.Tensor) -> dict[str, bytes]:
+    import numpy as np
+
     buffer = io.BytesIO()
     np.save(buffer, latents_CHW.numpy(), allow_pickle=False)
     return {

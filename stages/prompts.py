@@ -16,13 +16,10 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.failures import Failures, recorded
+from pipeline.base.parquet import Columns, TableWriter
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.work import Above, Phase, Work
 from schemas.bucket import Bucket
@@ -30,9 +27,8 @@ from schemas.config import FileSource, PipelineConfig, PromptsConfig
 from schemas.errors import StageFailed
 from stages.teachers import check_teacher, open_teacher, teacher_models
 from stages.teachers.hub_models import HubModel
-from stages.texts.duplicates import first_of_equals, first_of_similar, signatures
 from stages.texts.identity import (
-    SAMPLE_SCHEMA,
+    SAMPLE_COLUMNS,
     bucket_of,
     compared,
     prompt_id,
@@ -41,6 +37,9 @@ from stages.texts.identity import (
 )
 from stages.texts.prompt_files import Row
 from stages.texts.sources import mixed, require_prompts
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _SECONDS = 0.0003
 """That a core takes for a prompt: 8.9 s for 30,000 (benchmarks/prompts_memory.py)."""
@@ -51,20 +50,16 @@ _SIGNATURE_BYTES = 528.0
 CHUNK = 4096
 ROWS_PER_FILE = 100_000
 
-PROMPT_SCHEMA = pa.schema(
-    {
-        "prompt_id": pa.string(),
-        "prompt": pa.string(),
-        "source": pa.string(),
-        "bucket": pa.string(),
-        "split": pa.string(),
-        "tokens": pa.int32(),
-    }
-)
-
-
+PROMPT_COLUMNS = {
+    "prompt_id": "string",
+    "prompt": "string",
+    "source": "string",
+    "bucket": "string",
+    "split": "string",
+    "tokens": "int32",
+}
 FAILED = "failed.parquet"
-FAILED_SCHEMA = pa.schema({"source": pa.string(), "place": pa.string(), "reason": pa.string()})
+FAILED_COLUMNS = {"source": "string", "place": "string", "reason": "string"}
 
 
 def check(config: PipelineConfig) -> None:
@@ -150,15 +145,17 @@ def _clean_into(
     """First pass: draw and filter prompts; spool the survivors with their hashes and MinHash
     signatures. Returns the number of survivors.
     """
+    from stages.texts.duplicates import signatures
+
     block = [re.compile(pattern, re.IGNORECASE) for pattern in config.block]
     longest = config.max_tokens or teacher.max_tokens
     drawn = mixed(config.sources, config.seed)
     if config.count is not None:
         drawn = islice(drawn, config.count)
     total = 0
-    schema = pa.schema({"prompt": pa.string(), "source": pa.string(), "tokens": pa.int32()})
+    columns = {"prompt": "string", "source": "string", "tokens": "int32"}
     with (
-        pq.ParquetWriter(spool / "prompts.parquet", schema) as rows,
+        TableWriter(spool / "prompts.parquet", columns) as rows,
         open(spool / "equal.bin", "wb") as equal,
         open(spool / "similar.bin", "wb") as similar,
     ):
@@ -174,14 +171,9 @@ def _clean_into(
                     counts[f"dropped_{reason}"] += 1
                 else:
                     kept.append({"prompt": text, "source": source, "tokens": length})
-            rows.write_table(pa.Table.from_pylist(kept, schema))
+            rows.write(kept)
             prompts = [row["prompt"] for row in kept]
-            equal.write(
-                b"".join(
-                    hashlib.blake2b(compared(p).casefold().encode(), digest_size=16).digest()
-                    for p in prompts
-                )
-            )
+            equal.write(b"".join(map(_digest, prompts)))
             if config.near_duplicates is not None:
                 similar.write(signatures(prompts).tobytes())
             total += len(kept)
@@ -206,6 +198,8 @@ def _reason(
 
 def _survivors(spool: Path, total: int, config: PromptsConfig, counts: Counter) -> np.ndarray:
     """Return a mask (total,) bool over the spool's rows: False for duplicates."""
+    from stages.texts.duplicates import first_of_equals, first_of_similar
+
     keep = first_of_equals(spool / "equal.bin", total)
     counts["dropped_duplicate"] = int(total - keep.sum())
     if config.near_duplicates is not None and total:
@@ -216,6 +210,9 @@ def _survivors(spool: Path, total: int, config: PromptsConfig, counts: Counter) 
 
 
 def _spooled(spool: Path, keep: np.ndarray) -> Iterator[list[dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     start = 0
     for batch in pq.ParquetFile(spool / "prompts.parquet").iter_batches(CHUNK):
         mask = pa.array(keep[start : start + len(batch)])
@@ -236,7 +233,7 @@ class _Failed:
         self._context, self._local = context, scratch / FAILED
 
     def __enter__(self) -> _Failed:
-        self._file = pq.ParquetWriter(self._local, FAILED_SCHEMA, compression="zstd")
+        self._file = TableWriter(self._local, FAILED_COLUMNS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -251,7 +248,7 @@ class _Failed:
                 {"source": row.source, "place": row.place, "reason": recorded(row.reason)}
                 for row in failed
             ]
-            self._file.write_table(pa.Table.from_pylist(listed, FAILED_SCHEMA))
+            self._file.write(listed)
 
     def close(self, counts: Counter) -> dict[str, tuple[int, str]]:
         """Store the list, if any row failed; warn or stop as `failures` says."""
@@ -271,9 +268,7 @@ class _Writer:
         self._prompts: list[dict[str, Any]] = []
         self._samples: dict[str, list[dict[str, Any]]] = {name: [] for name in config.buckets}
         self._held_out: list[dict[str, Any]] = []
-        self._held_out_file = pq.ParquetWriter(
-            scratch / "held_out.parquet", SAMPLE_SCHEMA, compression="zstd"
-        )
+        self._held_out_file = TableWriter(scratch / "held_out.parquet", SAMPLE_COLUMNS)
         self._numbers: Counter[str] = Counter()
         self.files: dict[str, tuple[int, str]] = {}
         self.shards: list[str] = []
@@ -320,13 +315,13 @@ class _Writer:
         return self.files
 
     def _flush_held_out(self) -> None:
-        self._held_out_file.write_table(pa.Table.from_pylist(self._held_out, SAMPLE_SCHEMA))
+        self._held_out_file.write(self._held_out)
         self._held_out.clear()
 
     def _flush_prompts(self) -> None:
         if self._prompts:
             self._put(
-                f"prompts/{self._numbers['prompts']:06d}.parquet", self._prompts, PROMPT_SCHEMA
+                f"prompts/{self._numbers['prompts']:06d}.parquet", self._prompts, PROMPT_COLUMNS
             )
             self._numbers["prompts"] += 1
             self._prompts.clear()
@@ -335,14 +330,15 @@ class _Writer:
         samples = self._samples[bucket]
         if samples:
             shard = f"shards/{bucket}/{self._numbers[bucket]:06d}"
-            self._put(f"{shard}.parquet", samples, SAMPLE_SCHEMA)
+            self._put(f"{shard}.parquet", samples, SAMPLE_COLUMNS)
             self._numbers[bucket] += 1
             self.shards.append(shard)
             samples.clear()
 
-    def _put(self, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    def _put(self, name: str, rows: list[dict[str, Any]], columns: Columns) -> None:
         local = self._scratch / "out.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema), local, compression="zstd")
+        with TableWriter(local, columns) as table:
+            table.write(rows)
         self._send(name, local)
 
     def _send(self, name: str, local: Path) -> None:

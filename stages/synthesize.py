@@ -15,13 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.base.failures import failed_kinds
 from pipeline.base.mapping import map_shards, worker_devices
-from pipeline.base.shards import ShardWriter, TarSample, table_bytes, write_tar
+from pipeline.base.parquet import table_bytes
+from pipeline.base.shards import ShardWriter, TarSample, write_tar
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact
 from pipeline.base.work import Above, Phase, Work, pieces_of
@@ -41,23 +38,22 @@ from stages.estimates.pictures import (
 from stages.pictures.files import encode_image
 from stages.teachers import check_teacher, model_costs, open_teacher_in, teacher_models
 from stages.teachers.hub_models import HubModel
-from stages.texts.identity import SAMPLE_SCHEMA
+from stages.texts.identity import SAMPLE_COLUMNS
 from stages.texts.planned import chosen_shards
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 Made = tuple[str, str | None, dict[str, bytes]]
 """What came of a sample: status, reason and tar members."""
-SIDECAR_SCHEMA = pa.schema(
-    [
-        *SAMPLE_SCHEMA,
-        pa.field("bucket", pa.string()),
-        pa.field("status", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("sha256", pa.string()),
-    ]
-)
+SIDECAR_COLUMNS = {
+    **SAMPLE_COLUMNS,
+    "bucket": "string",
+    "status": "string",
+    "reason": "string",
+    "sha256": "string",
+}
 
 
 def check(config: PipelineConfig) -> None:
@@ -164,6 +160,8 @@ class Synthesizer:
         self.draw = teacher_sampler(self.teacher, backbone, self.teacher.device, self.config)
 
     def __call__(self, shard: str) -> ShardStats:
+        import pyarrow.parquet as pq
+
         with self.planned.checked(self.planned.entry(f"{shard}.parquet")) as path:
             samples = pq.read_table(path).to_pylist()[: self.sizes.get(shard)]
         writer = ShardWriter(self.planned.store, self.folder, shard)
@@ -181,7 +179,7 @@ class Synthesizer:
             row = {"bucket": bucket, "status": status, "reason": reason, "sha256": digest}
             rows.append(sample | row)
         write_tar(writer.file(".tar"), members)
-        writer.file(".parquet", table_bytes(rows, SIDECAR_SCHEMA))
+        writer.file(".parquet", table_bytes(rows, SIDECAR_COLUMNS))
         return writer.commit(dict(counts), {"failures": failed_kinds(rows)})
 
     def _made(self, samples: list[dict[str, Any]]) -> Iterator[Made]:
@@ -229,6 +227,8 @@ class Synthesizer:
     def _members(
         self, sample: dict[str, Any], picture: np.ndarray | None, latents: Tensor
     ) -> dict[str, bytes]:
+        import numpy as np
+
         from stages.pictures.samplers import guidance_scale_of
 
         config = self.config

@@ -8,9 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow.fs
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.checkpoint_list import mend_checkpoint_list
 from pipeline.base.course import (
@@ -30,6 +28,9 @@ from pipeline.base.stage import StageContext
 from pipeline.base.storage_errors import explained
 from pipeline.base.store import ArtifactStore
 from schemas.errors import StageFailed
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 
 @dataclass(frozen=True)
@@ -137,19 +138,20 @@ def hold_training(context: StageContext, course: Course) -> Iterator[Lease]:
         yield lease
 
 
-class _ObjectStore(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
-    """A handler that makes no folders: object stores have none, and making one may need permissions
-    on the bucket.
-    """
-
-    def create_dir(self, path: str, recursive: bool) -> None:
-        pass
-
-
-def arrow_filesystem(context: StageContext) -> pyarrow.fs.FileSystem:
+def arrow_filesystem(context: StageContext) -> FileSystem:
     """Return the store's filesystem as Ray Train takes it."""
+    from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+
+    class ObjectStore(FSSpecHandler):  # type: ignore[misc]
+        """Makes no folders: object stores have none, and making one may need permissions on the
+        bucket.
+        """
+
+        def create_dir(self, path: str, recursive: bool) -> None:
+            pass
+
     if context.store.is_local:
         folder = context.store.path(context.store.training_folder(context.stage))
         Path(folder).mkdir(parents=True, exist_ok=True)
-        return pyarrow.fs.LocalFileSystem()
-    return pyarrow.fs.PyFileSystem(_ObjectStore(context.store.filesystem))
+        return LocalFileSystem()
+    return PyFileSystem(ObjectStore(context.store.filesystem))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import glob
 import hashlib
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.storage_errors import answers
 
 if TYPE_CHECKING:
+    import asyncio
+
     import fsspec
 
 _CONFLICT, _EXISTS = 409, 412
@@ -100,6 +101,8 @@ def _at_once(
     paths: Sequence[str],
 ) -> list[Any]:
     """Return what the work on each path gives, or the exception that it raises."""
+    import asyncio
+
     from fsspec.asyn import sync
 
     async def one(path: str, room: asyncio.Semaphore) -> Any:

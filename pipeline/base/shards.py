@@ -16,9 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.base.markers import marker_of
 from pipeline.base.storage_errors import scratch_explained
 from pipeline.base.store import ArtifactStore
@@ -50,13 +47,6 @@ def read_tar(path: Path, where: str) -> Iterator[TarSample]:
         if problem is not None:
             raise ArtifactError(f"shard {where} cannot be ours: sample {key}: {problem}")
         yield key, members
-
-
-def table_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    """Return a small Parquet file; the same rows give the same bytes."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
-    return sink.getvalue()
 
 
 class ShardWriter:

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.base.addresses import expand, opened, shown, without_query
 from schemas.errors import ConfigError, LaddError, text_of
 from stages.texts.identity import clean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMATS = ("jsonl", "parquet")
 COLUMNS = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
@@ -168,6 +168,8 @@ def _count_rows(url: str, rows: int) -> tuple[int, Iterator[int]]:
     """Count the rows of a parquet file; offsets are 0. Raises ConfigError unless it has
     Pick-a-Pic's columns.
     """
+    import pyarrow.parquet as pq
+
     with _reading(url) as file:
         table = pq.ParquetFile(file)
         names, count = table.schema_arrow.names, table.metadata.num_rows
@@ -227,6 +229,8 @@ def _beside(url: str, path: str) -> str:
 
 
 def _read_rows(part: Part) -> Iterator[SourcePair]:
+    import pyarrow.parquet as pq
+
     with _reading(part.url) as file:
         table = pq.ParquetFile(file, page_checksum_verification=True)
         groups, start, skip = [], 0, 0

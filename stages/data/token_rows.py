@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 BLOCK = 64
 """Values that share a scale in 8 bits. Kept columns are rounded up to it."""
@@ -48,6 +50,8 @@ class TokenLayout:
         """Return (B, S) in the same dtype. Raises ValueError if a column that is left out holds
         anything but zeros.
         """
+        import numpy as np
+
         parts, first = [], 0
         for tokens, width in self.runs:
             run = tokens_BLD[:, first : first + tokens]
@@ -61,6 +65,8 @@ class TokenLayout:
 
     def unpack(self, packed_BS: np.ndarray) -> np.ndarray:
         """The inverse of `pack`: (B, L, D)."""
+        import numpy as np
+
         tokens = sum(count for count, _ in self.runs)
         out = np.zeros((len(packed_BS), tokens, self.columns), packed_BS.dtype)
         first = start = 0
@@ -75,6 +81,8 @@ def to_8_bits(packed_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round to 255 levels of each block's largest magnitude: codes (B, S) int8, and scales
     (B, S / BLOCK) float16. The error of a value is at most 0.4 % of that magnitude.
     """
+    import numpy as np
+
     blocks = packed_BS.astype(np.float32).reshape(len(packed_BS), -1, BLOCK)
     scales = (np.abs(blocks).max(axis=2) / 127).astype(np.float16)
     divisors = scales.astype(np.float32)[:, :, None]
@@ -84,5 +92,7 @@ def to_8_bits(packed_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def from_8_bits(codes_BS: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """The inverse of `to_8_bits`, but for its rounding: (B, S) float16."""
+    import numpy as np
+
     blocks = codes_BS.reshape(len(codes_BS), -1, BLOCK) * scales.astype(np.float32)[:, :, None]
     return blocks.reshape(codes_BS.shape).astype(np.float16)

@@ -13,11 +13,11 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.mapping import map_shards, worker_devices
-from pipeline.base.shards import ShardWriter, table_bytes
+from pipeline.base.parquet import table_bytes
+from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, device_hours
 from pipeline.base.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket
@@ -130,18 +130,13 @@ class ScaleJudge:
             pictures = self.teacher.decode_latents(draw(batch))
             for name, score in self._scores.items():
                 values[name] += score.judge(pictures, [s["prompt"] for s in batch]).tolist()
-        schema = pa.schema(
-            [
-                *((name, pa.string()) for name in ("prompt_id", "prompt", "bucket")),
-                ("seed", pa.int64()),
-                *((name, pa.float64()) for name in values),
-            ]
-        )
+        texts = dict.fromkeys(("prompt_id", "prompt", "bucket"), "string")
+        columns = {**texts, "seed": "int64", **dict.fromkeys(values, "float64")}
         rows = [
             {**sample, **{name: values[name][i] for name in values}}
             for i, sample in enumerate(self.samples)
         ]
-        writer.file(".parquet", table_bytes(rows, schema))
+        writer.file(".parquet", table_bytes(rows, columns))
         means = {name: float(np.mean(column)) for name, column in values.items()}
         signs = {n: 1 if s.card.higher_is_better else -1 for n, s in self._scores.items()}
         details = {"scores": {"scale": self.scales[shard], **means}, "signs": signs}

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.shards import ShardWriter, read_tar, table_bytes, write_tar
+from pipeline.base.parquet import Columns, table_bytes
+from pipeline.base.shards import ShardWriter, read_tar, write_tar
 from pipeline.base.stage import StageContext
 from schemas.config import EvalConfig, ScoreConfig
 from stages.judging.meter import Measured
 from stages.judging.systems import PlannedShard, System, shards_of
 from stages.pictures.files import encode_image
-from stages.texts.identity import SAMPLE_SCHEMA
+from stages.texts.identity import SAMPLE_COLUMNS
 
 _PARQUET, _TAR = ".parquet", ".tar"
 _FEATURES, _PATCHES = ".features.npy", ".patches.npy"
@@ -46,15 +46,10 @@ class Drawn:
     """Features of S pictures of each of P prompts, in the first space; None for the floor."""
 
 
-def row_schema(scores: Sequence[ScoreConfig]) -> pa.Schema:
-    """Schema of the sidecars: the sample, and one column for each score."""
-    return pa.schema(
-        [
-            *SAMPLE_SCHEMA,
-            *((name, pa.string()) for name in ("bucket", "category")),
-            *((score.name, pa.float64()) for score in scores),
-        ]
-    )
+def row_columns(scores: Sequence[ScoreConfig]) -> Columns:
+    """Columns of the sidecars: the sample, and one column for each score."""
+    scored = dict.fromkeys([score.name for score in scores], "float64")
+    return {**SAMPLE_COLUMNS, "bucket": "string", "category": "string", **scored}
 
 
 def put_features(writer: ShardWriter, features: np.ndarray) -> None:
@@ -74,7 +69,7 @@ def put_pictures(
         {**sample, **{name: float(values[i]) for name, values in measured.scores.items()}}
         for i, sample in enumerate(samples)
     ]
-    writer.file(_PARQUET, table_bytes(rows, row_schema(config.scores)))
+    writer.file(_PARQUET, table_bytes(rows, row_columns(config.scores)))
     put_features(writer, measured.features[config.features.name])
     for space in config.more_features:
         _save(writer.file(f".{space.name}.npy"), measured.features[space.name])

@@ -8,9 +8,10 @@ keeps the global batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Batching(Protocol):
@@ -76,6 +77,8 @@ class BatchPlan:
         return bucket, rows.take(range(slots.start, slots.stop + more), mode="wrap")
 
     def _enter(self, epoch: int) -> None:
+        import numpy as np
+
         rng = np.random.default_rng([self.seed, epoch])
         self._rows = {name: rng.permutation(self.sizes[name]) for name in self.buckets}
         order = [

@@ -4,7 +4,10 @@ resizing to a network's input hides.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _LARGEST = 299
 """Side in pixels of Inception's input and of SDXL-Lightning's crop (Lin et al. 2024)."""

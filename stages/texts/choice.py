@@ -6,8 +6,6 @@ import heapq
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.base.store import Artifact
 from stages.texts.identity import hash_fraction
 
@@ -30,6 +28,8 @@ def chosen_prompts(
 
 def _training_prompts(planned: Artifact) -> Iterator[dict[str, Any]]:
     """Yield each training prompt once: the row of its first picture."""
+    import pyarrow.parquet as pq
+
     columns = ["prompt_id", "prompt", "width", "height"]
     for shard in planned.details["shards"]:
         with planned.checked(planned.entry(f"{shard}.parquet")) as path:

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.base.failures import Failures
 from pipeline.base.stage import StageContext, digest_of
 from pipeline.base.store import Artifact
@@ -116,6 +114,8 @@ def _trained_lists(lineage: dict[str, Artifact]) -> Iterator[tuple[Artifact, str
 
 
 def _rows(artifact: Artifact, name: str) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
     with artifact.checked(artifact.entry(name)) as path:
         for batch in pq.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()

@@ -11,8 +11,6 @@ import re
 import unicodedata
 from typing import Any
 
-import pyarrow as pa
-
 HELD_OUT = "its prompt is held out for evaluation"
 """The reason that sidecars record for a sample left out of training."""
 
@@ -26,16 +24,14 @@ _JOINERS = re.compile(
 """Joiners, variation selectors, tags: part of emoji and of Persian and Indic words."""
 _INVISIBLE = re.compile(f"{_MARKS.pattern}|{_JOINERS.pattern}")
 
-SAMPLE_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "prompt_id": pa.string(),
-        "prompt": pa.string(),
-        "seed": pa.int64(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-    }
-)
+SAMPLE_COLUMNS = {
+    "key": "string",
+    "prompt_id": "string",
+    "prompt": "string",
+    "seed": "int64",
+    "width": "int32",
+    "height": "int32",
+}
 """A planned sample: one picture for a model to make."""
 
 

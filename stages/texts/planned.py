@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import pyarrow.parquet as pq
-
 from pipeline.base.store import Artifact
 
 
@@ -47,5 +45,7 @@ def shares(sizes: dict[str, int], count: int) -> dict[str, int]:
 
 
 def _samples(planned: Artifact, shard: str) -> int:
+    import pyarrow.parquet as pq
+
     with planned.checked(planned.entry(f"{shard}.parquet")) as path:
         return int(pq.ParquetFile(path).metadata.num_rows)

@@ -20,9 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.base.addresses import opened, shown, without_query
 from schemas.errors import ArtifactError, ConfigError
 from stages.texts.identity import clean, kind_of, lack_of
@@ -133,6 +130,8 @@ def _prompt_of(value: Any) -> tuple[str | None, str | None]:
 @contextlib.contextmanager
 def _unpacked(packed: IO[bytes], file: _File) -> Iterator[Any]:
     """Give the stream of what a file holds, packed or not."""
+    import pyarrow as pa
+
     stream = io.BufferedReader(packed, 1 << 16)  # type: ignore[type-var]
     start, counted = stream.peek(4), _Counted(stream)
     unpacked: Any
@@ -309,6 +308,9 @@ def _list_in(content: Any, file: _File) -> list[Any]:
 
 
 def _parquet(stream: Any, file: _File) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with tempfile.TemporaryFile() as scratch:
         if not _can_seek(stream):
             shutil.copyfileobj(stream, scratch)
@@ -349,6 +351,8 @@ def _can_seek(stream: Any) -> bool:
 
 
 def _require_text(kind: Any, file: _File) -> None:
+    import pyarrow as pa
+
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (

@@ -8,10 +8,10 @@ import io
 import tempfile
 from pathlib import Path
 
-import pyarrow as pa
 from PIL import Image
 
-from pipeline.base.shards import table_bytes, write_tar
+from pipeline.base.parquet import table_bytes
+from pipeline.base.shards import write_tar
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.commands.opening import open_config
 from pipeline.planning import Selection, make_plan
@@ -82,10 +82,8 @@ def make_evaluation(
             with tempfile.TemporaryDirectory() as scratch:
                 write_tar(Path(scratch) / "tar", samples)
                 write(f"{shard}.tar", (Path(scratch) / "tar").read_bytes())
-            texts = [(name, pa.string()) for name in ("key", "prompt")]
-            sizes = [(name, pa.int32()) for name in ("width", "height")]
-            schema = pa.schema([*texts, *sizes])
-            write(f"{shard}.parquet", table_bytes(rows, schema))
+            columns = {"key": "string", "prompt": "string", "width": "int32", "height": "int32"}
+            write(f"{shard}.parquet", table_bytes(rows, columns))
         details[system] = {"title": system.replace("_", ", ") + " steps", "shards": shards}
     write("report.json", _report(systems).model_dump_json().encode())
     return store.commit(manifest_of("eval", files, key=key, details={"systems": details}))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-
-from pipeline.base.shards import table_bytes
+from pipeline.base.parquet import table_bytes
 from pipeline.base.stage import StageContext
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.commands.opening import open_config
 from schemas.manifest import InputRef
-from stages.texts.identity import SAMPLE_SCHEMA, prompt_id
+from stages.texts.identity import SAMPLE_COLUMNS, prompt_id
 from tests.support.context import make_context
 from tests.support.manifests import manifest_of
 
@@ -38,8 +36,8 @@ def commit_tables(
 
 
 def lists(prompts: list[str]) -> bytes:
-    schema = pa.schema({"prompt_id": pa.string(), "prompt": pa.string()})
-    return table_bytes([{"prompt_id": prompt_id(p), "prompt": p} for p in prompts], schema)
+    columns = {"prompt_id": "string", "prompt": "string"}
+    return table_bytes([{"prompt_id": prompt_id(p), "prompt": p} for p in prompts], columns)
 
 
 def evaluation_context(
@@ -59,7 +57,7 @@ def evaluation_context(
         for i, p in enumerate(PROMPTS)
     ]
     prompts = commit_tables(
-        store, "prompts", {"held_out.parquet": table_bytes(rows, SAMPLE_SCHEMA)}
+        store, "prompts", {"held_out.parquet": table_bytes(rows, SAMPLE_COLUMNS)}
     )
     encode = commit_tables(
         store, "encode", {"p.parquet": lists(trained)}, (prompts,), prompts=["p.parquet"]

@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.base.shards import table_bytes
+from pipeline.base.parquet import table_bytes
 from pipeline.base.store import Artifact, ArtifactStore
 from schemas.bucket import Bucket
 from schemas.errors import ArtifactError
 from stages.data.latent_batches import READ_AHEAD, LatentData
 from stages.data.row_files import BLOCK_BYTES
-from stages.encode import PROMPT_SCHEMA, ROW_SCHEMA
+from stages.encode import PROMPT_COLUMNS, ROW_COLUMNS
 from stages.ladd.backbone import Conditioning
 from stages.ladd.batch_plan import BatchPlan
 from stages.teachers import open_teacher
@@ -145,13 +145,13 @@ def make_artifact(store: ArtifactStore, *, embeddings: bool = True) -> Artifact:
             latents = rng.standard_normal((rows, 4, height, width)).astype(np.float16)
             index = [{"key": f"{base}-{i}", "prompt_id": shuffled.pop()} for i in range(rows)]
             part = {"file": write(f"{base}.npy", npy(latents)), "rows": rows}
-            part["index"] = write(f"{base}.parquet", table_bytes(index, ROW_SCHEMA))
+            part["index"] = write(f"{base}.parquet", table_bytes(index, ROW_COLUMNS))
             buckets.setdefault(bucket_name, []).append(part)
     lists, stored = [], []
     for at in range(0, count, PROMPTS_PER_FILE):
         part = ids[at : at + PROMPTS_PER_FILE]
         rows = [{"prompt_id": i, "prompt": f"prompt {i}"} for i in part]
-        lists.append(write(f"prompts/{at}.parquet", table_bytes(rows, PROMPT_SCHEMA)))
+        lists.append(write(f"prompts/{at}.parquet", table_bytes(rows, PROMPT_COLUMNS)))
         tokens = np.arange(at, at + len(part), dtype=np.float16)[:, None, None]
         tokens = np.broadcast_to(tokens, (len(part), 1, WIDE))
         pooled = rng.standard_normal((len(part), 3)).astype(np.float16)
