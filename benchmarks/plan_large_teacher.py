@@ -34,6 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "XDG_CACHE_HOME": f"{scratch}/cache"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled once
         small, large = Path(scratch, "small"), Path(scratch, "large")
         for folder in (small, large):
             shutil.copytree(EMBEDDED, folder)
