@@ -14,7 +14,7 @@ import yaml
 from pipeline.base.metrics import MEASURES, exported
 from pipeline.base.store import ArtifactStore
 from tests.support.command import COMMAND, call
-from tests.support.job_cluster import detached, job_cluster, submit, wait_for
+from tests.support.job_cluster import detached, job_cluster, join, submit, wait_for
 from tests.support.scraping import scraping
 from tests.support.tiny_sd3 import build_pipeline, make_tiny_config
 
@@ -78,7 +78,7 @@ def test_nodes_come_and_go(head, bucket, tmp_path, scraped):
     wait_for(lambda: finished(store, "prompts"))
     waiting = "no node has room for a worker with a GPU"
     wait_for(lambda: waiting in submit(head, "--logs", job).stdout)
-    first = head.add_node(num_cpus=2, num_gpus=1)  # the pool has waited for it
+    first = join(head, num_gpus=1)  # the pool has waited for it
     with subprocess.Popen(
         [*COMMAND, "submit", "--address", f"http://{head.webui_url}", "--attach", "latest"],
         stdin=subprocess.DEVNULL,
@@ -92,7 +92,7 @@ def test_nodes_come_and_go(head, bucket, tmp_path, scraped):
     assert attached.returncode == 130 and f"--attach {job}" in errors, errors
     assert "done  prompts" in output
     head.remove_node(first, allow_graceful=False)
-    head.add_node(num_cpus=2)
+    join(head)
     followed = submit(head, "--attach", job)
     assert followed.returncode == 0, followed.stdout + followed.stderr
     assert f"student: {bucket}/artifacts/distill/" in followed.stdout

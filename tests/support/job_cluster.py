@@ -8,6 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,13 +37,23 @@ def job_cluster(patch: pytest.MonkeyPatch, nodes: int = 0) -> Iterator[Any]:
     port, agent = free_ports(2)  # other Rays on this machine have the usual ones
     options = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
     options |= {"dashboard_agent_listen_port": agent}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
-    try:
-        for _ in range(nodes):
-            cluster.add_node(num_cpus=2)
-        yield cluster
-    finally:
-        cluster.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folders:
+        cluster = Cluster(initialize_head=True, head_node_args=options)
+        cluster.folders = folders
+        try:
+            for _ in range(nodes):
+                join(cluster)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def join(cluster: Any, **resources: Any) -> Any:
+    """Start a node of two CPUs, with a folder of its own, as a machine has. In a folder that nodes
+    share, each replaces the working directory in which a job of another runs.
+    """
+    folder = tempfile.mkdtemp(dir=cluster.folders)
+    return cluster.add_node(num_cpus=2, temp_dir=folder, **resources)
 
 
 def submit(cluster: Any, *arguments: Any, cwd: Path = ROOT) -> subprocess.CompletedProcess:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.base.store import ArtifactStore
 from tests.support.command import COMMAND, call
-from tests.support.job_cluster import detached, job_cluster, kill_head, submit, wait_for
+from tests.support.job_cluster import detached, job_cluster, join, kill_head, submit, wait_for
 
 INTERVAL = 4
 RUN = (
@@ -50,7 +50,7 @@ def test_a_run_survives_nodes_killed_while_it_synthesizes_and_while_it_trains(
         job = detached(cluster, *settings)
         wait_for(lambda: markers(fresh(store)))
         cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
-        cluster.add_node(num_cpus=2)
+        join(cluster)
         attached = subprocess.Popen(
             [*COMMAND, "submit", "--address", f"http://{cluster.webui_url}", "--attach", job],
             stdin=subprocess.DEVNULL,
@@ -63,7 +63,7 @@ def test_a_run_survives_nodes_killed_while_it_synthesizes_and_while_it_trains(
         assert "left running" in attached.communicate(timeout=60)[1]
         for node in list(cluster.worker_nodes)[:1]:
             cluster.remove_node(node, allow_graceful=False)
-        cluster.add_node(num_cpus=2)
+        join(cluster)
         followed = submit(cluster, "--attach", "latest")
         assert followed.returncode == 0, followed.stdout[-5000:]
         print(followed.stdout)
