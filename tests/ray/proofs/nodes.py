@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 
@@ -31,8 +32,9 @@ def markers(store: ArtifactStore) -> dict[str, str]:
 
 
 def checkpoints(store: ArtifactStore) -> list[int]:
-    names = {name.split("/")[1] for name in store.list("training/distill") if "/check" in name}
-    return sorted(int(name.split("_")[1]) for name in names)
+    """Updates of which there is a checkpoint."""
+    found = (re.search(r"/checkpoint_(\d+)/", name) for name in store.list("training/distill"))
+    return sorted({int(match[1]) for match in found if match})
 
 
 def fresh(store: ArtifactStore) -> ArtifactStore:
