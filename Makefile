@@ -46,15 +46,15 @@ proofs-storage: $(STAMP)
 	$(BIN)/python -m pytest tests/storage tests/storage/whole_chain.py tests/storage/faulty_chain.py \
 	  tests/storage/concurrent_runs.py tests/storage/stopping.py tests/storage/full_disk.py --timeout 0
 
-# Known weaknesses of the pinned packages (asks the network), and a bill of what is installed here (does
-# not). In an environment of its own: what audits is no part of what is audited.
+# Known weaknesses of the pinned packages, as PyPI lists them, and a bill of what is installed here. Fails where PyPI does
+# not know a package. In an environment of its own: what audits is no part of what is audited.
 AUDIT := .venv-audit
 audit: $(STAMP)
 	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
 	$(BIN)/pip check
 	$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.json
-	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(AUDIT)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
