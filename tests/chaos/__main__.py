@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--until", default="eval")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
+    options.folder = options.folder.resolve()  # the server has a working folder of its own
     options.folder.mkdir(parents=True, exist_ok=True)
     log = options.folder / "kills.jsonl"
     with contextlib.ExitStack() as stack:
