@@ -75,7 +75,7 @@ def processes(run: subprocess.Popen) -> dict[str, list[psutil.Process]]:
 
 def kill(run: subprocess.Popen, kind: str, process: psutil.Process) -> str:
     """Kill a process, or the run's group, with -9. Returns what it was called."""
-    title = "" if not KINDS[kind] else " ".join(process.cmdline())
+    title = "" if not KINDS[kind] else " ".join(process.cmdline()).strip()
     if kind == "group":
         os.killpg(run.pid, signal.SIGKILL)
     else:
