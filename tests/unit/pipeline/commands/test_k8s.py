@@ -10,6 +10,7 @@ from tests.support.kubernetes_api import FakeKubernetes, serve
 
 JOBS = "/apis/ray.io/v1/namespaces/ladd/rayjobs/ladd-pipeline"
 CONFIG = ("--preset", "shapes-smoke", "--set", "store=s3://bucket/prefix")
+SIGNED = "https://bucket.example/a.tar?X-Amz-Signature=5ec4e7&X-Amz-Expires=60"
 LABELS = {
     "app.kubernetes.io/part-of": "ladd-pipeline",
     "app.kubernetes.io/instance": "ladd-pipeline",
@@ -135,9 +136,14 @@ def test_a_cluster_that_does_not_answer_or_is_not_configured(kubernetes, tmp_pat
         (("--until", "distil"), "unknown stage 'distil'"),
         (("--set", "kubernetes.env={HF_TOKEN: x}"), "HF_TOKEN looks like a secret"),
         (("--set", "kubernetes.name=Ladd"), "kubernetes.name"),
+        (
+            ("--set", f'encode.external=["{SIGNED}"]'),
+            "encode.external.0: an address with a password",
+        ),
     ],
 )
 def test_what_render_refuses(words, said):
     result = call_here("k8s", "render", *CONFIG, *words)
     assert result.returncode == 2 and not result.stdout
     assert said in error(result)
+    assert "5ec4e7" not in error(result)
