@@ -31,7 +31,12 @@ class ShardStats(Frozen):
     @property
     def samples(self) -> int:
         """How many samples it has, whatever became of them."""
-        return sum(n for status, n in self.counts.items() if not status.startswith("bucket_"))
+        return sum(self.by_status.values())
+
+    @property
+    def by_status(self) -> dict[str, int]:
+        """How many samples became what; `counts` also has how many are of which bucket."""
+        return {name: n for name, n in self.counts.items() if not name.startswith("bucket_")}
 
     def own_seal(self) -> str:
         """Return the seal that these statistics must have."""

@@ -65,9 +65,8 @@ def count_shard(stage: str, stats: ShardStats) -> None:
     count("ladd_shards", stage=stage)
     count("ladd_bytes", sum(stats.sizes.values()), stage=stage)
     count("ladd_shard_seconds", stats.seconds, stage=stage)
-    for status, number in stats.counts.items():
-        if not status.startswith("bucket_"):
-            count("ladd_samples", number, stage=stage, status=status)
+    for status, number in stats.by_status.items():
+        count("ladd_samples", number, stage=stage, status=status)
 
 
 def put_training(stage: str, update: int, figures: Mapping[str, float]) -> None:
