@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ _PRESET = ["--preset", "shapes-smoke"]
 _TRAINED = ("distill", "dpo")
 _LEAST_SECONDS = 8.0
 """Before it, a run has started Ray at most."""
+_AFTER_SECONDS = 5.0
+"""At most so long a process lives that is short-lived, and was killed less often than others."""
 
 
 def main() -> None:
@@ -113,14 +115,18 @@ class Chain:
         its exit code.
         """
         while True:
+            wanted = self._rarest(chaos.KINDS)
             wait = self.random.uniform(0, self.expected)
             deadline = time.monotonic() + max(wait, _LEAST_SECONDS)
             while run.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.2)
+                if chaos.KINDS[wanted] and wanted in chaos.processes(run):
+                    time.sleep(self.random.uniform(0, _AFTER_SECONDS))
+                    break
             if run.poll() is not None:
                 return run.returncode
             found = chaos.processes(run)
-            kind = self.random.choice(sorted(found))
+            kind = self._rarest(found)
             before = {stage: chaos.last_update(self.store, stage) for stage in _TRAINED}
             self.finished |= chaos.finished_files(self.store)
             with contextlib.suppress(Exception):  # it may have ended by itself
@@ -128,6 +134,12 @@ class Chain:
                 self._killed(run, kind, title, before)
             if run.poll() is not None:
                 return run.returncode
+
+    def _rarest(self, kinds: Collection[str]) -> str:
+        """The kind of which the log has the fewest kills; one of them at random."""
+        killed = Counter(row["kind"] for row in _rows(self.log) if row["what"] == "kill")
+        fewest = min(killed[kind] for kind in kinds)
+        return self.random.choice([kind for kind in kinds if killed[kind] == fewest])
 
     def _killed(self, run: subprocess.Popen, kind: str, title: str, before: dict[str, int]) -> None:
         self.kills += 1
