@@ -30,6 +30,8 @@ from tests.support import chaos
 from tests.support.command import call, call_here
 
 _PRESET = ["--preset", "shapes-smoke"]
+_POOLS = ["--set", "synthesize.pool.workers=2", "--set", "eval.pool.workers=2"]
+"""A single worker on this machine is the process of its stage, and no actor."""
 _TRAINED = ("distill", "dpo")
 _LEAST_SECONDS = 8.0
 """Before it, a run has started Ray at most."""
@@ -83,7 +85,7 @@ class Chain:
         shutil.rmtree(folder, ignore_errors=True)
         url = str(folder) if server is None else f"s3://chaos/{time.time_ns()}"
         self.store = ArtifactStore(url)
-        self.arguments = [*_PRESET, "--set", f"store={url}", "--until", options.until]
+        self.arguments = [*_PRESET, "--set", f"store={url}", "--until", options.until, *_POOLS]
 
     def run(self) -> None:
         """Start the command again and again until it has made everything; then look at it."""
