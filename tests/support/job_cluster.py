@@ -37,7 +37,11 @@ def job_cluster(patch: pytest.MonkeyPatch, nodes: int = 0) -> Iterator[Any]:
     port, agent = free_ports(2)  # other Rays on this machine have the usual ones
     options = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
     options |= {"dashboard_agent_listen_port": agent}
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folders:
+    with tempfile.TemporaryDirectory(
+        prefix="ray-",
+        dir="/tmp",
+        ignore_cleanup_errors=True,  # what was killed may still write
+    ) as folders:
         cluster = Cluster(initialize_head=True, head_node_args=options)
         cluster.folders = folders
         try:
