@@ -216,6 +216,10 @@ class SynthesizeConfig(Frozen):
     """
     flat_below: float = Field(2.0, ge=0)
     """Pictures whose standard deviation (values 0 to 255) is below this are filtered as flat."""
+    offload_text_encoders: bool = runtime(False)
+    """Let text encoders and transformer take turns on the device: the prompts of a shard are
+    encoded first, and wait in host memory (5 MB for each picture with T5). Pictures stay the same.
+    """
     pool: WorkerPool = runtime(WorkerPool())
 
     @model_validator(mode="after")

@@ -37,6 +37,7 @@ from stages.estimates.pictures import (
 )
 from stages.pictures.files import encode_image
 from stages.teachers import check_teacher, model_costs, open_teacher_in, teacher_models
+from stages.teachers.costs import ModelCosts
 from stages.teachers.hub_models import HubModel
 from stages.texts.identity import SAMPLE_COLUMNS
 from stages.texts.planned import chosen_shards
@@ -101,10 +102,16 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
         counts={"ok": pictures},
         store_bytes=pictures * each,
         scratch_bytes=2 * min(size, pictures) * each,
-        device_bytes=costs.sampling_bytes(largest(config), wanted.micro_batch, student=False),
+        device_bytes=_device_bytes(config, costs),
         model_bytes=costs.folder_bytes(),
         remarks=never_drawn(config, pictures),
     )
+
+
+def _device_bytes(config: PipelineConfig, costs: ModelCosts) -> int:
+    wanted, text = config.synthesize, costs.text_bytes()
+    everything = costs.sampling_bytes(largest(config), wanted.micro_batch, student=False)
+    return max(everything - text, text) if wanted.offload_text_encoders else everything
 
 
 def run(context: StageContext) -> StageResult:
@@ -149,6 +156,7 @@ class Synthesizer:
         sizes: Mapping[str, int | None] | None = None,
     ) -> None:
         from stages.ladd.parallelize import compile_blocks
+        from stages.pictures.prompts_ahead import PromptsAhead
         from stages.pictures.samplers import teacher_sampler
 
         self.config: SynthesizeConfig = config.synthesize
@@ -157,7 +165,12 @@ class Synthesizer:
         backbone = self.teacher.backbone()
         if self.config.compile_blocks:
             compile_blocks(backbone)
-        self.draw = teacher_sampler(self.teacher, backbone, self.teacher.device, self.config)
+        self.ahead = None
+        if self.config.offload_text_encoders:
+            self.ahead = PromptsAhead(self.teacher, backbone)
+        self.draw = teacher_sampler(
+            self.teacher, backbone, self.teacher.device, self.config, self.ahead
+        )
 
     def __call__(self, shard: str) -> ShardStats:
         import pyarrow.parquet as pq
@@ -188,10 +201,12 @@ class Synthesizer:
         While the device draws a batch, a thread encodes the pictures of the one before.
         """
         size = self.config.micro_batch
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        if self.ahead is not None:
+            self.ahead.prepare([sample["prompt"] for sample in batch] for batch in batches)
         with ThreadPoolExecutor(1) as thread:
             before: Future[list[Made]] | None = None
-            for start in range(0, len(samples), size):
-                batch = samples[start : start + size]
+            for batch in batches:
                 drawn = self._drawn(batch)
                 if before is not None:
                     yield from before.result()

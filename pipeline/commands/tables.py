@@ -42,6 +42,6 @@ def write_json(content: Any, out: Path) -> None:
 
 
 def counts_text(counts: dict[str, int]) -> str:
-    """Return `1,430 ok, 12 filtered`: the counts above zero, without those of single buckets."""
+    """Return `1,430 ok, 12 near tie`: the counts above zero, without those of single buckets."""
     shown = [(name, n) for name, n in counts.items() if n and not name.startswith("bucket_")]
-    return ", ".join(f"{n:,} {name}" for name, n in shown)
+    return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in shown)

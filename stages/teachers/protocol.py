@@ -111,6 +111,10 @@ class Teacher(Protocol):
         """Float32 conditioning of B prompts; the empty prompt is the unconditional one."""
         ...
 
+    def shelve_text_encoders(self) -> None:
+        """Move the text encoders to host memory until prompts are encoded again."""
+        ...
+
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
         """Encode uint8 pictures to shifted and scaled latents (B, C, H, W) float32, with mean 0 and
         deviation 1, roughly.

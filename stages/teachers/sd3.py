@@ -155,6 +155,7 @@ class SD3Teacher:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         length = self.config.max_sequence_length
+        self._move_text_encoders(self.device)
         tokens, _, pooled, _ = self._text_pipeline.encode_prompt(
             list(prompts),
             None,
@@ -166,6 +167,9 @@ class SD3Teacher:
         null_tokens = 0 if self.has_t5 else length
         kept = tokens.shape[1] - null_tokens
         return Conditioning(tokens[:, :kept].float(), pooled.float(), null_tokens)
+
+    def shelve_text_encoders(self) -> None:
+        self._move_text_encoders(torch.device("cpu"))
 
     @torch.no_grad()
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
@@ -345,6 +349,11 @@ class SD3Teacher:
 
     def _vae_autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.device, enabled=self.device.type == "cpu")
+
+    def _move_text_encoders(self, device: torch.device) -> None:
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            if (encoder := getattr(self._text_pipeline, name)) is not None:
+                encoder.to(device)
 
     @cached_property
     def _text_pipeline(self) -> StableDiffusion3Pipeline:

@@ -21,22 +21,32 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline.base.store import ArtifactStore
+from pipeline.dag import STAGES
 from tests.support import chaos
 from tests.support.command import call, call_here
 
 _PRESET = ["--preset", "shapes-smoke"]
-_POOLS = ["--set", "synthesize.pool.workers=2", "--set", "eval.pool.workers=2"]
-"""A single worker on this machine is the process of its stage, and no actor."""
+_POOLED = ("synthesize", "eval")
+"""Their workers are two actors; a single worker on this machine is the process of its stage."""
 _TRAINED = ("distill", "dpo")
-_LEAST_SECONDS = 8.0
-"""Before it, a run has started Ray at most."""
-_AFTER_SECONDS = 5.0
-"""At most so long a process lives that is short-lived, and was killed less often than others."""
+_SECONDS = "seconds.json"
+_START_SECONDS = 8.0
+"""A run takes about as long to start Ray, and until it looks at its first stage."""
+_TARGETS = [
+    (stage, kind)
+    for stage in STAGES
+    for kind in chaos.KINDS
+    if not (kind == "actor" and stage not in _POOLED)
+    and not (kind in ("training worker", "controller") and stage not in _TRAINED)
+]
+"""What can be killed in which stage."""
 
 
 def main() -> None:
@@ -51,16 +61,14 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     log = options.folder / "kills.jsonl"
     with contextlib.ExitStack() as stack:
-        rows = _rows(log)
-        if _kills(rows) < options.kills:
+        if len(_rows(log, "kill")) < options.kills:
             reference = _undisturbed(options.folder, options.until)
             server = stack.enter_context(_server(options.folder)) if options.s3_share else None
-        while _kills(rows) < options.kills:
-            chain = len([row for row in rows if row["what"] == "chain"])
+        while len(_rows(log, "kill")) < options.kills:
+            chain = len(_rows(log, "chain"))
             is_s3 = random.Random(chain).random() < options.s3_share
             Chain(options, log, chain, server if is_s3 else None, reference).run()
-            rows = _rows(log)
-    print(_summary(rows))
+    print(_summary(_rows(log, "kill"), _rows(log, "chain")))
 
 
 class Chain:
@@ -78,14 +86,16 @@ class Chain:
         self.output = options.folder / "output.txt"
         self.kind = "folder" if server is None else "s3"
         self.random = random.Random(time.time_ns())
-        self.expected = float((options.folder / "seconds").read_text())
+        self.seconds: dict[str, float] = json.loads((options.folder / _SECONDS).read_text())
         self.finished: dict[str, Any] = {}
         self.kills = 0
         folder = options.folder / "store"
         shutil.rmtree(folder, ignore_errors=True)
         url = str(folder) if server is None else f"s3://chaos/{time.time_ns()}"
         self.store = ArtifactStore(url)
-        self.arguments = [*_PRESET, "--set", f"store={url}", "--until", options.until, *_POOLS]
+        self.arguments = [*_PRESET, "--set", f"store={url}", "--until", options.until]
+        for stage in _POOLED:
+            self.arguments += ["--set", f"{stage}.pool.workers=2"]
 
     def run(self) -> None:
         """Start the command again and again until it has made everything; then look at it."""
@@ -116,48 +126,57 @@ class Chain:
         """Let a run live, and kill something of it, or several things, at random moments. Returns
         its exit code.
         """
-        while True:
-            wanted = self._rarest(chaos.KINDS)
-            wait = self.random.uniform(0, self.expected)
-            deadline = time.monotonic() + max(wait, _LEAST_SECONDS)
-            while run.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.2)
-                if chaos.KINDS[wanted] and wanted in chaos.processes(run):
-                    time.sleep(self.random.uniform(0, _AFTER_SECONDS))
-                    break
-            if run.poll() is not None:
-                return run.returncode
+        while run.poll() is None:
+            stage, kind = self._rarest(chaos.under_way(self.store))
+            if not self._waited(run, stage, kind):
+                continue
             found = chaos.processes(run)
-            kind = self._rarest(found)
+            if kind not in found:  # it has ended meanwhile
+                kind = self.random.choice(sorted(found))
             before = {stage: chaos.last_update(self.store, stage) for stage in _TRAINED}
             self.finished |= chaos.finished_files(self.store)
-            with contextlib.suppress(Exception):  # it may have ended by itself
+            with contextlib.suppress(psutil.Error, ProcessLookupError):  # it ends by itself
+                stage = chaos.under_way(self.store)
                 title = chaos.kill(run, kind, self.random.choice(found[kind]))
-                self._killed(run, kind, title, before)
-            if run.poll() is not None:
-                return run.returncode
+                self._killed(run, kind, {"title": title, "stage": stage, "saved": before})
+        return run.returncode
 
-    def _rarest(self, kinds: Collection[str]) -> str:
-        """The kind of which the log has the fewest kills; one of them at random."""
-        killed = Counter(row["kind"] for row in _rows(self.log) if row["what"] == "kill")
-        fewest = min(killed[kind] for kind in kinds)
-        return self.random.choice([kind for kind in kinds if killed[kind] == fewest])
+    def _rarest(self, now: str) -> tuple[str, str]:
+        """Of what can still be killed in this chain, what the log has least; one at random."""
+        killed = Counter((row["stage"], row["kind"]) for row in _rows(self.log, "kill"))
+        order = [*STAGES, chaos.NONE]
+        coming = [one for one in _TARGETS if order.index(one[0]) >= order.index(now)]
+        coming = coming or [(now, "driver"), (now, "group")]
+        fewest = min(killed[one] for one in coming)
+        return self.random.choice([one for one in coming if killed[one] == fewest])
 
-    def _killed(self, run: subprocess.Popen, kind: str, title: str, before: dict[str, int]) -> None:
+    def _waited(self, run: subprocess.Popen, stage: str, kind: str) -> bool:
+        """Wait for a random moment of a stage, from when it has a process of this kind. Returns
+        False if the run has ended by then, or the stage had no such process.
+        """
+        started, order = time.monotonic(), [*STAGES, chaos.NONE]
+        while (now := chaos.under_way(self.store)) != stage or kind not in chaos.processes(run):
+            if run.poll() is not None or order.index(now) > order.index(stage):
+                return False
+            time.sleep(0.3)
+        seconds = self.seconds.get(stage, 0.0)
+        if time.monotonic() < started + 1:  # the stage, or what a killed run left of it, comes yet
+            seconds += _START_SECONDS
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(self.random.uniform(0, seconds))
+        return run.poll() is None
+
+    def _killed(self, run: subprocess.Popen, kind: str, facts: dict[str, Any]) -> None:
         self.kills += 1
-        wrong = chaos.problems(self.store)
-        starts = {}
+        wrong, starts = chaos.problems(self.store), {}
         if kind in ("driver", "group"):
-            for stage in _TRAINED:
+            for stage, saved in facts["saved"].items():
                 start = chaos.planned_start(self.arguments, stage)
                 if start is not None:
                     starts[stage] = start
-                    if start < before[stage]:
-                        wrong.append(f"{stage} goes on at {start}, not at {before[stage]}")
-        done = sorted(chaos.made(self.store))
-        self._note(
-            what="kill", kind=kind, title=title, done=done, saved=before, starts=starts, wrong=wrong
-        )
+                    if start < saved:
+                        wrong.append(f"{stage} goes on at {start}, not at {saved}")
+        self._note(what="kill", kind=kind, **facts, starts=starts, wrong=wrong)
 
     def _note(self, **row: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -167,13 +186,17 @@ class Chain:
 
 
 def _undisturbed(folder: Path, until: str) -> ArtifactStore:
-    """The store of a chain that nobody disturbs, made once; `seconds` says how long it took."""
+    """The store of a chain that nobody disturbs, made once, and how long its stages took."""
     store = ArtifactStore(str(folder / "undisturbed"))
-    if not (folder / "seconds").exists():
-        started = time.monotonic()
+    if not (folder / _SECONDS).exists():
         result = call("run", *_PRESET, "--set", f"store={store.url}", "--until", until)
         assert result.returncode == 0, result.stderr
-        (folder / "seconds").write_text(f"{time.monotonic() - started:.1f}")
+        took = {}
+        for stage in STAGES:
+            for key in store.folders(f"artifacts/{stage}"):
+                if (artifact := store.find(stage, key)) is not None:
+                    took[stage] = artifact.manifest.seconds
+        (folder / _SECONDS).write_text(json.dumps(took))
     return store
 
 
@@ -193,35 +216,26 @@ def _server(folder: Path) -> Iterator[str]:
     shutil.rmtree(data)
 
 
-def _rows(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+def _rows(log: Path, what: str) -> list[dict[str, Any]]:
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [row for row in map(json.loads, lines) if row["what"] == what]
 
 
-def _kills(rows: list[dict[str, Any]]) -> int:
-    return len([row for row in rows if row["what"] == "kill"])
-
-
-def _summary(rows: list[dict[str, Any]]) -> str:
-    """A table of kills by kind and by what was done by then, and the count of what went wrong."""
-    kills = [row for row in rows if row["what"] == "kill"]
-    chains = [row for row in rows if row["what"] == "chain"]
-    table = Counter((row["kind"], row["on"]) for row in kills)
-    lines = ["| killed | on a folder | on S3 |", "|---|---:|---:|"]
+def _summary(kills: list[dict[str, Any]], chains: list[dict[str, Any]]) -> str:
+    """A table of kills by kind and by stage, and the count of what went wrong."""
+    stages = [*STAGES, chaos.NONE]
+    where = Counter((row["kind"], row["on"]) for row in kills)
+    when = Counter((row["kind"], row["stage"]) for row in kills)
+    lines = ["| killed | on a folder | on S3 | " + " | ".join(stages) + " |"]
+    lines.append("|---" + "|---:" * (2 + len(stages)) + "|")
     for kind in chaos.KINDS:
-        lines.append(f"| {kind} | {table[kind, 'folder']} | {table[kind, 's3']} |")
-    stages = Counter(_under_way(row["done"]) for row in kills)
-    lines += ["", "| first stage that was not finished | kills |", "|---|---:|"]
-    lines += [f"| {stage} | {count} |" for stage, count in stages.items()]
+        counts = [where[kind, "folder"], where[kind, "s3"], *(when[kind, one] for one in stages)]
+        lines.append(f"| {kind} | " + " | ".join(map(str, counts)) + " |")
     wrong = sum(len(row["wrong"]) for row in kills)
     spoilt = [row for row in chains if row["differing"] or row["made_again"] or row["left"]]
     lines += ["", f"{len(kills)} kills, {wrong} things found wrong after one;"]
     lines += [f"{len(chains)} finished chains, {len(spoilt)} of them not as they should be."]
     return "\n".join(lines)
-
-
-def _under_way(done: list[str]) -> str:
-    order = ("prompts", "synthesize", "encode", "distill", "pairs", "dpo", "eval")
-    return next((stage for stage in order if stage not in done), "none")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from schemas.config import EncodeConfig
 from schemas.errors import ArtifactError, UnusableSample
 from stages.data.sample_members import Taken, read_sample
 from tests.support.foreign_tars import pack
-from tests.support.fuzzing import fuzzed, mutated
+from tests.support.fuzzing import fuzzed, fuzzed_of, mutated
 from tests.support.picture_files import LOSSLESS, drawn_picture, file_of, npy_of
 
 SHAPES = {(4, 4, 4): Bucket(32, 32), (4, 2, 6): Bucket(48, 16)}
@@ -76,7 +76,7 @@ def must_be_sound(taken: Taken) -> None:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-@fuzzed
+@fuzzed_of(len(PICTURES))
 @given(data=st.data())
 def test_mutated_pictures(name, data):
     content = data.draw(mutated(PICTURES[name]))
@@ -141,7 +141,7 @@ TARS = sound_tars()
 
 
 @pytest.mark.parametrize("name", TARS)
-@fuzzed
+@fuzzed_of(len(TARS))
 @given(data=st.data())
 def test_mutated_tars(name, data, tmp_path_factory):
     content = data.draw(mutated(TARS[name]))

@@ -34,6 +34,8 @@ KINDS = {
 """What can be killed, and how Ray names such a process: the command alone, its process group (with
 it all of Ray), the process of a stage, of its shards, of a training, or of who watches over that.
 """
+NONE = "none"
+"""In place of a stage's name: all are finished."""
 _APART = ("report.", "tensorboard/", "signals.jsonl")
 """Files that hold times: see `tests.support.made_files`."""
 _GRACE_SECONDS = 15.0
@@ -127,6 +129,15 @@ def problems(store: ArtifactStore) -> list[str]:
                     if there.get(file.path) != file.size
                 ]
     return found
+
+
+def under_way(store: ArtifactStore) -> str:
+    """The first stage that is not finished, or NONE."""
+    for stage in STAGES:
+        keys = store.folders(f"artifacts/{stage}")
+        if not any(store.find(stage, key) for key in keys):
+            return stage
+    return NONE
 
 
 def finished_files(store: ArtifactStore) -> dict[str, Any]:

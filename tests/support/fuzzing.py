@@ -23,6 +23,11 @@ use a folder of your own (`tempfile`), or write over the same file.
 """
 
 
+def fuzzed_of(kinds: int) -> settings:
+    """`fuzzed` for a test that is parametrized with kinds of input: they share the examples."""
+    return settings(fuzzed, max_examples=-(-EXAMPLES // kinds) or 5)
+
+
 _CHANGES = st.lists(
     st.tuples(
         st.sampled_from(("replace", "replace", "replace", "cut", "drop", "add", "copy")),

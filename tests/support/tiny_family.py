@@ -225,6 +225,9 @@ class TinyTeacher:
         tokens = self.words[padded].to(self.device)
         return Conditioning(tokens, tokens.new_zeros(len(prompts), 0))
 
+    def shelve_text_encoders(self) -> None:
+        pass
+
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(pictures_BHW3).permute(0, 3, 1, 2).float() / 127.5 - 1
         return F.pixel_unshuffle(pixels.to(self.device), FACTOR)

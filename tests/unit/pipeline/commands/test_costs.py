@@ -39,6 +39,16 @@ def test_json_has_the_same_figures(tmp_path):
     assert [row["stage"] for row in only if row["cost"]] == ["prompts"]
 
 
+def test_text_encoders_that_take_turns_with_the_transformer_are_not_counted_beside_it(tmp_path):
+    arguments = ("--preset", "sd35-medium", "--json", "--until", "synthesize", *GRAMMAR, *H100S)
+    turns = ("--set", "synthesize.offload_text_encoders=true")
+    (beside,), (alone,) = (
+        [row["cost"]["worker_device_bytes"] for row in rows if row["stage"] == "synthesize"]
+        for rows in (json.loads(plan(tmp_path, *arguments, *more)) for more in ((), turns))
+    )
+    assert 12e9 < beside - alone < 14e9
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
