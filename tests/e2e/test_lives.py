@@ -1,7 +1,7 @@
 """The life of a training on Ray: killed, gone on with, cut short, decayed, and begun again from its
 student. The decayed result, killed in trunk and tail, and the one begun again, killed too, have the
-bytes of those that were left alone; tests/unit/stages/test_distill.py compares the others, without
-Ray.
+bytes of those that were left alone, without Ray; tests/unit/stages/test_distill.py compares the
+others.
 """
 
 from __future__ import annotations
@@ -64,16 +64,17 @@ def run(config: Path, *options: object) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def die_at_a_checkpoint(config: Path, *options: object, lives: int = 1) -> None:
-    """Train in a process that SIGKILL ends right after so many checkpoints."""
+def train_without_ray(config: Path, *options: object, lives: int = 0) -> int:
+    """Train in a process that SIGKILL ends right after so many checkpoints; 0 is never. Returns its
+    exit code.
+    """
     command = [sys.executable, "-m", "tests.support.without_ray", "distill", *options, "-c", config]
-    result = subprocess.run(
+    return subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
         env=os.environ | {"LIVES": str(lives)},
         timeout=600,
-    )
-    assert result.returncode == -signal.SIGKILL
+    ).returncode
 
 
 def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path):
@@ -96,21 +97,21 @@ def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path)
     run(config, *settings(parts, *WHOLE))
     assert "; takes update 10 of the training " in planned(config, parts, *HALF)
     run(config, "export", "--step", 9, *settings(parts))
-    die_at_a_checkpoint(
-        config, *settings(parts, *DECAYED), lives=3
-    )  # the first two are the trunk's
+    # The first two checkpoints are the trunk's.
+    died = train_without_ray(config, *settings(parts, *DECAYED), lives=3)
+    assert died == -signal.SIGKILL
     assert re.search(r"; continues at update 8 of 12$", planned(config, parts, *DECAYED))
     run(config, *settings(parts, *DECAYED))
     begun_again = settings(parts, "distill.steps=5", "distill.init=latest")
-    die_at_a_checkpoint(config, *begun_again)
+    assert train_without_ray(config, *begun_again, lives=1) == -signal.SIGKILL
     run(config, *begun_again)
     refused = call_here("distill", "export", "--step", 4, "-c", config, *settings(parts))
     assert refused.returncode == 4 and "for 4 steps, but for 3, " in refused.stderr
 
     alone = tmp_path / "alone"
     shutil.copytree(tmp_path / "store", alone)
-    run(config, *settings(alone, *DECAYED))
-    run(config, *settings(alone, "distill.steps=5", "distill.init=latest"))
+    for values in (DECAYED, ("distill.steps=5", "distill.init=latest")):
+        assert train_without_ray(config, *settings(alone, *values)) == 0
     undisturbed = made(alone)
     assert len(undisturbed) == 2 and len(made(parts)) == 4
     for key, folder in undisturbed.items():

@@ -47,7 +47,7 @@ SMALLER = {
 """What only some presets have, made small."""
 
 
-@pytest.mark.parametrize("preset", ["sd3-medium", "sd35-large"])
+@pytest.mark.parametrize("preset", ["sd3-medium", "sd35-medium", "sd35-large"])
 def test_sd3_presets_run_at_tiny_width_with_t5(preset, tmp_path):
     """The same classes (all three encoders, T5 included) and the same code path; only sizes are
     overridden.
@@ -68,9 +68,9 @@ def check_student(store: Path) -> None:
     assert {"held_out_distance", "held_out_clip_score", "held_out_diversity"} <= metrics.keys()
 
 
-@pytest.mark.parametrize("preset", ["sd35-medium", "sd35-medium-512"])
-def test_sd35_medium_runs_to_its_report(preset, tmp_path):
+def test_sd35_medium_512_runs_to_its_report(tmp_path):
     """The rest of the graph too, with PickScore and CLIP at tiny width."""
+    preset = "sd35-medium-512"
     clip = save_clip(tmp_path / "clip")
     scores = [{"name": name, "model": str(clip)} for name in ("clip_score", "pick_score")]
     settings = {

@@ -62,14 +62,14 @@ def test_step_rng_depends_on_seed_and_step_alone():
 
 
 def test_the_recipe_makes_a_whole_pipeline(tmp_path):
-    """A thousandth of the steps: the folder is complete and goes through the same code as a hub
+    """Two steps in ten thousand: the folder is complete and goes through the same code as a hub
     SD3.
     """
     from schemas.config import TeacherConfig
     from stages.shapes_world.train import train_all
     from stages.teachers import open_teacher
 
-    train_all(tmp_path / "work", tmp_path / "out", share=0.001, report=lambda text: None)
+    train_all(tmp_path / "work", tmp_path / "out", share=0.0002, report=lambda text: None)
     teacher = open_teacher(
         TeacherConfig(family="shapes", model=str(tmp_path / "out"), use_t5=False)
     )

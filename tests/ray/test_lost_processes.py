@@ -129,7 +129,7 @@ def surroundings(tmp_path) -> dict[str, Any]:
 @pytest.mark.parametrize(("helper", "until"), [("gcs_server", "synthesize"), ("raylet", "distill")])
 def test_a_ray_that_dies_is_started_again(configured, surroundings, helper, until):
     config, store = configured
-    workers = ("--set", "distill.workers=2", "--set", "synthesize.pool.workers=2")
+    workers = ("--set", "synthesize.pool.workers=2")
     process = start_until(
         lambda: list(store.glob("artifacts/prompts/*/manifest.json")),
         *("run", "-c", config, "--until", until, *workers),

@@ -19,7 +19,8 @@ def ablations(monkeypatch, tmp_path) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
         module = importlib.import_module("ablations")
-    monkeypatch.setattr(sys, "argv", ["ablations.py", "--store", str(tmp_path), "--seeds", "3"])
+    asked = ("--store", str(tmp_path), "--seeds", "3", "--prompts", "20")
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *asked])
     monkeypatch.setattr(module, "write_real_scenes", lambda *_: None)
     monkeypatch.setattr(module, "score_table", judged)
     return module
