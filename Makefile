@@ -20,13 +20,18 @@ test-fast: $(STAMP)
 EXAMPLES ?= 10000
 KILLS ?= 100
 
-fuzz: $(STAMP)
+# $(call each_once,name,files,environment): the test files that have not passed yet under this name.
+define each_once
 	@mkdir -p .proofs
-	@for file in tests/fuzz/test_*.py; do \
-	  stamp=.proofs/fuzz-$(EXAMPLES)-$$(basename $$file .py); \
+	@for file in $(filter-out %/__init__.py %/conftest.py,$(wildcard $(2))); do \
+	  stamp=.proofs/$(1)-$$(basename $$file .py); \
 	  if [ -e $$stamp ]; then echo "$$file has passed before"; continue; fi; \
-	  FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest $$file --timeout 0 || exit 1; \
+	  $(3) $(BIN)/python -m pytest $$file --timeout 0 -rA || exit 1; \
 	  touch $$stamp; done
+endef
+
+fuzz: $(STAMP)
+	$(call each_once,fuzz-$(EXAMPLES),tests/fuzz/test_*.py,FUZZ_EXAMPLES=$(EXAMPLES))
 
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --kills $(KILLS) --folder .proofs/chaos
@@ -34,8 +39,7 @@ chaos: $(STAMP)
 # Real Ray clusters: nodes and heads are lost, a rendered entrypoint runs as in its pod, nodes come from nothing; and the
 # image's install steps in a clean environment. Needs root, for namespaces, and an hour.
 proofs-cluster: $(STAMP)
-	$(BIN)/python -m pytest tests/ray/proofs/from_zero.py tests/ray/proofs/entrypoint.py tests/ray/proofs/nodes.py \
-	  tests/ray/proofs/image.py --timeout 0 -rA
+	$(call each_once,cluster,tests/ray/proofs/*.py)
 
 # infra/k8s/base is rendered, never edited: again after a change of the presets or of what is rendered.
 manifests: $(STAMP)
@@ -43,8 +47,7 @@ manifests: $(STAMP)
 
 # The whole chain on a real S3 server, and everything else that a store must keep.
 proofs-storage: $(STAMP)
-	$(BIN)/python -m pytest tests/storage tests/storage/whole_chain.py tests/storage/faulty_chain.py \
-	  tests/storage/concurrent_runs.py tests/storage/stopping.py tests/storage/full_disk.py --timeout 0
+	$(call each_once,storage,tests/storage/*.py)
 
 # Known weaknesses of the pinned packages, as PyPI lists them, and a bill of what is installed here. Fails where PyPI does
 # not know a package. In an environment of its own: what audits is no part of what is audited.
