@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.base.address_errors import explain
+from pipeline.base.on_objects import fetch
 from schemas.errors import ConfigError, LaddError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def copied(address: str, field: str) -> Iterator[Path]:
         copy = Path(scratch) / (posixpath.basename(without_query(address)) or "file")
         with explained(address, field, opening=True):
             filesystem, path = filesystem_of(address)
-            filesystem.get_file(path, str(copy))
+            fetch(filesystem, path, copy)
         with explained(address, field):
             yield copy
 

@@ -24,6 +24,7 @@ from pipeline.base.course import (
 )
 from pipeline.base.dropping import dropped
 from pipeline.base.lease import Lease, held
+from pipeline.base.on_objects import fetch
 from pipeline.base.stage import StageContext
 from pipeline.base.storage_errors import explained
 from pipeline.base.store import ArtifactStore
@@ -96,7 +97,7 @@ def folder_of(context: StageContext, saved: Saved, takes: str | None = "") -> It
             for name in _needed(store, where, takes):
                 target = Path(scratch) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                store.filesystem.get_file(store.path(where, name), str(target))
+                fetch(store.filesystem, store.path(where, name), target)
         yield Path(scratch)
 
 

@@ -6,10 +6,13 @@ import contextlib
 import glob
 import hashlib
 import posixpath
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.storage_errors import answers
+from pipeline.base import retries
+from pipeline.base.storage_errors import answers, was_cut_short
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,6 +74,21 @@ def read_all(
         return bytes(await filesystem._cat_file(path))
 
     return _at_once(filesystem, read, paths)
+
+
+def fetch(filesystem: fsspec.AbstractFileSystem, path: str, local: Path) -> None:
+    """Copy an object to a local file. What ends too soon is fetched again: s3fs does not do so for
+    the parts of a large file, which it reads at the same time.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            filesystem.get_file(path, str(local))
+            return
+        except Exception as error:
+            if attempt == _TRIES or not was_cut_short(error):
+                raise
+            retries.note()
+            time.sleep(0.1 * 2**attempt)
 
 
 def digest(filesystem: fsspec.AbstractFileSystem, path: str) -> str:

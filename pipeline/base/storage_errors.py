@@ -40,6 +40,16 @@ _UNREACHABLE = {
     "ServiceRequestError",
 }
 """Exception classes of Python, botocore, aiohttp, google and azure for failures that may pass."""
+_CUT_SHORT = {
+    "ClientPayloadError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ProtocolError",
+    "ResponseStreamingError",
+}
+"""Exception classes of aiohttp, http.client, urllib3, botocore and azure for an answer that ends
+too soon.
+"""
 _NO_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -110,6 +120,11 @@ def answers(error: BaseException) -> Answers:
         status = status or (code if isinstance(code, int) else 0)
         current = current.__cause__
     return Answers(frozenset(names), status, frozenset(numbers))
+
+
+def was_cut_short(error: BaseException) -> bool:
+    """Whether the body of an answer ended too soon."""
+    return answers(error).any_of(_CUT_SHORT)
 
 
 @contextlib.contextmanager
@@ -231,7 +246,7 @@ def _of_a_service(url: str, verb: str, name: str, found: Answers, text: str) -> 
             f"store {url}: cannot {verb} {name}: there is no such bucket or folder; create it, or "
             "correct `store`"
         )
-    may_pass = found.any_of(_UNREACHABLE | _BUSY) or found.numbers & _PASSING
+    may_pass = found.any_of(_UNREACHABLE | _BUSY | _CUT_SHORT) or found.numbers & _PASSING
     if may_pass or found.status == 429 or (found.status >= 500 and found.status != 501):
         return ServiceUnavailable(
             f"store {url}: cannot {verb} {name}: the service or disk does not answer as it should "

@@ -327,7 +327,7 @@ class ArtifactStore:
                     scratch = stack.enter_context(tempfile.TemporaryDirectory())
                     path = Path(scratch) / posixpath.basename(name)
                     with contextlib.suppress(FileNotFoundError):
-                        self.filesystem.get_file(self.path(name), str(path))
+                        on_objects.fetch(self.filesystem, self.path(name), path)
             if not path.exists():
                 where, stage = f"{self.url.rstrip('/')}/{name}", name.split("/")[1]
                 raise ArtifactError(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from aiohttp import ClientPayloadError
 from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.base import on_objects, retries
 from pipeline.base.store import ArtifactStore
 from schemas.errors import ArtifactError, ServiceUnavailable
 from tests.support.limits import limits
@@ -49,6 +54,26 @@ def answering(monkeypatch, store):
         return calls
 
     return use
+
+
+@pytest.mark.parametrize(("times", "raised"), [(4, None), (5, ServiceUnavailable)])
+def test_a_file_whose_body_ends_too_soon_is_fetched_again(store, monkeypatch, times, raised):
+    """Bug: leave it to s3fs, which does not try again for the parts of a file of over 50 MB."""
+    store.write("a", b"whole")
+    plain, calls, before = MemoryFileSystem.get_file, [], retries.total()
+
+    def get_file(self, path, local, **options):
+        calls.append(path)
+        if len(calls) <= times:
+            Path(local).write_bytes(b"wh")
+            raise ClientPayloadError("Response payload is not completed")
+        return plain(self, path, local, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
+    monkeypatch.setattr(on_objects, "time", SimpleNamespace(sleep=lambda seconds: None))
+    with pytest.raises(raised) if raised else nullcontext(), store.local("a") as path:
+        assert path.read_bytes() == b"whole"
+    assert len(calls) == 5 and retries.total() - before == 4
 
 
 def refused(_):

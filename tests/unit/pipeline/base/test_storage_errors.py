@@ -7,6 +7,7 @@ import ssl
 
 import botocore.exceptions as boto
 import pytest
+from aiohttp import ClientPayloadError
 
 from pipeline.base.storage_errors import explained
 from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavailable
@@ -77,6 +78,7 @@ def test_answers_of_a_service(code, status, kind, words):
         (OSError(errno.EDQUOT, "Disk quota exceeded"), ArtifactError, "quota is used up"),
         (OSError(errno.EROFS, "Read-only"), ArtifactError, "read-only; mount it writable"),
         (OSError(errno.ENAMETOOLONG, "long"), ConfigError, "shorter"),
+        (ClientPayloadError("not completed"), ServiceUnavailable, "run the same command again"),
         (OSError(errno.ESTALE, "Stale file handle"), ServiceUnavailable, "Stale file handle"),
         (RuntimeError("a driver's own\nstory"), ArtifactError, "a driver's own story"),
         (KeyError("x"), ArtifactError, "'x'"),
