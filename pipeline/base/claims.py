@@ -180,8 +180,9 @@ class Crew:
 
 
 def _token(claim: bytes) -> str:
+    """The token in a claim, which names a folder; empty for what cannot be one."""
     token = (json_object(claim) or {}).get("token")
-    return token if isinstance(token, str) else ""
+    return token if isinstance(token, str) and token.isascii() and token.isalnum() else ""
 
 
 def claims_folder(stage: str, key: str) -> str:

@@ -191,7 +191,7 @@ def _explained(path: Path) -> Iterator[None]:
             f"--votes {path} cannot be read or written ({error}); check the disk and the file's "
             "permissions, and that no other program holds it"
         ) from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"{path} is not a vote file, or is damaged ({error}); restore it from a backup, or "
             "name another with --votes"

@@ -127,7 +127,10 @@ class Chain:
         its exit code.
         """
         while run.poll() is None:
-            stage, kind = self._rarest(chaos.under_way(self.store))
+            target = self._due(chaos.under_way(self.store))
+            if target is None:
+                return run.wait()
+            stage, kind = target
             if not self._waited(run, stage, kind):
                 continue
             found = chaos.processes(run)
@@ -141,13 +144,17 @@ class Chain:
                 self._killed(run, kind, {"title": title, "stage": stage, "saved": before})
         return run.returncode
 
-    def _rarest(self, now: str) -> tuple[str, str]:
-        """Of what can still be killed in this chain, what the log has least; one at random."""
-        killed = Counter((row["stage"], row["kind"]) for row in _rows(self.log, "kill"))
+    def _due(self, now: str) -> tuple[str, str] | None:
+        """Of what can still be killed in this chain, what the log has least; one at random. None if
+        all of it was killed more often than the mean.
+        """
+        kills = _rows(self.log, "kill")
+        killed = Counter((row["stage"], row["kind"]) for row in kills)
         order = [*STAGES, chaos.NONE]
         coming = [one for one in _TARGETS if order.index(one[0]) >= order.index(now)]
-        coming = coming or [(now, "driver"), (now, "group")]
-        fewest = min(killed[one] for one in coming)
+        fewest = min((killed[one] for one in coming), default=len(kills))
+        if fewest > len(kills) / len(_TARGETS) + 1:
+            return None
         return self.random.choice([one for one in coming if killed[one] == fewest])
 
     def _waited(self, run: subprocess.Popen, stage: str, kind: str) -> bool:

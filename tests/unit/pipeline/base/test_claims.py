@@ -80,6 +80,15 @@ def test_a_claimed_shard_is_not_claimed_again_but_by_its_own_run(store):
     assert other.take(NAMES[0])
 
 
+@pytest.mark.parametrize("token", ["\ud800", "../../other", "a/b", "", None, 3])
+def test_a_claim_whose_token_cannot_name_a_run_is_damaged(store, token):
+    """Bug: look for the lease of its run in the folder of that name."""
+    mine = Claims(store, FOLDER, "mine")
+    store.write(f"{FOLDER}/{NAMES[0]}.json", json.dumps({"token": token}).encode())
+    assert mine.owner(NAMES[0]) == "" and not mine.take(NAMES[0])
+    assert mine.take_from("", NAMES[0]) and mine.take(NAMES[0])
+
+
 def test_eight_runs_make_every_shard_once_and_all_see_all_of_them(tmp_path):
     store = ArtifactStore(str(tmp_path / "store"))
     made: list[str] = []

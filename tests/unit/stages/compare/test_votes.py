@@ -167,6 +167,19 @@ def test_a_vote_file_that_is_damaged_within_is_named(tmp_path):
         votes.standing()
 
 
+def test_a_vote_file_whose_schema_is_no_text_is_named(tmp_path):
+    """Bug: let out the UnicodeDecodeError that Python makes of SQLite's own message."""
+    path = tmp_path / "votes.sqlite"
+    with open_votes(path, create=True) as votes:
+        votes._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE", b"CREATE \x80ABLE"))
+    with (
+        pytest.raises(ArtifactError, match=r"votes\.sqlite is not a vote file, or is damaged"),
+        _reading(path),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("content", [b"", bytes(4096), b"SQLite format 3\0" + bytes(10)])
 def test_an_empty_or_cut_vote_file_is_made_or_named(tmp_path, content):
     path = tmp_path / "votes.sqlite"
