@@ -145,17 +145,18 @@ class Chain:
         return run.returncode
 
     def _due(self, now: str) -> tuple[str, str] | None:
-        """Of what can still be killed in this chain, what the log has least; one at random. None if
-        all of it was killed more often than the mean.
+        """What is to be killed next in this chain: in the first stage of which the log has too few
+        kills, what it has least. None if all that comes was killed more often than the mean.
         """
         kills = _rows(self.log, "kill")
         killed = Counter((row["stage"], row["kind"]) for row in kills)
         order = [*STAGES, chaos.NONE]
-        coming = [one for one in _TARGETS if order.index(one[0]) >= order.index(now)]
-        fewest = min((killed[one] for one in coming), default=len(kills))
-        if fewest > len(kills) / len(_TARGETS) + 1:
-            return None
-        return self.random.choice([one for one in coming if killed[one] == fewest])
+        for stage in order[order.index(now) :]:
+            there = [one for one in _TARGETS if one[0] == stage]
+            rarest = min(there, key=lambda one: (killed[one], self.random.random()), default=None)
+            if rarest is not None and killed[rarest] <= len(kills) / len(_TARGETS):
+                return rarest
+        return None
 
     def _waited(self, run: subprocess.Popen, stage: str, kind: str) -> bool:
         """Wait for a random moment of a stage, from when it has a process of this kind. Returns
