@@ -74,7 +74,7 @@ def test_wandb_keeps_each_start_of_a_training_under_one_id(tmp_path, monkeypatch
 def history(file: Path) -> list[tuple[int, float]]:
     """Step and loss of each row of an offline run, whose file another process ends."""
     deadline = time.monotonic() + 30
-    while not (records := wandb_records(file))[-1].HasField("exit"):
+    while not ((records := wandb_records(file)) and records[-1].HasField("exit")):
         assert time.monotonic() < deadline, "the file has no end"
         time.sleep(0.05)
     rows = []
