@@ -26,8 +26,9 @@ def test_killed_three_times_it_ends_with_the_same_bytes(smoke_store, tmp_path):
         return len(list((tmp_path / "store").glob(pattern)))
 
     def kill(run: subprocess.Popen, kind: str) -> None:
-        kept.update(chaos.finished_files(store))
+        assert chaos.until(lambda: kind in chaos.processes(run), run)
         chaos.kill(run, kind, chaos.processes(run)[kind][0])
+        kept.update(chaos.finished_files(store))  # not before: the moment would pass
         assert not chaos.problems(store)
 
     kept: dict[str, str] = {}

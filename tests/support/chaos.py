@@ -38,7 +38,7 @@ NONE = "none"
 """In place of a stage's name: all are finished."""
 _APART = ("report.", "tensorboard/", "signals.jsonl")
 """Files that hold times: see `tests.support.made_files`."""
-_GRACE_SECONDS = 15.0
+_GRACE_SECONDS = 5.0
 
 
 @contextlib.contextmanager
