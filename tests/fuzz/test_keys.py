@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ from pipeline.dag import STAGES
 from schemas.base import is_runtime
 from schemas.config import PipelineConfig
 from tests.support.fuzzing import fuzzed
+
+pytestmark = pytest.mark.slow
 
 Path = tuple[str, ...]
 

@@ -16,6 +16,8 @@ from stages.texts.prompt_files import FORMATS, PACKED, Fields, rows_of
 from tests.support.fuzzing import fuzzed, mutated
 from tests.support.prompt_files import written
 
+pytestmark = pytest.mark.slow
+
 FIELDS = Fields("prompts.sources", "prompts.sources.column")
 PROMPTS = ["a red circle", 'say "x", or y', "grün ☃ \u200d \U0001f469\u200d\U0001f4bb", "a\tb"] * 5
 KINDS = [*FORMATS, *(f"jsonl.{packed}" for packed in PACKED), "parquet.gz", "csv.zst"]

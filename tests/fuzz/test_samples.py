@@ -27,6 +27,8 @@ from tests.support.foreign_tars import pack
 from tests.support.fuzzing import fuzzed, fuzzed_of, mutated
 from tests.support.picture_files import LOSSLESS, drawn_picture, file_of, npy_of
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {(4, 4, 4): Bucket(32, 32), (4, 2, 6): Bucket(48, 16)}
 RULES = EncodeConfig()
 

@@ -30,6 +30,8 @@ from tests.support.fuzzing import fuzzed, mutated
 from tests.support.manifests import manifest_of
 from tests.support.shards import shard_names
 
+pytestmark = pytest.mark.slow
+
 FOLDER, SHARD = "artifacts/synthesize/k", "shards/64x64/000000"
 TRAINING, MEETING = "training/distill/k", claims_folder("synthesize", "k")
 KEPT = b'{"steps": [3, 6], "best": {"a": "checkpoint_000000005", "b": "checkpoint_000000007_b"}}'

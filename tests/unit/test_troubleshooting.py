@@ -10,6 +10,8 @@ import pytest
 from tests.support.command import ROOT
 from tests.support.messages import HOLE, messages, template, words
 
+pytestmark = pytest.mark.slow
+
 PAGES = ROOT / "docs/troubleshooting"
 OTHERS_RAISE = (
     "pipeline/machine.py",

@@ -101,6 +101,7 @@ def test_a_run_is_refused_before_it_begins(tmp_path):
     assert not (tmp_path / "store" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_the_limit_keeps_what_is_finished_and_goes_on(tmp_path, monkeypatch):
     """Each stage seems to take an hour, which the plan did not expect."""
     clock = Clock()

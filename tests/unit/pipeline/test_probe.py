@@ -22,6 +22,7 @@ from tests.support.command import call_here
 H100S = Fleet(GPUS["nvidia-h100"], 8, 64, is_here=False)
 
 
+@pytest.mark.slow
 def test_plan_makes_a_few_pictures_and_then_estimates_by_them(tmp_path):
     arguments = ["--preset", "shapes-smoke", "--set", f"store={tmp_path}/store"]
     done = call_here("plan", *arguments, "--until", "encode", "--probe")

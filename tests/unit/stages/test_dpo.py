@@ -31,6 +31,8 @@ from tests.support.pairs import (
 )
 from tests.support.training import training_here
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_reward_may_not_choose(tiny_sd3, tmp_path):
     same = pairs_config(tiny_sd3, tmp_path, dpo={"chooser": {"name": "layout"}})

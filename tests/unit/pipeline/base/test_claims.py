@@ -25,6 +25,8 @@ from tests.support.shards import make_shard, shard_names
 from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.without_ray import map_in_this_process
 
+pytestmark = pytest.mark.slow
+
 FOLDER = claims_folder("synthesize", "k")
 NAMES = shard_names(12)
 

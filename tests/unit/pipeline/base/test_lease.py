@@ -228,6 +228,7 @@ except Locked:
 """
 
 
+@pytest.mark.slow
 def test_of_many_processes_one_takes_what_a_dead_one_held(store):
     put(store, dead_holder())
     command = [sys.executable, "-c", TRY, store.url]

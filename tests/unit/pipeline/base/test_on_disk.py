@@ -164,6 +164,7 @@ def test_what_the_block_raises_is_not_the_stores(store):
         Path("/nowhere/at/all").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_process_removes_as_empty_is_made_again(tmp_path):
     """Bug: make the folder once; of eight runs that meet in one, some then cannot write."""
     store = ArtifactStore(str(tmp_path))

@@ -78,6 +78,7 @@ def test_parts_of_a_cpu_fit_as_often_as_they_go_into_it():
 
 
 @pytest.mark.parametrize(("share", "devices"), [(Request(3), 6), (Request(3, 1), 2)])
+@pytest.mark.slow
 def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypatch):
     """Bug: take the time of the last start alone."""
     place = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 2)

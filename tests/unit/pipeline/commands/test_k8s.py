@@ -8,6 +8,8 @@ import yaml
 from tests.support.command import call_here
 from tests.support.kubernetes_api import FakeKubernetes, serve
 
+pytestmark = pytest.mark.slow
+
 JOBS = "/apis/ray.io/v1/namespaces/ladd/rayjobs/ladd-pipeline"
 CONFIG = ("--preset", "shapes-smoke", "--set", "store=s3://bucket/prefix")
 SIGNED = "https://bucket.example/a.tar?X-Amz-Signature=5ec4e7&X-Amz-Expires=60"

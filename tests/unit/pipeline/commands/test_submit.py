@@ -17,6 +17,8 @@ from pipeline.stage_task import environment
 from tests.support.command import COMMAND, call_here
 from tests.support.job_server import FakeJobs, serve
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch) -> FakeJobs:

@@ -32,6 +32,8 @@ from stages.teachers import open_teacher
 from tests.support.manifests import manifest_of
 from tests.support.samples import samples_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_training_batches_hold_the_latents_of_their_prompts(chain):
     config, artifacts = chain(encode={"dtype": "float32"})

@@ -27,6 +27,7 @@ def grid_of(levels: int) -> StudentGrid:
     return StudentGrid(tuple(1 - 0.2 * i for i in range(levels)))
 
 
+@pytest.mark.slow
 def test_each_student_is_judged_at_the_steps_of_its_own_grid(monkeypatch):
     class Examiner:
         def __init__(self, samples):
@@ -60,6 +61,7 @@ def test_each_student_is_judged_at_the_steps_of_its_own_grid(monkeypatch):
         ("shapes", [], 0, "0 held-out prompts are too few to judge on"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_judged_is_refused(preset, settings, count, words):
     sources = ["prompts.sources=[{kind: file, url: prompts.txt}]"] * (preset == "sd3-medium")
     with pytest.raises(ConfigError, match=words):

@@ -25,6 +25,8 @@ from tests.support.preference import BETA, CPU, oracle, pairs_of, tiny_net
 from tests.support.tiny_sd3 import tiny_transformer
 from tests.support.training import on_ranks
 
+pytestmark = pytest.mark.slow
+
 
 def make_trainer(**changes) -> tuple[DpoTrainer, SD3Adapters]:
     config = DpoConfig(

@@ -167,6 +167,7 @@ def test_what_saves_memory_says_so():
 
 
 @pytest.mark.parametrize("frozen_weights", ["full", "int8"])
+@pytest.mark.slow
 def test_with_adapters_student_and_teacher_are_one_copy(frozen_weights):
     """On SD3.5-medium's geometry, without its memory."""
     config = medium_geometry()

@@ -57,6 +57,7 @@ def test_a_signed_web_address_is_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", ["txt", "parquet"])
+@pytest.mark.slow
 def test_a_large_file_is_read_from_a_server_that_gives_no_parts(tmp_path, kind):
     prompts = [f"{'a red ring ' * 400}{i}" for i in range(2000)]
     (tmp_path / f"p.{kind}").write_bytes(written(f"p.{kind}", prompts))

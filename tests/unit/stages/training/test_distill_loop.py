@@ -28,6 +28,8 @@ from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.training import Run, on_ranks
 from tests.support.without_ray import map_in_this_process
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 LOOK = {
     "every": 2,
