@@ -25,6 +25,8 @@ from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.web import web_server
 from tests.support.without_ray import without_ray
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("limit", "value"), [("PROMPTS_PER_SHARD", 3), ("BYTES_PER_SHARD", 3.5 * 2 * (16 * 24 + 24))]

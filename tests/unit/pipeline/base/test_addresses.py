@@ -11,6 +11,8 @@ from pipeline.base.addresses import copied, expand, opened, shown
 from schemas.errors import ArtifactError, ConfigError, ServiceUnavailable
 from tests.support.web import web_server
 
+pytestmark = pytest.mark.slow
+
 FIELD = "encode.external"
 
 

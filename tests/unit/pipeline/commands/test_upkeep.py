@@ -16,6 +16,8 @@ from pipeline.planning import Selection, make_plan
 from tests.support.command import call_here
 from tests.support.manifests import manifest_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_gc_deletes_nothing_for_a_configuration_that_nobody_named(tmp_path, monkeypatch, capsys):
     kept = tmp_path / "store" / "artifacts" / "distill" / "0123456789abcdef" / "model.safetensors"

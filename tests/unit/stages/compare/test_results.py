@@ -19,6 +19,8 @@ from stages.compare.study import (
 from stages.compare.votes import Vote
 from tests.support.study import big_study
 
+pytestmark = pytest.mark.slow
+
 
 def vote(sample, winner, pair=("student_4", "teacher"), kind="quality", rater="ana", left=None):
     question = Question("e", Matchup(sample, *sorted(pair)), kind)

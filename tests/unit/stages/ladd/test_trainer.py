@@ -17,6 +17,8 @@ from stages.ladd.trainer import LaddTrainer
 from tests.support.trainers import plain_trainer
 from tests.support.training import on_ranks
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

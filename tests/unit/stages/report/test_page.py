@@ -15,6 +15,8 @@ from tests.support.command import ROOT
 from tests.support.example_report import SCRIPT, example_pictures, example_report, png
 from tests.support.report_page import Page
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=alert(2)> </script><script>alert(3)</script> & \"'"
 
 

@@ -13,6 +13,8 @@ from schemas.errors import ConfigError
 from stages.scores import EMBEDDED, FEATURES, SCORES, check_model
 from tests.support.scores import PROMPTS, noise, save_clip, score, space
 
+pytestmark = pytest.mark.slow
+
 
 def test_many_pictures_are_seen_in_batches(tiny_clip, monkeypatch):
     clip_score, clip_features = score("clip_score", tiny_clip), space("clip_features", tiny_clip)
