@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
 from schemas.report import Report
