@@ -384,7 +384,6 @@ def test_the_copies_have_no_name_that_a_killed_worker_could_leave_behind(
     data.close()
 
 
-@pytest.mark.slow
 def test_batches_from_s3_are_those_of_a_folder(bucket, local):
     far = LatentData(make_artifact(ArtifactStore(bucket)), cache_bytes=1_500_000)
     near = LatentData(local)

@@ -243,7 +243,6 @@ def _two_updates(rank: int, world: int) -> list[dict[str, float]]:
     return rows
 
 
-@pytest.mark.slow
 def test_two_ranks_repeat_one(tmp_path):
     on_ranks(2, _ranks, str(tmp_path / "rows.json"))
     found = json.loads((tmp_path / "rows.json").read_text())

@@ -102,7 +102,6 @@ def _one_rank_fails(rank: int, backbones, batch) -> None:
     assert all(torch.equal(before[name], x) for name, x in state_of(trainer).items())
 
 
-@pytest.mark.slow
 def test_an_update_that_fails_on_one_rank_is_skipped_on_all(tiny_backbones, tiny_batch):
     on_ranks(2, _one_rank_fails, tiny_backbones, tiny_batch)
 

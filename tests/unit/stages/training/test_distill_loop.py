@@ -216,7 +216,6 @@ def _rank(rank: int, model: Path, data: tuple, folder: Path) -> None:
     train(model, *data, Run(folder, rank, 2), "two", **SHARDED)
 
 
-@pytest.mark.slow
 def test_two_ranks_with_half_of_each_weight_follow_the_trace_of_one(
     alone, tiny_sd3, data, tmp_path
 ):
