@@ -1,9 +1,10 @@
-"""What tests of bad input share: a command that must refuse, in one clear sentence."""
+"""What unit tests share: a machine with room, and a command that must refuse, in one sentence."""
 
 from __future__ import annotations
 
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,6 +12,14 @@ import yaml
 from pipeline import cli
 from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.without_ray import without_ray
+
+
+@pytest.fixture(autouse=True)
+def roomy_machine(monkeypatch):
+    """Let no test depend on the disk and the memory that this machine happens to have."""
+    room = SimpleNamespace(total=1 << 50, used=0, free=1 << 50)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    monkeypatch.setattr("pipeline.preflight.machine_memory", lambda: 1 << 45)
 
 
 @pytest.fixture
