@@ -121,7 +121,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
         counts={"ok": pictures, "prompts": prompts},
         store_bytes=pictures * (latents + _BYTES) + prompts * (embedded + _BYTES),
         scratch_bytes=largest_shard,
-        device_bytes=costs.sampling_bytes(largest(config), wanted.micro_batch, student=False),
+        device_bytes=costs.sampling_bytes(largest(config), wanted.micro_batch),
         model_bytes=costs.folder_bytes(),
     )
 

@@ -37,7 +37,7 @@ from stages.estimates.pictures import (
 )
 from stages.estimates.scores import judged, weight_bytes
 from stages.pictures.files import encode_image, fit_to_bucket
-from stages.pictures.student import check_steps, pairs_sampler, student_of
+from stages.pictures.student import check_steps, pairs_sampler, pairs_student
 from stages.scores import check_model, check_score, open_score, score_models
 from stages.teachers import check_teacher, model_costs, open_teacher_in, teacher_models
 from stages.teachers.hub_models import HubModel
@@ -121,6 +121,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
         pieces=pieces_of(prompts, wanted.prompts_per_shard),
     )
     is_student = wanted.model == "student"
+    in_float32 = is_student and config.distill.precision == "float32"
     return Work(
         samples=pictures,
         unit="pictures",
@@ -129,7 +130,9 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
         store_bytes=prompts * kept,
         scratch_bytes=2 * min(prompts, wanted.prompts_per_shard) * kept
         + (costs.folder_bytes() if is_student else 0),
-        device_bytes=costs.sampling_bytes(largest(config), wanted.micro_batch, student=is_student)
+        device_bytes=costs.sampling_bytes(
+            largest(config), wanted.micro_batch, in_float32=in_float32
+        )
         + weight_bytes([wanted.reward.name]),
         model_bytes=costs.folder_bytes(),
     )
@@ -338,7 +341,7 @@ class PairSampler(_PairWorker):
                 steps=pairs.teacher_steps, guidance_scale=pairs.guidance_scale
             )
             return teacher_sampler(teacher, teacher.backbone(), device, how)
-        backbone, grid = student_of(self.student, device)
+        backbone, grid = pairs_student(self.student, self.config, device)
         return pairs_sampler(teacher, backbone, grid, self.config, device)
 
 

@@ -110,7 +110,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
 
 def _device_bytes(config: PipelineConfig, costs: ModelCosts) -> int:
     wanted, text = config.synthesize, costs.text_bytes()
-    everything = costs.sampling_bytes(largest(config), wanted.micro_batch, student=False)
+    everything = costs.sampling_bytes(largest(config), wanted.micro_batch)
     return max(everything - text, text) if wanted.offload_text_encoders else everything
 
 

@@ -63,7 +63,6 @@ def evaluating(config: PipelineConfig, above: Above) -> Work | None:
         ),
         store_bytes=pictures * each + again * feature_bytes(spaces[0]) + 2 * student,
         scratch_bytes=2 * student + 2 * wanted.prompts_per_shard * each,
-        device_bytes=costs.sampling_bytes(largest(config), size, student=True)
-        + weight_bytes(names),
+        device_bytes=costs.sampling_bytes(largest(config), size) + weight_bytes(names),
         model_bytes=costs.folder_bytes(),
     )

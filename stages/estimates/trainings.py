@@ -139,7 +139,9 @@ def tuning(config: PipelineConfig) -> Work | None:
         counts={"updates": dpo.steps},
         store_bytes=dpo.checkpoints_kept * checkpoint + student + costs.adapter_bytes(dpo.lora),
         scratch_bytes=2 * student + 2 * checkpoint,
-        device_bytes=costs.sampling_bytes(largest(config), pairs.micro_batch, student=True)
+        device_bytes=costs.sampling_bytes(
+            largest(config), pairs.micro_batch, in_float32=config.distill.precision == "float32"
+        )
         + weight_bytes(names),
         model_bytes=2 * costs.folder_bytes(),
     )

@@ -25,7 +25,7 @@ from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError
 from schemas.records import ShardStats
 from stages.pictures.samplers import PlannedSample, Sampler, sample_batches
-from stages.pictures.student import pairs_sampler, student_of
+from stages.pictures.student import pairs_sampler, pairs_student
 from stages.scores import open_score
 from stages.scores.protocol import Score
 from stages.teachers import open_teacher_in
@@ -152,7 +152,7 @@ class ScaleJudge:
 
     @cached_property
     def _student(self) -> tuple[Sampler, Adapters]:
-        backbone, grid = student_of(self.student, self.device)
+        backbone, grid = pairs_student(self.student, self.config, self.device)
         with local_lora(self.store, self.folder) as folder:
             adapters = self.teacher.load_adapters(backbone, folder)
         return pairs_sampler(self.teacher, backbone, grid, self.config, self.device), adapters

@@ -104,4 +104,4 @@ class Judge:
     def _load(self, kind: str) -> Any:
         if kind == "teacher":
             return self.teacher.backbone()
-        return student_of(self.students[kind], self.device)
+        return student_of(self.students[kind], self.device, bfloat16=True)

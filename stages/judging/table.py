@@ -28,7 +28,7 @@ from stages.pictures.samplers import (
     student_sampler,
     teacher_sampler,
 )
-from stages.pictures.student import open_student
+from stages.pictures.student import open_student, placed_to_sample
 from stages.scores import card_of
 from stages.teachers import open_teacher
 
@@ -110,7 +110,7 @@ class _Drawer:
         beside = set(step_counts(self.config.distill.student_time.grid)) if not students else set()
         for title, folder in students.items():
             backbone, grid = open_student(folder)
-            backbone = backbone.to(self.device)
+            backbone = placed_to_sample(backbone, self.device)
             for n in step_counts(grid):
                 sigmas = student_sigmas(grid, n)
                 sampler = student_sampler(self.teacher, backbone, self.device, sigmas)

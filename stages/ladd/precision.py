@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 
 import torch
+from torch import nn
 
 
 def cpu_has_bfloat16() -> bool:
@@ -30,3 +31,20 @@ def autocast(device: torch.device, *, enabled: bool = True) -> torch.autocast:
     """Autocast to bfloat16, where `enabled` and where the device computes in it."""
     is_fast = computed_dtype(torch.bfloat16, device) == torch.bfloat16
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and is_fast)
+
+
+def keep_matrices_low(net: nn.Module, device: torch.device) -> None:
+    """Keep linear and convolutional layers in bfloat16, in place, where no value changes by that
+    and `device` computes in bfloat16. All else stays as it is.
+
+    Under `autocast` the net then computes the same, bit for bit: autocast would cast these weights
+    on each call, and keep the copies beside them. Without autocast the net cannot be called.
+    """
+    if computed_dtype(torch.bfloat16, device) != torch.bfloat16:
+        return
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and all(
+            torch.equal(weight, weight.bfloat16().to(weight.dtype))
+            for weight in layer.parameters(recurse=False)
+        ):
+            layer.to(torch.bfloat16)

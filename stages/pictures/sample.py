@@ -15,7 +15,7 @@ from schemas.errors import ConfigError
 from stages.ladd.grid import steps_title, student_sigmas
 from stages.pictures.contact_sheet import draw_grid
 from stages.pictures.samplers import PlannedSample, student_sampler
-from stages.pictures.student import check_steps, reading_student
+from stages.pictures.student import check_steps, placed_to_sample, reading_student
 from stages.teachers import folder_config, open_teacher
 from stages.texts.identity import clean
 
@@ -58,7 +58,8 @@ def draw_prompts(
     check_steps("--steps", steps, grid)
     if lora is not None:
         teacher.load_adapters(student, lora).scale(lora_scale)
-    draw = student_sampler(teacher, student.to(device), device, student_sigmas(grid, steps))
+    student = placed_to_sample(student, device)
+    draw = student_sampler(teacher, student, device, student_sigmas(grid, steps))
     samples: list[PlannedSample] = [
         {"prompt": clean(prompt), "seed": seed, "width": size.width, "height": size.height}
         for prompt in prompts

@@ -29,6 +29,19 @@ def open_student(folder: Path) -> tuple[Backbone, StudentGrid]:
         return open_teacher(folder_config(folder)).student()
 
 
+def placed_to_sample(
+    backbone: Backbone, device: torch.device, *, bfloat16: bool = True
+) -> Backbone:
+    """Put a student on `device`, for a sampler that computes in bfloat16, or in float32. The
+    matrices of a student that was saved in bfloat16 stay in it for the first kind.
+    """
+    from stages.ladd.precision import keep_matrices_low
+
+    if bfloat16:
+        keep_matrices_low(backbone, device)
+    return backbone.to(device)
+
+
 @contextmanager
 def reading_student() -> Iterator[None]:
     """Turn what is wrong with a student's folder into ArtifactError: no field of the configuration
@@ -48,11 +61,20 @@ def check_steps(field: str, steps: int, grid: Sized) -> None:
         raise ConfigError(f"{field} is {steps}, but the student takes {taken} steps on its grid")
 
 
-def student_of(artifact: Artifact, device: torch.device) -> tuple[Backbone, StudentGrid]:
-    """Call `open_student` on a `distill` or `dpo` artifact; the backbone is on `device`."""
+def student_of(
+    artifact: Artifact, device: torch.device, *, bfloat16: bool
+) -> tuple[Backbone, StudentGrid]:
+    """`open_student` of a `distill` or `dpo` artifact, then `placed_to_sample`."""
     with artifact.local_folder("model") as folder:
         backbone, grid = open_student(folder)
-    return backbone.to(device), grid
+    return placed_to_sample(backbone, device, bfloat16=bfloat16), grid
+
+
+def pairs_student(
+    artifact: Artifact, config: PipelineConfig, device: torch.device
+) -> tuple[Backbone, StudentGrid]:
+    """The student for `pairs_sampler`."""
+    return student_of(artifact, device, bfloat16=_in_bfloat16(config))
 
 
 def pairs_sampler(
@@ -66,5 +88,8 @@ def pairs_sampler(
     from stages.pictures.samplers import student_sampler
 
     sigmas = student_sigmas(grid, config.pairs.student_steps)
-    in_bfloat16 = config.distill.precision == "bfloat16"
-    return student_sampler(teacher, backbone, device, sigmas, bfloat16=in_bfloat16)
+    return student_sampler(teacher, backbone, device, sigmas, bfloat16=_in_bfloat16(config))
+
+
+def _in_bfloat16(config: PipelineConfig) -> bool:
+    return config.distill.precision == "bfloat16"

@@ -53,8 +53,10 @@ class ModelCosts(Protocol):
     def text_bytes(self) -> int:
         """Bytes of the text encoders on a device."""
 
-    def sampling_bytes(self, bucket: Bucket, pictures: int, *, student: bool) -> int:
-        """Bytes on a device that samples and decodes so many pictures together."""
+    def sampling_bytes(self, bucket: Bucket, pictures: int, *, in_float32: bool = False) -> int:
+        """Bytes on a device that samples and decodes `pictures` together, with weights in the
+        teacher's dtype or in float32.
+        """
 
     def training_bytes(self, config: PipelineConfig) -> int:
         """Bytes of `distill` on each worker's device, without text encoders."""

@@ -131,8 +131,8 @@ class SD3Costs:
             return clips
         return clips + _BYTES[self.config.dtype] * sd3_parts.t5_parameters(self.t5)
 
-    def sampling_bytes(self, bucket: Bucket, pictures: int, *, student: bool) -> int:
-        number = 4 if student else _BYTES[self.config.dtype]
+    def sampling_bytes(self, bucket: Bucket, pictures: int, *, in_float32: bool = False) -> int:
+        number = 4 if in_float32 else _BYTES[self.config.dtype]
         weights = number * parameters(self.transformer)
         weights += 4 * sd3_parts.autoencoder_parameters(self.vae) + self.text_bytes()
         pixels = bucket.width * bucket.height

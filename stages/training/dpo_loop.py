@@ -127,7 +127,7 @@ def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[Backbone, list[
     dpo, dtype = config.dpo, computed_dtype(getattr(torch, config.dpo.precision), teacher.device)
     if config.pairs.model == "teacher":
         return teacher.backbone(dtype=dtype, checkpoint_blocks=dpo.checkpoint_blocks), None
-    net, grid = student_of(context.inputs["distill"], teacher.device)
+    net, grid = student_of(context.inputs["distill"], teacher.device, bfloat16=False)
     net.checkpoint_blocks = dpo.checkpoint_blocks
     return net.to(dtype), student_sigmas(grid, config.pairs.student_steps)
 

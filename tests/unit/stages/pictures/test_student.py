@@ -15,18 +15,21 @@ from safetensors.torch import load_file, save_file
 from schemas.config import LoraConfig, TeacherConfig
 from schemas.errors import ArtifactError
 from stages.pictures.sample import draw_prompts
-from stages.pictures.student import open_student
-from stages.teachers import open_teacher
+from stages.pictures.samplers import student_sampler
+from stages.pictures.student import open_student, placed_to_sample
+from stages.teachers import folder_config, open_teacher
 from tests.support.pairs import EVEN
+
+CPU = torch.device("cpu")
 
 
 def as_it_is(model) -> None:
     """Leave the weights that the student was made with."""
 
 
-def made_from(folder: Path, out: Path) -> Path:
+def made_from(folder: Path, out: Path, dtype: str = "float32") -> Path:
     """A student with adapters, of the teacher in a folder."""
-    teacher = open_teacher(TeacherConfig(model=str(folder), use_t5=False, dtype="float32"))
+    teacher = open_teacher(TeacherConfig(model=str(folder), use_t5=False, dtype=dtype))
     with torch.no_grad():
         teacher.save_student(out, as_it_is, EVEN, lora=LoraConfig(rank=2))
     return out
@@ -164,3 +167,23 @@ def test_the_shipped_teacher_names_no_place():
 
     for path in EMBEDDED.rglob("*.json"):
         assert b"name_or_path" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_a_student_placed_to_sample_draws_the_same_bits(
+    with_adapters, tiny_sd3, tmp_path, monkeypatch
+):
+    """From half the memory; adapters on it stay in float32."""
+    monkeypatch.setattr("stages.ladd.precision.cpu_has_bfloat16", lambda: True)
+    folder = made_from(tiny_sd3, tmp_path / "student", dtype="bfloat16")
+    teacher = open_teacher(folder_config(folder))
+    samples = [{"prompt": "a red circle", "seed": 3, "width": 32, "height": 48}]
+    drawn, held = [], []
+    for place in (lambda net: net, lambda net: placed_to_sample(net, CPU)):
+        net = place(open_student(folder)[0])
+        held.append(sum(weight.nbytes for weight in net.parameters()))
+        if with_adapters:
+            teacher.load_adapters(net, folder / "lora").scale(3.0)
+        drawn.append(student_sampler(teacher, net, CPU, [1.0, 0.5, 0.0])(samples))
+    assert torch.equal(*drawn)
+    assert held[1] < 0.51 * held[0]
