@@ -21,14 +21,16 @@ import torch
 from diffusers import SD3Transformer2DModel
 from peak_memory import allocated_peak, in_own_process, resident_peak
 
-from schemas.config import DistillConfig
+from schemas.config import DistillConfig, DpoConfig
 from stages.ladd.backbone import Backbone, Conditioning, WithoutAdapters
+from stages.ladd.dpo_trainer import DpoTrainer
 from stages.ladd.low_bit import quantize_blocks
 from stages.ladd.precision import computed_dtype, cpu_has_bfloat16
 from stages.ladd.trainer import LaddTrainer
 from stages.teachers.sd3_backbone import SD3Backbone
+from stages.teachers.sd3_layers import parameters
 from stages.teachers.sd3_lora import add_adapters
-from stages.teachers.sd3_memory import Memory, Shapes, parameters, update_memory
+from stages.teachers.sd3_memory import Memory, Shapes, tuning_update_memory, update_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -38,7 +40,7 @@ class Case:
     """A transformer, how it is trained, and on what."""
 
     transformer: dict[str, Any]
-    distill: dict[str, Any]
+    training: dict[str, Any]
     rows: int = 16
     columns: int = 16
     text: int = 77
@@ -47,7 +49,7 @@ class Case:
 
     @property
     def config(self) -> DistillConfig:
-        return DistillConfig.model_validate({"steps": 10, **self.distill})
+        return DistillConfig.model_validate({"steps": 10, **self.training})
 
     @property
     def shapes(self) -> Shapes:
@@ -92,27 +94,66 @@ class Case:
     def resident_weights(self) -> int:
         """Bytes of the weights of student, teacher and heads, each storage counted once."""
         trainer = self.build()
-        nets = (trainer.student, trainer.teacher, trainer.heads)
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for net in nets
-            for tensor in (*net.parameters(), *net.buffers())
-        }
-        return sum(storages.values())
+        return held_by(trainer.student, trainer.teacher, trainer.heads)
+
+    def latents(self, batch: int) -> torch.Tensor:
+        """Random latents (B, C, H, W)."""
+        patch = self.transformer["patch_size"]
+        return torch.randn(
+            batch, self.transformer["in_channels"], patch * self.rows, patch * self.columns
+        )
+
+    def text_of(self, batch: int) -> Conditioning:
+        """Random conditioning."""
+        tokens = torch.randn(batch, self.text, self.transformer["joint_attention_dim"])
+        pooled = torch.randn(batch, self.transformer["pooled_projection_dim"])
+        return Conditioning(tokens, pooled, self.null_tokens)
 
     def train(self) -> None:
         """Build everything and make two updates."""
         config, trainer = self.config, self.build()
-        width = self.transformer["pooled_projection_dim"]
         batch = config.global_batch + (config.objective.mismatched_share > 0)
-        patch = self.transformer["patch_size"]
-        latents = torch.randn(
-            batch, self.transformer["in_channels"], patch * self.rows, patch * self.columns
-        )
-        tokens = torch.randn(batch, self.text, self.transformer["joint_attention_dim"])
-        text = Conditioning(tokens, torch.randn(batch, width), self.null_tokens)
+        latents, text = self.latents(batch), self.text_of(batch)
         for _ in range(2):
             trainer.update(latents, text)
+
+
+@dataclass(frozen=True)
+class Tuning(Case):
+    """Preference tuning of a transformer."""
+
+    @property
+    def config(self) -> DpoConfig:
+        return DpoConfig.model_validate(self.training)
+
+    def estimate(self) -> Memory:
+        return tuning_update_memory(self.transformer, self.config, self.shapes)
+
+    def build(self) -> DpoTrainer:
+        torch.manual_seed(0)
+        net = self._backbone(computed_dtype(getattr(torch, self.config.precision), DEVICE))
+        adapters = add_adapters(net.transformer, self.config.lora)
+        reference = WithoutAdapters(net.to(DEVICE), adapters.off)
+        return DpoTrainer(net, reference, self.config, DEVICE)
+
+    def resident_weights(self) -> int:
+        return held_by(self.build().net)
+
+    def train(self) -> None:
+        trainer, pairs = self.build(), self.config.global_batch
+        batch = self.latents(pairs), self.latents(pairs), self.text_of(pairs)
+        for _ in range(2):
+            trainer.update(*batch)
+
+
+def held_by(*nets: torch.nn.Module) -> int:
+    """Bytes of the nets' parameters and buffers, each storage counted once."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for net in nets
+        for tensor in (*net.parameters(), *net.buffers())
+    }
+    return sum(storages.values())
 
 
 def geometry(layers: int, heads: int, head_width: int = 64, **more: Any) -> dict[str, Any]:
@@ -177,6 +218,24 @@ CASES = {
     ),
     "full weights, 8-bit moments": Case(
         geometry(8, 6), {"global_batch": 4, "optimizer_bits": 8}, teacher_dtype="bfloat16"
+    ),
+    "preference tuning": Tuning(
+        geometry(8, 6, dual_attention_layers=(0, 1)),
+        {"global_batch": 3, "lora": {"rank": 64}},
+        rows=16,
+        columns=20,
+    ),
+    "preference tuning, float32, checkpointed": Tuning(
+        geometry(8, 6),
+        {
+            "global_batch": 8,
+            "micro_batch": 4,
+            "precision": "float32",
+            "checkpoint_blocks": True,
+            "lora": {"rank": 32},
+        },
+        rows=20,
+        columns=12,
     ),
 }
 

@@ -128,6 +128,7 @@ def tuning(config: PipelineConfig) -> Work | None:
         pieces=scales,
     )
     checkpoint, student = 4 * costs.adapter_bytes(dpo.lora), costs.folder_bytes()
+    in_float32 = config.distill.precision == "float32"
     return Work(
         samples=samples,
         unit="pairs",
@@ -139,9 +140,10 @@ def tuning(config: PipelineConfig) -> Work | None:
         counts={"updates": dpo.steps},
         store_bytes=dpo.checkpoints_kept * checkpoint + student + costs.adapter_bytes(dpo.lora),
         scratch_bytes=2 * student + 2 * checkpoint,
-        device_bytes=costs.sampling_bytes(
-            largest(config), pairs.micro_batch, in_float32=config.distill.precision == "float32"
-        )
-        + weight_bytes(names),
+        device_bytes=max(
+            costs.tuning_bytes(config) + costs.text_bytes(),
+            costs.sampling_bytes(largest(config), pairs.micro_batch, in_float32=in_float32)
+            + weight_bytes(names),
+        ),
         model_bytes=2 * costs.folder_bytes(),
     )

@@ -61,6 +61,9 @@ class ModelCosts(Protocol):
     def training_bytes(self, config: PipelineConfig) -> int:
         """Bytes of `distill` on each worker's device, without text encoders."""
 
+    def tuning_bytes(self, config: PipelineConfig) -> int:
+        """Bytes of `dpo`'s updates on each worker's device, without text encoders."""
+
     def checkpoint_bytes(self, distill: DistillConfig) -> int:
         """Bytes of one checkpoint of `distill`."""
 

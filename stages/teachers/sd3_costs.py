@@ -13,12 +13,8 @@ from schemas.bucket import Bucket
 from schemas.config import DistillConfig, LoraConfig, PipelineConfig, TeacherConfig
 from stages.teachers import sd3_parts
 from stages.teachers.sd3_flops import forward_flops
-from stages.teachers.sd3_memory import (
-    adapter_parameters,
-    head_parameters,
-    parameters,
-    training_memory,
-)
+from stages.teachers.sd3_layers import adapter_parameters, block_width, parameters
+from stages.teachers.sd3_memory import head_parameters, training_memory, tuning_memory
 from stages.teachers.sd3_published import Settings, published
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -67,7 +63,7 @@ class SD3Costs:
     def name(self) -> str:
         kind = self.transformer
         return (
-            f"SD3 of {kind['num_layers']} blocks and width {self._width}"
+            f"SD3 of {kind['num_layers']} blocks and width {block_width(self.transformer)}"
             f"{f', {self._dual} with dual attention' if self._dual else ''}"
         )
 
@@ -90,7 +86,11 @@ class SD3Costs:
         unit = self.vae_factor * self.transformer["patch_size"]
         tokens = (bucket.height // unit) * (bucket.width // unit)
         channels = heads.channels
-        per_token = (9 if heads.convolutions == "2d" else 3) * channels * (self._width + channels)
+        per_token = (
+            (9 if heads.convolutions == "2d" else 3)
+            * channels
+            * (block_width(self.transformer) + channels)
+        )
         return float(2 * tokens * per_token * (1 if heads.taps == "last" else self.blocks))
 
     def text(self) -> float:
@@ -141,6 +141,9 @@ class SD3Costs:
     def training_bytes(self, config: PipelineConfig) -> int:
         return training_memory(config, self.transformer, self.vae_factor, self.text_tokens)
 
+    def tuning_bytes(self, config: PipelineConfig) -> int:
+        return tuning_memory(config, self.transformer, self.vae_factor, self.text_tokens)
+
     def checkpoint_bytes(self, distill: DistillConfig) -> int:
         trained = parameters(self.transformer)
         if distill.lora is not None:
@@ -174,11 +177,6 @@ class SD3Costs:
     def _text_parameters(self) -> int:
         found = sum(sd3_parts.clip_parameters(clip) for clip in self._clips)
         return found + (sd3_parts.t5_parameters(self.t5) if self.t5 else 0)
-
-    @property
-    def _width(self) -> int:
-        kind = self.transformer
-        return int(kind["num_attention_heads"] * kind["attention_head_dim"])
 
     @property
     def _dual(self) -> int:

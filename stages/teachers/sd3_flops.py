@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.teachers.sd3_memory import linear_layers
+from stages.teachers.sd3_layers import linear_layers
 
 _OF_TEXT = (".add_", ".to_add_out", ".ff_context.")
 _OF_SAMPLE = ("time_text_embed.", ".norm1.", ".norm1_context.", "norm_out.")

@@ -15,7 +15,7 @@ from schemas.config import TeacherConfig
 from schemas.errors import ConfigError
 from stages.teachers.folder_check import ModelFolder, what_it_is
 from stages.teachers.hub_models import HubModel
-from stages.teachers.sd3_memory import linear_layers
+from stages.teachers.sd3_layers import linear_layers
 
 FIELD = "teacher.model"
 START_FIELD = "distill.init"

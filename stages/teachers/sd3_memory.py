@@ -1,4 +1,5 @@
-"""Memory of one LADD update on SD3's transformer, estimated from shapes only. Imports no torch.
+"""Memory of one update of LADD or of preference tuning on SD3's transformer, from shapes alone.
+Imports no torch.
 
 Counts the weights, their gradients, moments and average, and what autograd keeps for each layer
 (tests/unit/stages/teachers/test_sd3_memory.py finds the same with `saved_tensors_hooks`), but not
@@ -11,10 +12,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from schemas.config import DiscriminatorConfig, DistillConfig, PipelineConfig
+from schemas.config import DiscriminatorConfig, DistillConfig, DpoConfig, PipelineConfig
 from stages.ladd.batch_plan import mismatched_slots
+from stages.teachers.sd3_layers import (
+    adapter_layers,
+    adapter_parameters,
+    block_width,
+    layers_in_blocks,
+    linear_layers,
+    parameters,
+)
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODING = 40
@@ -31,7 +40,7 @@ class Shapes:
     text: int
     """Text tokens; SD3's empty T5 rows count as one."""
     share: int
-    """Samples per worker."""
+    """Samples per worker; pairs in preference tuning."""
     on_gpu: bool
     has_bfloat16: bool = True
     """Whether the device computes in bfloat16; if not, it computes in float32 instead."""
@@ -44,6 +53,7 @@ class Memory:
     weights: int
     """Of student, teacher and heads; with adapters, student and teacher have one copy."""
     average: int
+    """Of the trained weights; in preference tuning, the adapters of the best look."""
     moments: int
     working: int
     """Gradients and activations that exist at the same time."""
@@ -61,23 +71,38 @@ def training_memory(
 
     Raises ValueError or KeyError where that is incomplete.
     """
-    unit = vae_factor * transformer["patch_size"]
-    largest = max(config.prompts.bucket_list(), key=lambda bucket: bucket.width * bucket.height)
-    shapes = Shapes(
-        rows=largest.height // unit,
-        columns=largest.width // unit,
-        text=text_tokens,
-        share=-(-config.distill.global_batch // config.distill.workers),
-        on_gpu=_expects_gpu(config),
-        has_bfloat16=_expects_gpu(config) or _cpu_has_bfloat16(),
-    )
+    shapes = _shapes(config, config.distill, transformer["patch_size"] * vae_factor, text_tokens)
     return update_memory(transformer, config.frozen_dtype, config.distill, shapes).total
 
 
-def _expects_gpu(config: PipelineConfig) -> bool:
+def tuning_memory(
+    config: PipelineConfig, transformer: dict[str, Any], vae_factor: int, text_tokens: int
+) -> int:
+    """Total bytes of `tuning_update_memory`; else as `training_memory`."""
+    shapes = _shapes(config, config.dpo, transformer["patch_size"] * vae_factor, text_tokens)
+    return tuning_update_memory(transformer, config.dpo, shapes).total
+
+
+def _shapes(
+    config: PipelineConfig, training: DistillConfig | DpoConfig, unit: int, text_tokens: int
+) -> Shapes:
+    """Shapes of an update on the largest bucket; `unit` is pixels per token."""
+    largest = max(config.prompts.bucket_list(), key=lambda bucket: bucket.width * bucket.height)
+    on_gpu = _expects_gpu(config, training)
+    return Shapes(
+        rows=largest.height // unit,
+        columns=largest.width // unit,
+        text=text_tokens,
+        share=-(-training.global_batch // training.workers),
+        on_gpu=on_gpu,
+        has_bfloat16=on_gpu or _cpu_has_bfloat16(),
+    )
+
+
+def _expects_gpu(config: PipelineConfig, training: DistillConfig | DpoConfig) -> bool:
     """Whether the workers will probably have GPUs, as `costs` says, or judged from this machine."""
-    if config.distill.use_gpu is not None:
-        return config.distill.use_gpu
+    if training.use_gpu is not None:
+        return training.use_gpu
     if config.costs.device is not None:
         return config.costs.device != "cpu"
     return config.ray.address is not None or shutil.which("nvidia-smi") is not None
@@ -93,69 +118,9 @@ def _cpu_has_bfloat16() -> bool:
     return not is_x86 or "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def linear_layers(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
-    """Name, inputs and outputs of every linear layer of the transformer that a
-    `transformer/config.json` describes.
-    """
-    width, blocks = _width(transformer), transformer["num_layers"]
-    for name, inputs in (
-        ("time_text_embed.timestep_embedder", 256),
-        ("time_text_embed.text_embedder", transformer["pooled_projection_dim"]),
-    ):
-        yield f"{name}.linear_1", inputs, width
-        yield f"{name}.linear_2", width, width
-    yield "context_embedder", transformer["joint_attention_dim"], width
-    for number in range(blocks):
-        block, last = f"transformer_blocks.{number}", number == blocks - 1
-        dual = number in (transformer.get("dual_attention_layers") or ())
-        yield f"{block}.norm1.linear", width, (9 if dual else 6) * width
-        yield f"{block}.norm1_context.linear", width, (2 if last else 6) * width
-        attention = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]
-        attention += ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"]
-        attention += [] if last else ["attn.to_add_out"]
-        attention += [f"attn2.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0") if dual]
-        for name in attention:
-            yield f"{block}.{name}", width, width
-        for name in ["ff"] if last else ["ff", "ff_context"]:
-            yield f"{block}.{name}.net.0.proj", width, 4 * width
-            yield f"{block}.{name}.net.2", 4 * width, width
-    yield "norm_out.linear", width, 2 * width
-    yield "proj_out", width, transformer["patch_size"] ** 2 * transformer["out_channels"]
-
-
-def parameters(transformer: dict[str, Any]) -> int:
-    """Number of parameters of the transformer that a `transformer/config.json` describes."""
-    width, blocks = _width(transformer), transformer["num_layers"]
-    patch = transformer["patch_size"] ** 2 * transformer["in_channels"]
-    dual = len(transformer.get("dual_attention_layers") or ())
-    norms = 0
-    if transformer.get("qk_norm") is not None:
-        norms = (4 * blocks + 2 * dual) * transformer["attention_head_dim"]
-    linear = sum(inputs * outputs + outputs for _, inputs, outputs in linear_layers(transformer))
-    return linear + patch * width + width + norms
-
-
-def adapter_layers(
-    transformer: dict[str, Any], rank: int, targets: list[str]
-) -> Iterator[tuple[str, int, int]]:
-    """Name, inputs and outputs of both layers of each low-rank adapter: on the layers whose names
-    end in one of `targets`.
-    """
-    for name, inputs, outputs in linear_layers(transformer):
-        if any(name == target or name.endswith(f".{target}") for target in targets):
-            yield f"{name}.lora_A", inputs, rank
-            yield f"{name}.lora_B", rank, outputs
-
-
-def adapter_parameters(transformer: dict[str, Any], rank: int, targets: list[str]) -> int:
-    """Number of parameters of these adapters."""
-    layers = adapter_layers(transformer, rank, targets)
-    return sum(inputs * outputs for _, inputs, outputs in layers)
-
-
 def head_parameters(transformer: dict[str, Any], discriminator: DiscriminatorConfig) -> int:
     """Number of parameters of the discriminator's heads."""
-    width, pooled = _width(transformer), transformer["pooled_projection_dim"]
+    width, pooled = block_width(transformer), transformer["pooled_projection_dim"]
     channels = discriminator.channels
     convolutions = 9 * (width + channels) * channels + 3 * channels + 1
     norms = 4 * channels + (0 if discriminator.standardized else 2 * width)
@@ -172,13 +137,9 @@ def frozen_bytes(transformer: dict[str, Any], dtype: str, distill: DistillConfig
         return number * parameters(transformer)
     saved = sum(
         (number - 1) * inputs * outputs - 4 * outputs
-        for _, inputs, outputs in _in_blocks(transformer)
+        for _, inputs, outputs in layers_in_blocks(transformer)
     )
     return number * parameters(transformer) - saved
-
-
-def _in_blocks(transformer: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
-    return (row for row in linear_layers(transformer) if row[0].startswith("transformer_blocks."))
 
 
 def update_memory(
@@ -188,7 +149,7 @@ def update_memory(
     if not shapes.has_bfloat16:
         teacher_dtype = "float32"
     trained, shards = parameters(transformer), distill.shard_over
-    table = transformer["pos_embed_max_size"] ** 2 * _width(transformer)
+    table = _table(transformer)
     tables, shares_base = table * (4 + _BYTES[teacher_dtype]), distill.lora is not None
     if distill.lora is not None:
         trained = adapter_parameters(transformer, distill.lora.rank, distill.lora.targets)
@@ -206,6 +167,33 @@ def update_memory(
         working=_Working(transformer, teacher_dtype, distill, shapes).most(
             4 * trained // shards, 4 * heads
         ),
+    )
+
+
+def tuning_update_memory(transformer: dict[str, Any], dpo: DpoConfig, shapes: Shapes) -> Memory:
+    """Memory of an update of `DpoTrainer` on each worker, after the first."""
+    is_low = dpo.precision == "bfloat16" and shapes.has_bfloat16
+    number = 2 if is_low else 4
+    base = number * (parameters(transformer) + _table(transformer))
+    adapters = 4 * adapter_parameters(transformer, dpo.lora.rank, dpo.lora.targets)
+    micro_batch = dpo.micro_batch or shapes.share
+    activations = _Activations(transformer, shapes, 2 * micro_batch, is_low=is_low)
+    blocks = activations.blocks("adapted")
+    # 1. The backward pass begins; the adapters' copies in low precision are still there.
+    begin = blocks.all + (adapters // 2 if is_low else 0)
+    if dpo.checkpoint_blocks:
+        begin = activations.checkpoints + blocks.block + blocks.passing
+    if micro_batch < shapes.share:
+        begin += adapters  # gradients of earlier micro-batches
+    # 2. It ends at the first block; nearly all gradients are in memory.
+    end = adapters + blocks.block + blocks.passing
+    text = 2 * micro_batch * shapes.text * transformer["joint_attention_dim"]
+    inputs = 10 * activations.latents + 4 * text
+    return Memory(
+        weights=base + adapters,
+        average=adapters,
+        moments=2 * adapters,
+        working=max(begin, end) + inputs,
     )
 
 
@@ -229,13 +217,19 @@ class _Working:
         self.is_full = distill.lora is None
         self.stored = 4 if self.is_full else _BYTES[teacher_dtype]
         """Bytes per element of the student's weights but its adapters."""
-        self.image = self.batch * shapes.rows * shapes.columns * _width(transformer)
-        self.text = self.batch * shapes.text * _width(transformer)
+        self.activations = _Activations(
+            transformer,
+            shapes,
+            self.batch,
+            is_low=self.is_low,
+            is_quantized=self.is_quantized,
+        )
+        self.image = self.activations.image
 
     def most(self, gradients: int, head_gradients: int) -> int:
         distill, taps = self.distill, self.transformer["num_layers"]
-        student = self._blocks("trained" if self.is_full else "adapted")
-        teacher = self._blocks("frozen")
+        student = self.activations.blocks("trained" if self.is_full else "adapted")
+        teacher = self.activations.blocks("frozen")
         copies, teacher_copies = self._copies()
         maps = taps * self.image * self.number
         sent_back = _heads(self.transformer, distill.discriminator) * self.image * self.number
@@ -250,8 +244,7 @@ class _Working:
         # 1. The backward pass begins: everything is in memory; the teacher's last block runs.
         begin = copies + teacher_copies + judged + teacher.passing + teacher_gathered
         if distill.checkpoint_blocks:
-            inputs = taps * (self.image + self.text) * self.number
-            begin += 2 * inputs + 3 * self.image * self.number + teacher.block
+            begin += self.activations.checkpoints + self.activations.inputs + teacher.block
         else:
             begin += student.all + teacher.all
         if self.batch < self.shapes.share:
@@ -273,38 +266,6 @@ class _Working:
             step += _CODING * max(inputs * outputs for _, inputs, outputs in self._trained())
         return int(max(begin, end, real, step)) + self._inputs()
 
-    def _blocks(self, kind: str) -> _Blocks:
-        """Blocks of a student (trained or adapted), or of a frozen net that passes gradients on."""
-        transformer, shapes, number = self.transformer, self.shapes, self.number
-        image, text, is_low = self.image, self.text, self.is_low
-        # Number of token-sized tensors kept: by every block besides its joint attention; by a
-        # second attention, of the image only; and by the last block for the text.
-        every = {"trained": 17, "adapted": 15 if is_low else 13, "frozen": 6}[kind] * number
-        second = {"trained": 6, "adapted": 5, "frozen": 3}[kind] * number
-        last = {"trained": 3, "adapted": 2, "frozen": 1}[kind] * number
-        norms = 0
-        if transformer.get("qk_norm") is not None:  # they run in float32
-            norms = {"trained": 4, "adapted": 2, "frozen": 2}[kind] * 4 + (4 if is_low else 0)
-        if is_low and shapes.on_gpu:  # there layer norms run in float32 too
-            every += 8 if kind == "trained" else 4
-        scores = second_scores = 0
-        if not shapes.on_gpu:  # a CPU keeps the attention weights, see `sd3_backbone._attend`
-            each = self.batch * transformer["num_attention_heads"] * number
-            tokens = shapes.rows * shapes.columns
-            scores, second_scores = each * (tokens + shapes.text) ** 2, each * tokens**2
-        joint = 3 * (image + text) * number  # queries, keys and values
-        block = (every + norms) * (image + text) + joint + scores
-        dual = len(transformer.get("dual_attention_layers") or ())
-        whole = transformer["num_layers"] * block - (every - last) * text
-        whole += dual * ((second + norms) * image + second_scores)
-        if kind != "frozen":
-            whole += 3 * image * number  # after the last block
-        passing = max(scores + joint, 8 * (image + text) * number)
-        if kind != "trained" and self.is_quantized:
-            largest = max(inputs * outputs for _, inputs, outputs in _in_blocks(transformer))
-            passing = max(passing, (8 + number % 4) * largest)  # one layer's restored weights
-        return _Blocks(whole, block, passing)
-
     def _trained(self) -> Iterator[tuple[str, int, int]]:
         """Name, inputs and outputs of the linear layers that are trained."""
         lora = self.distill.lora
@@ -314,7 +275,9 @@ class _Working:
 
     def _judged(self) -> int:
         """Bytes that autograd keeps of the heads for one set of features."""
-        inner = 6 * self.image // _width(self.transformer) * self.distill.discriminator.channels
+        inner = (
+            6 * self.image // block_width(self.transformer) * self.distill.discriminator.channels
+        )
         kept = (self.image + inner) * self.number
         if self.is_low and self.shapes.on_gpu:  # there group norms run in float32
             kept += 2 * inner
@@ -346,10 +309,77 @@ class _Working:
     def _inputs(self) -> int:
         """Latents at their various noise levels, and the conditioning of the worker's samples."""
         transformer, shapes = self.transformer, self.shapes
-        places = shapes.rows * shapes.columns * transformer["patch_size"] ** 2
-        latents = 4 * self.batch * places * transformer["in_channels"]
         words = shapes.text * transformer["joint_attention_dim"]
-        return 8 * latents + 4 * shapes.share * (words + transformer["pooled_projection_dim"])
+        numbers = 8 * self.activations.latents
+        return 4 * (numbers + shapes.share * (words + transformer["pooled_projection_dim"]))
+
+
+class _Activations:
+    """What autograd keeps of the blocks for a batch."""
+
+    def __init__(
+        self,
+        transformer: dict[str, Any],
+        shapes: Shapes,
+        batch: int,
+        *,
+        is_low: bool,
+        is_quantized: bool = False,
+    ) -> None:
+        self.transformer, self.shapes, self.batch = transformer, shapes, batch
+        self.is_low, self.is_quantized = is_low, is_quantized
+        self.number = 2 if is_low else 4
+        """Bytes per element of an activation."""
+        self.image = batch * shapes.rows * shapes.columns * block_width(transformer)
+        self.text = batch * shapes.text * block_width(transformer)
+
+    @property
+    def inputs(self) -> int:
+        """Bytes of the inputs of all blocks: what is kept where blocks are recomputed."""
+        return int(self.transformer["num_layers"] * (self.image + self.text) * self.number)
+
+    @property
+    def checkpoints(self) -> int:
+        """Bytes of `inputs`, and of what is kept after the last block."""
+        return self.inputs + 3 * self.image * self.number
+
+    @property
+    def latents(self) -> int:
+        """Numbers in the latents of the batch."""
+        places = self.shapes.rows * self.shapes.columns * self.transformer["patch_size"] ** 2
+        return int(self.batch * places * self.transformer["in_channels"])
+
+    def blocks(self, kind: Literal["trained", "adapted", "frozen"]) -> _Blocks:
+        """Blocks of a student (trained or adapted), or of a frozen net that passes gradients on."""
+        transformer, shapes, number = self.transformer, self.shapes, self.number
+        image, text, is_low = self.image, self.text, self.is_low
+        # Number of token-sized tensors kept: by every block besides its joint attention; by a
+        # second attention, of the image only; and by the last block for the text.
+        every = {"trained": 17, "adapted": 15 if is_low else 13, "frozen": 6}[kind] * number
+        second = {"trained": 6, "adapted": 5, "frozen": 3}[kind] * number
+        last = {"trained": 3, "adapted": 2, "frozen": 1}[kind] * number
+        norms = 0
+        if transformer.get("qk_norm") is not None:  # they run in float32
+            norms = {"trained": 4, "adapted": 2, "frozen": 2}[kind] * 4 + (4 if is_low else 0)
+        if is_low and shapes.on_gpu:  # there layer norms run in float32 too
+            every += 8 if kind == "trained" else 4
+        scores = second_scores = 0
+        if not shapes.on_gpu:  # a CPU keeps the attention weights, see `sd3_backbone._attend`
+            each = self.batch * transformer["num_attention_heads"] * number
+            tokens = shapes.rows * shapes.columns
+            scores, second_scores = each * (tokens + shapes.text) ** 2, each * tokens**2
+        joint = 3 * (image + text) * number  # queries, keys and values
+        block = (every + norms) * (image + text) + joint + scores
+        dual = len(transformer.get("dual_attention_layers") or ())
+        whole = transformer["num_layers"] * block - (every - last) * text
+        whole += dual * ((second + norms) * image + second_scores)
+        if kind != "frozen":
+            whole += 3 * image * number  # after the last block
+        passing = max(scores + joint, 8 * (image + text) * number)
+        if kind != "trained" and self.is_quantized:
+            largest = max(inputs * outputs for _, inputs, outputs in layers_in_blocks(transformer))
+            passing = max(passing, (8 + number % 4) * largest)  # one layer's restored weights
+        return _Blocks(whole, block, passing)
 
 
 class _Blocks(NamedTuple):
@@ -369,9 +399,10 @@ def _block_weights(transformer: dict[str, Any]) -> int:
     )
 
 
+def _table(transformer: dict[str, Any]) -> int:
+    """Numbers in the table of positions, a buffer."""
+    return int(transformer["pos_embed_max_size"] ** 2 * block_width(transformer))
+
+
 def _heads(transformer: dict[str, Any], discriminator: DiscriminatorConfig) -> int:
     return 1 if discriminator.taps == "last" else int(transformer["num_layers"])
-
-
-def _width(transformer: dict[str, Any]) -> int:
-    return transformer["num_attention_heads"] * transformer["attention_head_dim"]

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from pipeline.config import load_config, preset_names
-from stages.teachers.sd3_memory import parameters
+from stages.teachers.sd3_layers import parameters
 from stages.teachers.sd3_published import TRANSFORMERS
 from tests.support.command import ROOT
 

@@ -23,13 +23,8 @@ from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.low_bit import quantize_blocks
 from stages.teachers import model_costs
 from stages.teachers.sd3_backbone import SD3Backbone
-from stages.teachers.sd3_memory import (
-    Shapes,
-    adapter_parameters,
-    head_parameters,
-    parameters,
-    update_memory,
-)
+from stages.teachers.sd3_layers import adapter_parameters, parameters
+from stages.teachers.sd3_memory import Shapes, head_parameters, update_memory
 from stages.teachers.sd3_sharded import on_meta
 from tests.support.command import ROOT
 from tests.support.tiny_sd3 import make_tiny_config
@@ -261,3 +256,38 @@ def test_longer_text_and_larger_buckets_count(tiny_sd35_t5, tmp_path):
     usual = size()
     assert size(prompts={"buckets": {"64x32": 1, "32x32": 1}}) > 1.5 * usual
     assert size(teacher={"use_t5": True, "max_sequence_length": 200}) > 1.5 * usual
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["low", "checkpointed"])
+def test_an_update_of_the_tuning_takes_the_memory_that_is_foretold(benchmark, name):
+    """Within 15 %, as for `distill`."""
+    allocated_peak = importlib.import_module("peak_memory").allocated_peak
+    case = {
+        "low": benchmark.Tuning(
+            benchmark.geometry(4, 2, dual_attention_layers=(0, 1)),
+            {"global_batch": 3, "lora": {"rank": 8}},
+            rows=12,
+            columns=16,
+            text=20,
+        ),
+        "checkpointed": benchmark.Tuning(
+            benchmark.geometry(5, 3),
+            {
+                "global_batch": 8,
+                "micro_batch": 4,
+                "precision": "float32",
+                "checkpoint_blocks": True,
+                "lora": {"rank": 16},
+            },
+            rows=10,
+            columns=16,
+            text=30,
+            null_tokens=0,
+        ),
+    }[name]
+    gc.collect()
+    found, expected = allocated_peak(case.train), case.estimate()
+    assert expected.total == pytest.approx(found, rel=0.15)
+    lasting = expected.total - expected.working
+    assert expected.working == pytest.approx(found - lasting, rel=0.2)
