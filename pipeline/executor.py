@@ -27,7 +27,7 @@ from pipeline.cluster import ray_cluster, require_ray
 from pipeline.dag import declare
 from pipeline.estimates import Outlook
 from pipeline.observe import Observer
-from pipeline.planning import PlannedStage, Selection, make_plan, rows_of
+from pipeline.planning import PlannedStage, Selection, make_plan, rows_of, used_by
 from pipeline.preflight import require_ready, tell_of_cluster
 from pipeline.rates import look_ahead
 from pipeline.stage_task import Job, run_stage
@@ -61,7 +61,7 @@ def execute(
     started = datetime.now(UTC)
     observer.run = f"{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     record = f"runs/{observer.run}"
-    summary = _summary(config, plan, started)
+    summary = _summary(config, store, plan, started)
     store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
     job = _job(config, store, plan, ahead, repairs)
     for name, expected in job.expected.items():
@@ -95,8 +95,10 @@ def execute(
     return list(rows.values())
 
 
-def _summary(config: PipelineConfig, plan: list[PlannedStage], started: datetime) -> dict[str, Any]:
-    """What the run's record says from its start on."""
+def _summary(
+    config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage], started: datetime
+) -> dict[str, Any]:
+    """What the run's record says from its start on. `artifacts gc` leaves alone what it `uses`."""
     running = [stage for stage in plan if stage.action == "run"]
     return {
         "started": started.isoformat(),
@@ -104,6 +106,7 @@ def _summary(config: PipelineConfig, plan: list[PlannedStage], started: datetime
         "config": config.recorded(),
         "artifacts": {s.name: s.key for s in running},
         "trainings": {s.name: s.training for s in running if s.training},
+        "uses": sorted("/".join(one) for one in used_by(config, store, plan)),
     }
 
 

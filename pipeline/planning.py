@@ -13,6 +13,7 @@ from pipeline.base.pins import read_pins
 from pipeline.base.store import ArtifactStore
 from pipeline.dag import STAGES, declare, left_out
 from pipeline.outside import Asked, Keyed, Seen, changes_outside, find_keyed, record
+from pipeline.student_start import start_of
 from schemas.config import PipelineConfig
 from schemas.errors import ArtifactError, ConfigError
 from schemas.manifest import Manifest
@@ -62,6 +63,27 @@ class PlannedStage:
     manifest: Manifest | None = field(default=None, repr=False)
     accepted: str = ""
     """Why its artifact was declared good for this configuration, if it was not made for it."""
+
+
+def used_by(
+    config: PipelineConfig, store: ArtifactStore, plan: list[PlannedStage]
+) -> set[tuple[str, str]]:
+    """Return stage and key of all artifacts and trainings that a plan needs: its own, what accepted
+    artifacts were made from, and the student from which the training starts.
+    """
+    used = {(stage.name, key) for stage in plan for key in (stage.key, stage.training) if key}
+    if (start := start_of(config)) is not None:
+        used.add(start)
+    above = [
+        ref for stage in plan if stage.accepted and stage.manifest for ref in stage.manifest.inputs
+    ]
+    while above:
+        ref = above.pop()
+        if (ref.stage, ref.key) not in used:
+            used.add((ref.stage, ref.key))
+            found = store.find(ref.stage, ref.key)
+            above += found.manifest.inputs if found else []
+    return used
 
 
 def rows_of(plan: list[PlannedStage]) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ the dead, checkpoints that were not saved to the end.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,10 @@ from typing import Any
 
 from pipeline.base.checkpoint_list import whole_checkpoints
 from pipeline.base.claims import claims_folder, live_runs
-from pipeline.base.lease import LEASE, is_held
+from pipeline.base.lease import LEASE, held, is_held
 from pipeline.base.storage_errors import explained
 from pipeline.base.store import ArtifactStore, json_object
+from schemas.errors import Locked
 
 _CLAIM = re.compile(r"lease\.json(\.[0-9a-f]{16}\.claim)+\Z")
 _OURS = re.compile(r"(\.doctor-[0-9a-f]{12}/.*|.*\.[0-9a-f]{12}\.partial)\Z")
@@ -126,7 +128,8 @@ def _of_trainings(store: ArtifactStore, busy: Collection[str]) -> Iterator[Lefto
             continue
         for path in sorted(filter(_CLAIM.match, files)):
             name = f"{folder}/{path}"
-            yield Leftover(f"claim {name}", files[path], partial(store.remove, name))
+            remove = partial(_remove_from_training, store, folder, path)
+            yield Leftover(f"claim {name}", files[path], remove)
         whole = whole_checkpoints(store, folder)
         if whole is None:  # the list is damaged, and the next start mends it
             continue
@@ -134,8 +137,16 @@ def _of_trainings(store: ArtifactStore, busy: Collection[str]) -> Iterator[Lefto
         for one in sorted(saved - set(whole)):
             if one.startswith("checkpoint_"):
                 size = sum(n for path, n in files.items() if path.startswith(f"{one}/"))
-                name = f"{folder}/{one}"
-                yield Leftover(f"orphaned checkpoint {name}", size, partial(store.remove, name))
+                remove = partial(_remove_from_training, store, folder, one)
+                yield Leftover(f"orphaned checkpoint {folder}/{one}", size, remove)
+
+
+def _remove_from_training(store: ArtifactStore, folder: str, name: str) -> None:
+    """Remove what is left over of a training, unless a run has taken it up meanwhile."""
+    with contextlib.suppress(Locked), held(store, folder, "artifacts gc"):
+        whole = whole_checkpoints(store, folder)
+        if whole is not None and name not in whole:
+            store.remove(f"{folder}/{name}")
 
 
 def _claims(store: ArtifactStore, busy: Collection[str]) -> Iterator[Leftover]:

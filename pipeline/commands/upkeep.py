@@ -202,7 +202,7 @@ def collect_garbage(
     from pipeline.base.leftovers import crews_at_work, leftovers, runs_under_way, watched
     from pipeline.commands.opening import open_plan
     from pipeline.config import DEFAULT_FILE
-    from pipeline.student_start import start_of
+    from pipeline.planning import used_by
 
     if delete and config is None and preset is None and not DEFAULT_FILE.exists():
         raise ConfigError(
@@ -211,9 +211,7 @@ def collect_garbage(
         )
     opened = open_plan(config, preset, set_)
     store, runs = opened.store, runs_under_way(opened.store)
-    used = {(stage.name, key) for stage in opened.stages for key in (stage.key, stage.training)}
-    if (start := start_of(opened.config)) is not None:
-        used.add(start)
+    used = used_by(opened.config, store, opened.stages)
     sizes = _stored(store)
     held = watched(store, [store.training_folder(*one) for one in sizes])
     crews = crews_at_work(store)
@@ -221,6 +219,7 @@ def collect_garbage(
     for record in runs.values():
         for part in ("artifacts", "trainings"):
             in_use |= set(record.get(part, {}).items())
+        in_use |= {tuple(one.split("/", 1)) for one in record.get("uses", ())}
     freed = 0
     for one in sorted(sizes.keys() - used):
         is_free = one not in in_use and (not delete or _cleared(store, *one))
@@ -240,13 +239,21 @@ def collect_garbage(
 
 
 def _cleared(store: ArtifactStore, stage: str, key: str) -> bool:
-    """Remove an artifact and its training; False if a run has taken them at this moment."""
-    from pipeline.base.lease import clear
+    """Remove an artifact and its training; False if a run has begun to use them meanwhile. While
+    they are removed, no run can commit the artifact.
+    """
+    from pipeline.base.claims import claims_folder, run_folder, runs_in
+    from pipeline.base.lease import clear, held, is_held
 
+    claims = claims_folder(stage, key)
     try:
-        clear(store, stage, key)
+        with held(store, claims, stage):
+            if any(is_held(store, run_folder(claims, run)) for run in runs_in(store, claims)):
+                return False
+            clear(store, stage, key)
     except Locked:
         return False
+    store.remove_empty(claims)
     return True
 
 

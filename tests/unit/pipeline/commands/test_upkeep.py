@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
 from pipeline import cli
 from pipeline.base import lease
 from pipeline.base.checkpoint_list import list_checkpoints
+from pipeline.base.claims import claims_folder, run_folder
 from pipeline.base.lease import held
+from pipeline.base.leftovers import leftovers
 from pipeline.base.store import ArtifactStore, to_json
 from pipeline.commands.opening import open_config
-from pipeline.planning import Selection, make_plan
+from pipeline.commands.upkeep import _cleared
+from pipeline.planning import PlannedStage, Selection, make_plan, used_by
+from schemas.manifest import InputRef
 from tests.support.command import call_here
 from tests.support.manifests import manifest_of
 
@@ -102,6 +107,68 @@ def test_gc_leaves_what_a_live_run_is_making(call, store, monkeypatch):
     assert store.read("training/dpo/aabbccddeeff0011/checkpoint_000000002/state") is not None
     code, text = call("gc", "--delete")
     assert "deleted encode/00112233445566ff" in text and "deleted dpo/aabbccddeeff0011" in text
+
+
+def test_gc_leaves_the_finished_inputs_of_a_live_run(call, store, monkeypatch):
+    """Bug: look only at what the run makes, so that a training's latents go while it reads them."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
+    store.commit(manifest_of("encode", key="00112233445566ff"))
+    store.write("runs/20260101T000000-x/run.json", to_json({"uses": ["encode/00112233445566ff"]}))
+    with held(store, "runs/20260101T000000-x", "this run"):
+        code, text = call("gc", "--delete")
+    assert code == 0 and "in use encode/00112233445566ff" in text
+    assert store.find("encode", "00112233445566ff") is not None
+    code, text = call("gc", "--delete")
+    assert "deleted encode/00112233445566ff" in text
+
+
+def test_gc_leaves_an_artifact_that_a_run_joins_meanwhile(store, monkeypatch):
+    """After gc has looked who is at work, and before it deletes."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
+    one = ("prompts", "0123456789abcdef")
+    with held(store, run_folder(claims_folder(*one), "0a"), "prompts"):
+        assert not _cleared(store, *one)
+    with held(store, claims_folder(*one), "prompts"):
+        assert not _cleared(store, *one)
+    assert store.find(*one) is not None
+    assert _cleared(store, *one) and store.find(*one) is None
+    assert not store.all_files("claims") and not store.folders("claims")
+
+
+def test_gc_leaves_a_checkpoint_of_a_training_that_begins_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
+    store, folder = ArtifactStore(str(tmp_path)), "training/distill/0123456789abcdef"
+    for name in ("checkpoint_000000002", "checkpoint_000000004"):
+        store.write(f"{folder}/{name}/state", b"x")
+    found = list(leftovers(store, 0, busy=()))
+    assert [one.what.split("_")[-1] for one in found] == ["000000002", "000000004"]
+    with held(store, folder, "distill"):
+        found[0].remove()
+    list_checkpoints(store, folder, ["checkpoint_000000004"])  # saved to the end since
+    found[1].remove()
+    assert len(store.all_files(folder)) == 3
+    found[0].remove()
+    assert not any("000000002" in name for name in store.all_files(folder))
+
+
+def test_what_an_accepted_artifact_was_made_from_is_used(tmp_path):
+    store = ArtifactStore(str(tmp_path))
+    refs = [InputRef(stage="prompts", key="0123456789abcdef")]
+    store.commit(manifest_of("prompts", key="0123456789abcdef"))
+    store.commit(manifest_of("synthesize", key="00112233445566ff", inputs=refs))
+    above = [InputRef(stage="synthesize", key="00112233445566ff")]
+    manifest = manifest_of("encode", key="aabbccddeeff0011", inputs=above)
+    plan = [
+        PlannedStage("encode", "aabbccddeeff0011", (), "done", "", "", manifest=manifest),
+    ]
+    config = open_config(preset="shapes", environment={})
+    assert used_by(config, store, plan) == {("encode", "aabbccddeeff0011")}
+    accepted = [replace(plan[0], accepted="the same, renamed")]
+    assert used_by(config, store, accepted) == {
+        ("encode", "aabbccddeeff0011"),
+        ("synthesize", "00112233445566ff"),
+        ("prompts", "0123456789abcdef"),
+    }
 
 
 def test_gc_is_dry_at_first_and_then_leaves_nothing_over(call, tmp_path, monkeypatch):
