@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import posixpath
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -104,7 +105,7 @@ class Artifact:
                 target = Path(scratch) / entry.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with self.checked(entry) as path:
-                    target.write_bytes(path.read_bytes())
+                    shutil.move(path, target)
             yield Path(scratch) / prefix
 
     def _table(self, table: Table, read: Callable[[bytes], _T]) -> _T:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -204,6 +204,20 @@ def live_runs(store: ArtifactStore, folder: str) -> list[str]:
     """Return words that name the live runs on an artifact. Takes up to three beats to tell."""
     places = [*(run_folder(folder, run) for run in sorted(runs_in(store, folder))), folder]
     return [who for place in places if (who := holder_of(store, place)) is not None]
+
+
+@contextlib.contextmanager
+def alone_on(store: ArtifactStore, stage: str, key: str) -> Iterator[None]:
+    """Hold an artifact on which no run works: none can commit it meanwhile. Raises Locked if a live
+    run works on it; takes up to three beats to tell.
+    """
+    folder = claims_folder(stage, key)
+    with held(store, folder, stage):
+        for run in sorted(runs_in(store, folder)):
+            if (who := holder_of(store, run_folder(folder, run))) is not None:
+                raise Locked(f"{stage}/{key}: a run is at work on it ({who}); wait until it ends")
+        yield
+    store.remove_empty(folder)
 
 
 def tidy(store: ArtifactStore, folder: str) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from pipeline.base.claims import alone_on
 from pipeline.base.dropping import DROPPED, Dropped, data_of, dropped, forget_drop, note_drop
 from pipeline.base.store import MANIFEST, Artifact, ArtifactStore
 from schemas.errors import ArtifactError
@@ -52,15 +53,27 @@ def send(parcel: Parcel, target: ArtifactStore, told: Callable[[], None]) -> int
     """Copy an artifact; returns the bytes that were copied. `told` is called for each file.
 
     Raises ArtifactError if the target has another making of the same artifact, or if a file of
-    the source is damaged.
+    the source is damaged; Locked if a run is making the artifact in the target.
     """
+    manifest = parcel.artifact.manifest
+    with alone_on(target, manifest.stage, manifest.key):
+        return _send(parcel, target, told)
+
+
+def _send(parcel: Parcel, target: ArtifactStore, told: Callable[[], None]) -> int:
     artifact = parcel.artifact
-    _require_same(artifact, target)
+    is_made = _require_same(artifact, target)
     there = target.all_files(artifact.folder)
+
+    def is_there(entry: FileEntry) -> bool:
+        """A file of the right size may be of another making, unless the artifact is committed."""
+        if there.get(entry.path) != entry.size:
+            return False
+        return is_made or target.digest(artifact.name(entry.path)) == entry.sha256
 
     def copy(entry: FileEntry) -> int:
         copied = 0
-        if there.get(entry.path) != entry.size:
+        if not is_there(entry):
             with artifact.checked(entry) as path:
                 target.put(path, artifact.name(entry.path))
             copied = entry.size
@@ -111,10 +124,12 @@ def _send_notes(artifact: Artifact, target: ArtifactStore) -> None:
             target.write(name, content)
 
 
-def _require_same(artifact: Artifact, target: ArtifactStore) -> None:
+def _require_same(artifact: Artifact, target: ArtifactStore) -> bool:
+    """Whether the target has the artifact. Raises ArtifactError if it has another making of it."""
     found = target.find(artifact.manifest.stage, artifact.manifest.key)
     if found is not None and found.digest != artifact.digest:
         raise ArtifactError(
             f"{found.url} is another making of {artifact.url}, and nothing that is committed is "
             "overwritten; remove the one that you do not want"
         )
+    return found is not None

@@ -242,18 +242,14 @@ def _cleared(store: ArtifactStore, stage: str, key: str) -> bool:
     """Remove an artifact and its training; False if a run has begun to use them meanwhile. While
     they are removed, no run can commit the artifact.
     """
-    from pipeline.base.claims import claims_folder, run_folder, runs_in
-    from pipeline.base.lease import clear, held, is_held
+    from pipeline.base.claims import alone_on
+    from pipeline.base.lease import clear
 
-    claims = claims_folder(stage, key)
     try:
-        with held(store, claims, stage):
-            if any(is_held(store, run_folder(claims, run)) for run in runs_in(store, claims)):
-                return False
+        with alone_on(store, stage, key):
             clear(store, stage, key)
     except Locked:
         return False
-    store.remove_empty(claims)
     return True
 
 

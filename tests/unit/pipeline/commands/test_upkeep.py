@@ -132,7 +132,7 @@ def test_gc_leaves_an_artifact_that_a_run_joins_meanwhile(store, monkeypatch):
         assert not _cleared(store, *one)
     assert store.find(*one) is not None
     assert _cleared(store, *one) and store.find(*one) is None
-    assert not store.all_files("claims") and not store.folders("claims")
+    assert not store.all_files("claims") and not store.folders("claims/prompts")
 
 
 def test_gc_leaves_a_checkpoint_of_a_training_that_begins_meanwhile(tmp_path, monkeypatch):
@@ -153,10 +153,10 @@ def test_gc_leaves_a_checkpoint_of_a_training_that_begins_meanwhile(tmp_path, mo
 
 def test_what_an_accepted_artifact_was_made_from_is_used(tmp_path):
     store = ArtifactStore(str(tmp_path))
-    refs = [InputRef(stage="prompts", key="0123456789abcdef")]
+    refs = [InputRef(stage="prompts", key="0123456789abcdef", digest="d")]
     store.commit(manifest_of("prompts", key="0123456789abcdef"))
     store.commit(manifest_of("synthesize", key="00112233445566ff", inputs=refs))
-    above = [InputRef(stage="synthesize", key="00112233445566ff")]
+    above = [InputRef(stage="synthesize", key="00112233445566ff", digest="d")]
     manifest = manifest_of("encode", key="aabbccddeeff0011", inputs=above)
     plan = [
         PlannedStage("encode", "aabbccddeeff0011", (), "done", "", "", manifest=manifest),
