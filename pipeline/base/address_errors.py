@@ -4,11 +4,10 @@ what mends it.
 
 from __future__ import annotations
 
-import errno
 import lzma
 import zlib
-from typing import Any
 
+from pipeline.base.answers import answers
 from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavailable, text_of
 
 _STORAGE = {
@@ -16,12 +15,6 @@ _STORAGE = {
     *("yarl", "urllib3", "requests", "httpx", "huggingface_hub", "ssl", "socket"),
 }
 """Packages whose exceptions come from a file system or a service."""
-_PASSING = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ENETUNREACH, errno.ETIMEDOUT}
-_PASSING |= {getattr(errno, "EREMOTEIO", errno.EIO)}  # only Linux has it
-_PASSING_KINDS = {
-    *("ConnectionError", "TimeoutError", "ServerTimeoutError"),
-    *("HTTPClientError", "ClientConnectionError", "ClientPayloadError", "IncompleteReadError"),
-}
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -32,8 +25,9 @@ def explain(error: Exception, field: str, what: str, *, opening: bool) -> LaddEr
     address, and not about what is done with the contents.
     """
     cause = _told_by(error)
-    status, kinds = _status_of(cause), {kind.__name__ for kind in type(cause).__mro__}
-    if any("Credential" in kind or "TokenRetrieval" in kind for kind in kinds):
+    found = answers(cause)
+    status = found.status
+    if any("Credential" in name or "TokenRetrieval" in name for name in found.names):
         return ConfigError(
             f"{field}: there are no credentials to read {what}; set them in the environment (for "
             "S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or FSSPEC_S3_ANON=true for a public "
@@ -46,7 +40,7 @@ def explain(error: Exception, field: str, what: str, *, opening: bool) -> LaddEr
             f"{field}: no permission to read {what}{_answer(status)}; check the file's permissions "
             "or the credentials, and whether a signed address has expired"
         )
-    if _may_pass(cause, status, kinds):
+    if found.may_pass:
         return ServiceUnavailable(
             f"{field}: {what} does not answer at the moment ({_brief(cause)}); check the address "
             "and the network, and run it again"
@@ -75,29 +69,12 @@ def _told_by(error: Exception) -> Exception:
     return error
 
 
-def _status_of(error: Any) -> int | None:
-    """Return the status of the answer that an exception of a web library holds."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        told = (getattr(error, name, None) for name in ("status", "code"))
-        status = next(filter(None, told), getattr(response, "status_code", None))
-    return int(status) if str(status).isdigit() else None
-
-
-def _may_pass(error: Exception, status: int | None, kinds: set[str]) -> bool:
-    if status is not None:
-        return status in (408, 425, 429) or (500 <= status < 600 and status != 501)
-    return bool(kinds & _PASSING_KINDS) or getattr(error, "errno", None) in _PASSING
-
-
 def _is_about_names(error: Exception) -> bool:
     """ValueError for an unknown protocol; a file system in memory raises KeyError."""
     return isinstance(error, (ValueError, KeyError, TypeError, NotImplementedError))
 
 
-def _answer(status: int | None) -> str:
+def _answer(status: int) -> str:
     return f" (the server answers {status})" if status else ""
 
 

@@ -174,7 +174,10 @@ def _of_files(patterns: list[str], digests: Digests) -> OutsideInput:
         parts = {os.path.basename(without_query(addresses[0])): digest}
         return OutsideInput(digest=digest, size=size, lines=lines, parts=parts)
     names = [without_query(address) for address in addresses]
-    shared = len(os.path.commonpath([os.path.dirname(name) for name in names]))
+    try:
+        shared = len(os.path.commonpath([os.path.dirname(name) for name in names]))
+    except ValueError:  # local files and URLs
+        shared = 0
     return _joined(
         {
             name[shared:].lstrip("/"): (size, digest)

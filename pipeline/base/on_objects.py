@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base import retries
-from pipeline.base.storage_errors import answers, was_cut_short
+from pipeline.base.answers import answers, was_cut_short
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _CONFLICT, _EXISTS = 409, 412
 """HTTP status of a conditional write: another is under way; the object is there."""
+_REFUSALS = {400, 405, 501}
+"""HTTP status of stores that know no conditional writes."""
 _TRIES = 5
 _BLOCK = 8 * 2**20
 _AT_ONCE = 64
@@ -29,7 +31,7 @@ _AT_ONCE = 64
 
 def create(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
     """Write an object unless it is there, by the store's own condition (`If-None-Match`)."""
-    for _ in range(_TRIES):
+    for attempt in range(1, _TRIES + 1):
         try:  # no makedirs: object stores have no folders, and it may need more permissions
             filesystem.pipe_file(path, content, mode="create")
         except FileExistsError:
@@ -40,6 +42,7 @@ def create(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> 
                 return False
             if status != _CONFLICT:
                 raise
+            time.sleep(0.05 * 2**attempt)
         else:
             return True
     return False
@@ -49,13 +52,16 @@ def try_conditions(filesystem: fsspec.AbstractFileSystem, probe: str) -> str:
     """Find out what a store makes of a conditional write: "" if it heeds the condition, else
     "refuses" or "ignores". The object `probe` stays, so most tries are one request.
 
-    Raises what a plain write raises, if that fails too.
+    Raises what fails for another reason, and what a plain write raises, if that fails too.
     """
     content = b"ladd-pipeline writes this to learn whether the store heeds If-None-Match\n"
     try:
         if not create(filesystem, probe, content) or not create(filesystem, probe, content):
             return ""
-    except Exception:
+    except Exception as error:
+        found = answers(error)
+        if found.may_pass or (found.status and found.status not in _REFUSALS):
+            raise
         filesystem.pipe_file(probe, content)
         return "refuses"
     return "ignores"

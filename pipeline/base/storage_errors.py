@@ -9,47 +9,15 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from pipeline.base.answers import Answers, answers
 from schemas.errors import ArtifactError, ConfigError, LaddError, ServiceUnavailable, text_of
 
 _LONGEST = 300
 """Characters of what a driver says."""
-_PASSING = {
-    errno.EIO,
-    errno.EBUSY,
-    errno.EAGAIN,
-    errno.ESTALE,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTUNREACH,
-    errno.EHOSTDOWN,
-    getattr(errno, "EREMOTEIO", errno.EIO),  # only Linux has it
-}
-"""errno of failures that may pass: what s3fs makes of answers like SlowDown, or no network."""
 _ELSEWHERE = getattr(errno, "EREMCHG", errno.ESTALE)
 """What s3fs makes of a redirect to another region."""
 
-_UNREACHABLE = {
-    "ConnectionError",
-    "TimeoutError",
-    "HTTPClientError",
-    "ClientConnectionError",
-    "gaierror",
-    "TransportError",
-    "ServiceRequestError",
-}
-"""Exception classes of Python, botocore, aiohttp, google and azure for failures that may pass."""
-_CUT_SHORT = {
-    "ClientPayloadError",
-    "IncompleteRead",
-    "IncompleteReadError",
-    "ProtocolError",
-    "ResponseStreamingError",
-}
-"""Exception classes of aiohttp, http.client, urllib3, botocore and azure for an answer that ends
-too soon.
-"""
 _NO_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -81,50 +49,7 @@ _OTHER_REGION = {
     "307",
 }
 _CERTIFICATE = {"SSLError", "SSLCertVerificationError", "ClientSSLError", "CertificateError"}
-_BUSY = {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestTimeout"}
 _WRONG_URL = {"ParamValidationError", "InvalidBucketName", "InvalidURL", "InvalidRegionError"}
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What an exception and its causes say: the names of their classes, S3's error codes, the HTTP
-    status, and errno.
-    """
-
-    names: frozenset[str]
-    status: int
-    numbers: frozenset[int]
-
-    def any_of(self, names: set[str]) -> bool:
-        return bool(self.names & names)
-
-
-def answers(error: BaseException) -> Answers:
-    """Collect what is known of a failure. Only stated causes count: what else was being handled
-    may be another story.
-    """
-    names: set[str] = set()
-    numbers: set[int] = set()
-    status = 0
-    current: BaseException | None = error
-    while current is not None:
-        names |= {kind.__name__ for kind in type(current).__mro__}
-        if isinstance(current, OSError) and isinstance(current.errno, int):
-            numbers.add(current.errno)
-        response = getattr(current, "response", None)
-        if isinstance(response, dict):
-            names.add(str(response.get("Error", {}).get("Code")))
-            metadata = response.get("ResponseMetadata", {})
-            status = status or int(metadata.get("HTTPStatusCode") or 0)
-        code = getattr(current, "code", None)  # gcsfs
-        status = status or (code if isinstance(code, int) else 0)
-        current = current.__cause__
-    return Answers(frozenset(names), status, frozenset(numbers))
-
-
-def was_cut_short(error: BaseException) -> bool:
-    """Whether the body of an answer ended too soon."""
-    return answers(error).any_of(_CUT_SHORT)
 
 
 @contextlib.contextmanager
@@ -246,8 +171,7 @@ def _of_a_service(url: str, verb: str, name: str, found: Answers, text: str) -> 
             f"store {url}: cannot {verb} {name}: there is no such bucket or folder; create it, or "
             "correct `store`"
         )
-    may_pass = found.any_of(_UNREACHABLE | _BUSY | _CUT_SHORT) or found.numbers & _PASSING
-    if may_pass or found.status == 429 or (found.status >= 500 and found.status != 501):
+    if found.may_pass:
         return ServiceUnavailable(
             f"store {url}: cannot {verb} {name}: the service or disk does not answer as it should "
             f"({text}); run the same command again, and check endpoint and network if that recurs"

@@ -193,7 +193,7 @@ class FetchedRows:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), *self._shape), self._dtype)
-        contents = self._cache.read([self._span(row) for row in rows])
+        contents = self._cache.read([self._span(int(row)) for row in rows])
         for place, content in enumerate(contents):
             out[place].data.cast("B")[:] = content
         return out

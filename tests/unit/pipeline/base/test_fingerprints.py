@@ -138,6 +138,14 @@ def test_shards_that_joined_or_changed_their_names_are_seen(digests, tmp_path):
     assert joined.files == 3
 
 
+def test_files_here_and_files_elsewhere_are_one_input(digests, tmp_path):
+    """Bug: ask for the folder that they share, which raises ValueError."""
+    here = str(write(tmp_path / "a.tar", b"here"))
+    fsspec.filesystem("memory").pipe_file("/mixed/b.tar", b"elsewhere")
+    seen = fingerprint("files", [here, "memory://mixed/b.tar"], digests)
+    assert len(seen.parts) == 2 and seen.size == 13
+
+
 def test_remote_files_are_what_the_store_says_of_them(digests, bucket):
     url = f"{bucket}/prompts.txt"
     filesystem, path = fsspec.core.url_to_fs(url)

@@ -113,6 +113,19 @@ def test_a_store_without_conditional_writes_is_found_out_and_works(store, answer
     assert store.list("") == {"a": 3}
 
 
+def test_a_bad_moment_says_nothing_of_what_a_store_can(store, answering):
+    """Bug: take a 503 for a refusal, and overwrite what is committed from then on."""
+
+    def busy(number):
+        if number == 1:
+            raise from_service(OSError(errno.EIO, "reduce your rate"), "SlowDown", 503)
+
+    answering(busy)
+    with pytest.raises(ServiceUnavailable):
+        limits(store)
+    assert store.is_exclusive or limits(ArtifactStore(store.url)) == []
+
+
 def test_a_sound_store_has_no_limits_and_is_tried_by_one_request(store, answering):
     assert limits(store) == []
     calls = answering(lambda number: None)

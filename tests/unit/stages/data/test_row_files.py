@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from contextlib import closing
 from itertools import pairwise
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import ArtifactError
-from stages.data.row_files import MappedRows, RangeCache, Span, map_file
+from stages.data.row_files import FetchedRows, MappedRows, RangeCache, Span, map_file
 
 
 @given(
@@ -42,6 +43,32 @@ def test_a_ring_of_any_size_gives_the_bytes_of_the_files(reads, limit):
             assert cache.held <= limit
             places = sorted((p.start, p.stop) for p in cache._places.values())
             assert all(a[1] <= b[0] for a, b in pairwise(places))
+
+
+class HugeFile:
+    """A cache of one file of 3,000 rows of 1 MB; it holds what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[Span] = []
+        head = io.BytesIO()
+        shape = {"descr": "<f2", "fortran_order": False, "shape": (3_000, 500_000)}
+        np.lib.format.write_array_header_1_0(head, shape)
+        self.head = head.getvalue()
+        self.size = len(self.head) + 3_000 * 1_000_000
+
+    def read(self, spans):
+        first = not self.asked
+        self.asked += spans
+        return [self.head if first else b"x" * 1_000_000 for _ in spans]
+
+
+def test_rows_beyond_two_gigabytes_are_read_where_they_are():
+    """Bug: calculate with the int32 that Arrow gives, which is negative there."""
+    cache = HugeFile()
+    rows = FetchedRows(cache, {"tokens.npy": cache.size})
+    rows.take(np.array([2_999], np.int32))
+    assert cache.asked[-1].stop == cache.size
+    assert cache.asked[-1].start == cache.size - 1_000_000
 
 
 @pytest.fixture
