@@ -6,7 +6,6 @@ run on the node where the command runs, which in a Ray job is the head.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from pipeline.attempts import Attempts, StageLost
 from pipeline.base import metrics
 from pipeline.base.foreign import innermost, loss, page, sentence
 from pipeline.base.lease import held
-from pipeline.base.store import Artifact, ArtifactStore, to_json
+from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.board import ProgressBoard, Shown
 from pipeline.budget import Budget
 from pipeline.cluster import ray_cluster, require_ray
@@ -30,6 +29,7 @@ from pipeline.observe import Observer
 from pipeline.planning import PlannedStage, Selection, make_plan, rows_of, used_by
 from pipeline.preflight import require_ready, tell_of_cluster
 from pipeline.rates import look_ahead
+from pipeline.run_record import recorded
 from pipeline.stage_task import Job, run_stage
 from pipeline.tracing import traced
 from schemas.addresses import public_content
@@ -62,36 +62,17 @@ def execute(
     observer.run = f"{started:%Y%m%dT%H%M%S.%f}-{config.name}"
     record = f"runs/{observer.run}"
     summary = _summary(config, store, plan, started)
-    store.write(f"{record}/run.json", to_json(summary | {"status": "running"}))
     job = _job(config, store, plan, ahead, repairs)
     for name, expected in job.expected.items():
         rows[name]["expected"] = expected.seconds
-    status = "failed"
-    try:
-        with (
-            traced(
-                config.traces, observer.run, observer.followers, partial(observer.warn, "traces")
-            ),
-            held(store, record, "this run"),
-        ):
-            for outcome in _outcomes(job, observer, budget):
-                rows[outcome["stage"]] |= outcome
-                metrics.put("ladd_stage_seconds", outcome["seconds"], stage=outcome["stage"])
-        status = "done"
-    except Exception as error:
-        failure = error if isinstance(error, LaddError) else StageFailed(sentence(error))
-        if failure is not error:
-            observer.record("failed", error=page(error))
-        recorded = any(event["event"] == "failed" for event in observer.events)
-        if recorded and isinstance(failure, StageFailed):
-            failure.add_note(f"its traceback is in {store.url}/{record}/events.jsonl")
-        if failure is error:
-            raise
-        raise failure from error
-    finally:
-        ended = _ended(status, list(rows.values()), budget)
-        store.write(f"{record}/run.json", to_json(summary | ended))
-        store.write(f"{record}/events.jsonl", b"".join(to_line(event) for event in observer.events))
+    with (
+        recorded(store, record, summary, observer, lambda: _spent(list(rows.values()), budget)),
+        traced(config.traces, observer.run, observer.followers, partial(observer.warn, "traces")),
+        held(store, record, "this run"),
+    ):
+        for outcome in _outcomes(job, observer, budget):
+            rows[outcome["stage"]] |= outcome
+            metrics.put("ladd_stage_seconds", outcome["seconds"], stage=outcome["stage"])
     return list(rows.values())
 
 
@@ -110,11 +91,9 @@ def _summary(
     }
 
 
-def _ended(status: str, rows: list[dict[str, Any]], budget: Budget) -> dict[str, Any]:
-    """What the run's record says at its end."""
+def _spent(rows: list[dict[str, Any]], budget: Budget) -> dict[str, Any]:
+    """What the run's record says at its end of its stages and their costs."""
     return {
-        "status": status,
-        "ended": datetime.now(UTC).isoformat(),
         "stages": rows,
         "cost": {budget.currency: round(budget.spent, 4)} if budget.is_priced else {},
     }
@@ -157,10 +136,6 @@ def make(
     artifact = store.find(stage, next(s.key for s in plan if s.name == stage))
     assert artifact is not None
     return artifact
-
-
-def to_line(event: dict[str, Any]) -> bytes:
-    return (json.dumps(event) + "\n").encode()
 
 
 def _outcomes(job: Job, observer: Observer, budget: Budget) -> Iterator[dict[str, Any]]:
