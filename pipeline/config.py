@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.fields import Types, as_written, below, names_in, types_at
 from pipeline.typed_yaml import read_document, read_value, to_yaml
+from schemas.addresses import public_content
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 from schemas.suggest import did_you_mean
@@ -186,7 +188,13 @@ def _explain(error: Any, origins: Mapping[str, str]) -> str:
         return f"field {place} is missing"
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
         return f"field {place}.kind: {_kinds(types_at(written))} (got {_shown(error['input'])})"
+    if _SECRETS.search(f"{place} {error['msg']}"):
+        return f"field {place}: {error['msg']}{origin}"
     return f"field {place}: {error['msg']} (got {_shown(error.get('input'))}){origin}"
+
+
+_SECRETS = re.compile(r"\bkubernetes\.env\b|secret|password", re.IGNORECASE)
+"""Fields, and refusals, whose values are not shown."""
 
 
 def _kinds(types: Types) -> str:
@@ -196,7 +204,7 @@ def _kinds(types: Types) -> str:
 
 def _shown(value: Any) -> str:
     try:
-        shown = ascii(value)
+        shown = ascii(public_content(value))
     except ValueError:  # Python does not print integers of thousands of digits
         return "a very large number"
     return shown if len(shown) < 60 else shown[:57] + "..."

@@ -58,11 +58,19 @@ def config_schema() -> None:
 
 
 @config_app.command("show")
-def config_show(config: ConfigFile = None, preset: Preset = None, set_: Settings = None) -> None:
+def config_show(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    set_: Settings = None,
+    signed: Annotated[
+        bool, typer.Option(help="Print addresses with their signatures and passwords.")
+    ] = False,
+) -> None:
     """Print the resolved configuration."""
     import yaml
 
     from pipeline.commands.opening import open_config
 
     resolved = open_config(config, preset, set_ or ())
-    print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
+    content = resolved.model_dump(mode="json") if signed else resolved.recorded()
+    print(yaml.safe_dump(content, sort_keys=False), end="")
