@@ -86,23 +86,34 @@ def accumulate_gradients(
 
     Without `train_student` the heads learn alone and the student gets no gradient.
     """
+    of_student, of_fake, fake_logit = _learn_from_fake(nets, batch, objective, train_student)
+    of_data, real_logit = _learn_from_data(nets, batch, objective)
+    return Losses(of_student, of_fake + of_data, real_logit, fake_logit)
+
+
+def _learn_from_fake(
+    nets: Nets, batch: MicroBatch, objective: ObjectiveConfig, train_student: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Student and heads learn from the student's sample, which the heads judge once for both.
+    Returns the student's loss, the heads' loss, and the mean logit.
+
+    The graph is cut at the teacher's features: the student's loss stops at these leaves, and goes
+    on from there through teacher and student. The heads' part of it is freed before that: at 1024
+    px it is as large as their data pass, which comes later.
+    """
     fake_BCHW, fake_features = _generate(nets, batch, train_student)
-    # The heads judge the fake once for both losses. The graph is cut at the teacher's features:
-    # the student's loss stops at these leaves, and goes on from there through teacher and student.
     leaves = [features.detach().requires_grad_(train_student) for features in fake_features]
     with nets.autocast():
-        fake_logits = nets.heads(leaves, batch.draws.renoise_sigma_B, batch.prompts.pooled_BP)
-    loss_student = student_loss(fake_logits, objective.adversarial)
+        logits = nets.heads(leaves, batch.draws.renoise_sigma_B, batch.prompts.pooled_BP)
+    loss_student = student_loss(logits, objective.adversarial)
     if train_student:
         (batch.share * loss_student).backward(inputs=leaves, retain_graph=True)
-        loss_student = loss_student + _backward(
-            fake_features, leaves, fake_BCHW, batch, objective.regression_weight
-        )
-    real_logits, loss_heads = _heads_loss(nets, batch, objective, fake_logits)
+    loss_heads = (1 - objective.mismatched_share) * fake_loss(logits, objective.adversarial)
     (batch.share * loss_heads).backward(inputs=list(nets.heads.parameters()))
-    return Losses(
-        loss_student.detach(), loss_heads.detach(), _mean(real_logits), _mean(fake_logits)
-    )
+    if train_student:
+        weight = objective.regression_weight
+        loss_student = loss_student + _backward(fake_features, leaves, fake_BCHW, batch, weight)
+    return loss_student.detach(), loss_heads.detach(), _mean(logits)
 
 
 def _generate(nets: Nets, batch: MicroBatch, with_gradient: bool) -> tuple[Tensor, list[Tensor]]:
@@ -144,31 +155,30 @@ def _backward(
     return regression
 
 
-def _heads_loss(
-    nets: Nets, batch: MicroBatch, objective: ObjectiveConfig, fake_logits: list[Tensor]
-) -> tuple[list[Tensor], Tensor]:
-    """The heads' logits of the data, and their loss: they are to call the data real, and fakes and
-    mismatched data fake, without leaping between neighbouring inputs (R1).
+def _learn_from_data(
+    nets: Nets, batch: MicroBatch, objective: ObjectiveConfig
+) -> tuple[Tensor, Tensor]:
+    """The heads learn to call the data real and mismatched data fake, without leaping between
+    neighbouring inputs (R1). Returns their loss, and their mean logit of the data.
     """
     draws, prompts = batch.draws, batch.prompts
     sigma = draws.renoise_sigma_B
     noised = add_noise(batch.latents_BCHW, draws.renoise_noise_BCHW, sigma)
-    real_logits = _judge(nets, noised, sigma, prompts)
-    loss = real_loss(real_logits, objective.adversarial)
-    mismatched_share = objective.mismatched_share
-    loss = loss + (1 - mismatched_share) * fake_loss(fake_logits, objective.adversarial)
-    if mismatched_share > 0:
+    logits = _judge(nets, noised, sigma, prompts)
+    loss = real_loss(logits, objective.adversarial)
+    if objective.mismatched_share > 0:
         assert batch.mismatched is not None
         rows = batch.mismatched.rows
-        logits = _judge(nets, noised[rows], sigma[rows], batch.mismatched.prompts)
-        weight = mismatched_share * batch.mismatched.weight
-        loss = loss + weight * fake_loss(logits, objective.adversarial)
+        mismatched = _judge(nets, noised[rows], sigma[rows], batch.mismatched.prompts)
+        weight = objective.mismatched_share * batch.mismatched.weight
+        loss = loss + weight * fake_loss(mismatched, objective.adversarial)
     if objective.r1_weight > 0:
         assert draws.near_noise_BCHW is not None
         near = noised + objective.r1_sigma * draws.near_noise_BCHW
         near_logits = _judge(nets, near, sigma, prompts)
-        loss = loss + objective.r1_weight * r1_penalty(real_logits, near_logits)
-    return real_logits, loss
+        loss = loss + objective.r1_weight * r1_penalty(logits, near_logits)
+    (batch.share * loss).backward(inputs=list(nets.heads.parameters()))
+    return loss.detach(), _mean(logits)
 
 
 def _judge(nets: Nets, noised_BCHW: Tensor, sigma_B: Tensor, prompts: Conditioning) -> list[Tensor]:

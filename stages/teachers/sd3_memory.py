@@ -233,7 +233,7 @@ class _Working:
         copies, teacher_copies = self._copies()
         maps = taps * self.image * self.number
         sent_back = _heads(self.transformer, distill.discriminator) * self.image * self.number
-        judged = maps + sent_back + self._judged()
+        fake = maps + sent_back
         # FSDP2 gathers the current block and the next one, in float32 where nothing is sharded,
         # and reduces gradients in float32.
         block = _block_weights(self.transformer) if distill.workers > 1 else 0
@@ -241,27 +241,32 @@ class _Working:
         gathered = 0 if not self.is_full and self.is_quantized else 2 * block * number
         reduced = block * (number + 6) if self.is_full else 0
         teacher_gathered = gathered if distill.shard_teacher or not self.is_full else 0
-        # 1. The backward pass begins: everything is in memory; the teacher's last block runs.
-        begin = copies + teacher_copies + judged + teacher.passing + teacher_gathered
+        # 1. The heads have judged the fake; then, without what they kept, the backward pass begins
+        # at the teacher's last block.
+        teacher_block = teacher.block if distill.checkpoint_blocks else 0
+        begin = copies + teacher_copies + fake
+        begin += max(self._judged(), teacher_block + teacher.passing + teacher_gathered)
         if distill.checkpoint_blocks:
-            begin += self.activations.checkpoints + self.activations.inputs + teacher.block
+            begin += self.activations.checkpoints + self.activations.inputs
         else:
             begin += student.all + teacher.all
+        begin += head_gradients
         if self.batch < self.shapes.share:
-            begin += gradients + head_gradients  # of earlier micro-batches
+            begin += gradients  # of earlier micro-batches
         # 2. It ends at the student's first block; nearly all gradients are in memory.
-        end = gradients + judged + student.block + student.passing + gathered + reduced
-        # 3. The heads also judge features of the data, with R1 those of the perturbed data, and
-        # those of the data with mismatched prompts.
+        gradients += head_gradients
+        end = gradients + fake + student.block + student.passing + gathered + reduced
+        # 3. The heads judge features of the data, with R1 those of the perturbed data, and those of
+        # the data with mismatched prompts.
         objective = distill.objective
         slots = mismatched_slots(distill.global_batch, objective.mismatched_share)
         sides: float = 1 + (objective.r1_weight > 0)
         if slots:
             sides += max(len(slots) / distill.global_batch, 1 / self.batch)
-        real = gradients + judged + sides * (maps + self._judged())
+        real = gradients + sides * (maps + self._judged())
         real += teacher.passing + teacher_gathered
         # 4. The optimizers step; in 8 bits, one weight after another, compiled on a GPU.
-        step = gradients + head_gradients
+        step = gradients
         if distill.optimizer_bits == 8 and not self.shapes.on_gpu:
             step += _CODING * max(inputs * outputs for _, inputs, outputs in self._trained())
         return int(max(begin, end, real, step)) + self._inputs()
