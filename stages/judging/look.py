@@ -28,6 +28,7 @@ from stages.ladd.parallel import rank_and_world, sum_over_ranks
 from stages.pictures.samplers import (
     PlannedSample,
     Sampler,
+    remembering,
     sample_batches,
     student_sampler,
     teacher_sampler,
@@ -108,7 +109,8 @@ class HeldOutLook:
     do not depend on how many there are.
 
     The teacher is drawn at the first look; what was seen of it is kept with the training's
-    checkpoints. Scores and features are loaded for each look anew.
+    checkpoints. Prompts are encoded once and kept in host memory; scores and features are loaded
+    for each look anew.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class HeldOutLook:
         self.config, self._context = config, context
         self._teacher, self._frozen = teacher, frozen
         self._student, self._average = student, average
+        self._encode = remembering(teacher.encode_prompts)
         seed = context.config.prompts.seed
         self._samples = look_samples(context.inputs["prompts"], config.prompts, seed)
         prompts = [sample["prompt"] for sample in self._samples]
@@ -144,6 +147,7 @@ class HeldOutLook:
             self._teacher.device,
             student_sigmas(grid, self.config.steps or len(grid)),
             bfloat16=self._context.config.distill.precision == "bfloat16",
+            encode=self._encode,
         )
         with self._average.shown_by(self._student):
             pictures = self._draw(draw, "pictures of the look")
@@ -162,7 +166,7 @@ class HeldOutLook:
             rows = self._over_ranks(rows if len(rows) else np.zeros((len(self._samples), width)))
         else:
             how, device = context.config.synthesize, self._teacher.device
-            draw = teacher_sampler(self._teacher, self._frozen, device, how)
+            draw = teacher_sampler(self._teacher, self._frozen, device, how, self._encode)
             rows = self._measure(self._draw(draw, "pictures of the teacher to compare with"))
             if rank == 0:
                 writer = ShardWriter(context.store, folder, self._shard)

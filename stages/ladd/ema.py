@@ -20,7 +20,8 @@ class ExponentialAverage(nn.Module):
     decay is at most (1 + n) / (10 + n).
 
     The averages are stored on `device`, by default the weights' device. Each one is updated on its
-    weight's device, so `device` does not change the numbers.
+    weight's device, so `device` does not change the numbers. On the host they are in pinned memory
+    for weights on a GPU: pageable memory is copied several times more slowly.
     """
 
     def __init__(self, net: nn.Module, decay: float, device: torch.device | None = None) -> None:
@@ -28,7 +29,7 @@ class ExponentialAverage(nn.Module):
         self.decay, self._apart = decay, device is not None
         copies = [p.detach().clone() for p in _trained(net)]
         self.averages = nn.ParameterList(
-            nn.Parameter(copy if device is None else copy.to(device), requires_grad=False)
+            nn.Parameter(copy if device is None else _stored(copy, device), requires_grad=False)
             for copy in copies
         )
 
@@ -78,6 +79,12 @@ class ExponentialAverage(nn.Module):
 
 def _trained(net: nn.Module) -> list[Tensor]:
     return [p for p in net.parameters() if p.requires_grad]
+
+
+def _stored(tensor: Tensor, device: torch.device) -> Tensor:
+    copy = tensor.to(device)
+    is_plain = not isinstance(copy, DTensor)
+    return copy.pin_memory() if tensor.is_cuda and device.type == "cpu" and is_plain else copy
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
+from schemas.errors import ConfigError
 from schemas.resources import WorkerPool
+
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_DRIVER = Path("/dev/nvidiactl")
 
 
 def worker_device(cpus: float, gpus: float | None) -> torch.device:
@@ -15,9 +20,20 @@ def worker_device(cpus: float, gpus: float | None) -> torch.device:
 
     `gpus` is the number of GPUs of the worker; None means one if any is visible. With 0 it is the
     CPU even if a GPU is visible: Ray does not hide GPUs from a worker that asked for none.
+
+    Raises ConfigError if the worker has a GPU that torch cannot use.
     """
     if gpus != 0 and torch.cuda.is_available():
+        if not any(name in os.environ for name in _ALLOCATOR):
+            # Buckets differ in shape: without this, freed memory of one does not serve the next.
+            os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
         return torch.device("cuda")
+    if gpus and _DRIVER.exists():
+        raise ConfigError(
+            f"workers: Ray gives this one a GPU, but torch {torch.__version__} cannot use it; "
+            "install a build of torch for CUDA and a driver that is new enough, or set use_gpu: "
+            "false (trainings) or gpus_per_worker: 0 (pools) for CPUs"
+        )
     torch.set_num_threads(max(1, min(int(cpus), len(os.sched_getaffinity(0)))))
     return torch.device("cpu")
 

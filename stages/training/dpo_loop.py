@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -76,26 +77,26 @@ def train(run: TrainingRun) -> None:
                 trainer.take_best()
                 adapters.save(folder / LORA)
 
-        for bucket, batch in speed.fed(_batches(data, plan, trainer, run)):
-            metrics = trainer.update(*batch)
-            forward = teacher.forward_flops(Bucket.parse(bucket), batch[2].text_tokens)
-            speed.add(dpo.global_batch, dpo.global_batch * PASSES * forward)
-            trace.add(trainer.step, {"bucket": bucket, **metrics})
-            if data.sizes["held_out"] and trainer.step % dpo.watch_every == 0:
+        with closing(trace):
+            for bucket, batch in speed.fed(_batches(data, plan, trainer, run)):
+                metrics = trainer.update(*batch)
+                forward = teacher.forward_flops(Bucket.parse(bucket), batch[2].text_tokens)
+                speed.add(dpo.global_batch, dpo.global_batch * PASSES * forward)
+                trace.add(trainer.step, {"bucket": bucket, **metrics})
+                if data.sizes["held_out"] and trainer.step % dpo.watch_every == 0:
+                    look()
+                if trainer.done or trainer.step % dpo.checkpoint_every == 0:
+                    run.save(metrics, fill, trainer.step)
+            if data.sizes["held_out"] and "held_out_loss" not in json.loads(trace.lines[-1]):
                 look()
-            if trainer.done or trainer.step % dpo.checkpoint_every == 0:
-                run.save(metrics, fill, trainer.step)
-        if data.sizes["held_out"] and "held_out_loss" not in json.loads(trace.lines[-1]):
-            look()
-        run.save({}, fill_last, trainer.step, in_tail=True)
-        if trainer.stopped_early:
-            trace.warn(
-                [
-                    f"stopped after update {trainer.step}: the held-out loss has not fallen since "
-                    f"update {trainer.best_step}, whose adapters are kept"
-                ]
-            )
-        trace.close()
+            run.save({}, fill_last, trainer.step, in_tail=True)
+            if trainer.stopped_early:
+                trace.warn(
+                    [
+                        f"stopped after update {trainer.step}: the held-out loss has not fallen "
+                        f"since update {trainer.best_step}, whose adapters are kept"
+                    ]
+                )
 
 
 def _looked(trainer: DpoTrainer, held_out: Iterator[tuple[range, Pairs]]) -> dict[str, float]:
@@ -127,9 +128,10 @@ def _tuned_net(teacher: Teacher, context: StageContext) -> tuple[Backbone, list[
     dpo, dtype = config.dpo, computed_dtype(getattr(torch, config.dpo.precision), teacher.device)
     if config.pairs.model == "teacher":
         return teacher.backbone(dtype=dtype, checkpoint_blocks=dpo.checkpoint_blocks), None
-    net, grid = student_of(context.inputs["distill"], teacher.device, bfloat16=False)
+    # On a GPU it is never in float32: cast first.
+    net, grid = student_of(context.inputs["distill"], torch.device("cpu"), bfloat16=False)
     net.checkpoint_blocks = dpo.checkpoint_blocks
-    return net.to(dtype), student_sigmas(grid, config.pairs.student_steps)
+    return net.to(dtype).to(teacher.device), student_sigmas(grid, config.pairs.student_steps)
 
 
 def held_out_batches(

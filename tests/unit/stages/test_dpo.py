@@ -320,5 +320,11 @@ def test_too_few_pairs_for_a_batch_is_one_clear_sentence(tiny_sd3, tmp_path, mon
 def test_divergence_is_one_clear_sentence(tiny_sd3, tmp_path, monkeypatch):
     monkeypatch.setitem(TUNING, "learning_rate", 1e30)
     monkeypatch.setitem(TUNING, "max_skipped", 0)
+    closed = []
+    close = dpo_loop.TrainingTrace.close
+    monkeypatch.setattr(
+        dpo_loop.TrainingTrace, "close", lambda trace: closed.append(trace) or close(trace)
+    )
     with pytest.raises(StageFailed, match=r"dpo: update \d.*Lower .*learning.rate"):
         tuned_stage(tiny_sd3, tmp_path / "store", monkeypatch)
+    assert len(closed) == 1, "trackers would take the run for one that goes on"

@@ -143,6 +143,8 @@ def test_the_figures_do_not_depend_on_the_number_of_ranks(planned, tiny_sd3, tmp
     assert len(list(batches)) == 5
 
     teacher = open_teacher(config.teacher)
+    encode, encoded = teacher.encode_prompts, []
+    monkeypatch.setattr(teacher, "encode_prompts", lambda p: encoded.append(p) or encode(p))
 
     def look_of(name: str) -> HeldOutLook:
         context = make_context("distill", config, ArtifactStore(str(tmp_path / name)), [artifact])
@@ -156,4 +158,7 @@ def test_the_figures_do_not_depend_on_the_number_of_ranks(planned, tiny_sd3, tmp
     alone, ranks = [look_of("alone")], [look_of("shared"), look_of("shared")]
     found = [*take(alone), *take(ranks), *take(ranks)]
     assert all(figures == found[0] for figures in found) and len(found) == 5
+    before = len(encoded)
+    assert take(alone) == found[:1]
+    assert len(encoded) == before, "prompts are encoded once, and text encoders not loaded again"
     assert found[0]["held_out_diversity"] > 0

@@ -7,8 +7,16 @@ import os
 import pytest
 import torch
 
+from schemas.errors import ConfigError
 from schemas.resources import WorkerPool
+from stages.teachers import devices
 from stages.teachers.devices import pool_device, worker_device
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What is set here is not set for other tests."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
 
 
 @pytest.mark.parametrize(
@@ -39,3 +47,25 @@ def test_threads_are_those_of_the_worker_and_no_more_than_it_may_use(
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(allowed)))
     worker_device(cpus, 0)
     assert started == [threads]
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_cpu(monkeypatch, tmp_path):
+    """Bug: sample for days on cores, because torch came without CUDA."""
+    driver = tmp_path / "nvidiactl"
+    driver.touch()
+    monkeypatch.setattr(devices, "_DRIVER", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="cannot use it; install a build of torch for CUDA"):
+        worker_device(1, 1)
+    assert worker_device(1, 0).type == "cpu" and worker_device(1, None).type == "cpu"
+
+
+def test_the_allocator_is_told_unless_the_user_has(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        os.environ.pop(name, None)
+    worker_device(1, 1)
+    assert os.environ.pop("PYTORCH_ALLOC_CONF") == "expandable_segments:True"
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "max_split_size_mb:128"
+    worker_device(1, 1)
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
