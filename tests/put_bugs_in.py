@@ -20,8 +20,8 @@ BUGS = [
     (
         "02",
         "stages/synthesize.py",
-        "self.teacher.device, self.config\n",
-        "self.teacher.device, self.config.at(guidance_scale=1.0)\n",
+        "self.teacher.device, self.config, self.ahead\n",
+        "self.teacher.device, self.config.at(guidance_scale=1.0), self.ahead\n",
     ),
     (
         "03",
@@ -54,8 +54,8 @@ BUGS = [
     (
         "09",
         "stages/pictures/sample_grids.py",
-        "        self.average.swap_with(self.student)\n        self",
-        "        self",
+        "        with self.average.shown_by(self.student):\n",
+        "        if True:\n",
     ),
     ("10", "stages/ladd/flow.py", "draw_seed(seed, step, slot)", "draw_seed(seed, step, 0)"),
 ]

@@ -20,6 +20,7 @@ from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.sampling import Euler, initial_noise, sample_consistency, sample_flow
 from stages.ladd.update import MicroBatch, Nets, accumulate_gradients
 from stages.teachers.sd3_backbone import SD3Backbone
+from tests.put_bugs_in import BUGS, ROOT
 from tests.support.context import make_context
 from tests.support.pairs import EVEN
 from tests.support.tiny_sd3 import make_tiny_config, tiny_transformer
@@ -276,3 +277,9 @@ def test_10_ranks_draw_different_noise_that_does_not_depend_on_their_number():
         7, 4, range(8), torch.Size((4, 8, 8)), StudentTimeConfig(), RenoiseConfig(), student_step=4
     )
     assert not torch.equal(other_step.student_noise_BCHW, whole.student_noise_BCHW)
+
+
+def test_each_bug_can_still_be_put_in():
+    """Else `tests/put_bugs_in.py` proves nothing any more."""
+    for number, name, right, _ in BUGS:
+        assert right in (ROOT / name).read_text(), number

@@ -15,6 +15,7 @@ import torch
 from schemas.config import (
     DistillConfig,
 )
+from stages.ladd import precision
 from stages.ladd.backbone import Conditioning
 from stages.ladd.batch_plan import slots_of
 from stages.ladd.checkpoint import CheckpointError, names_in
@@ -36,6 +37,8 @@ LOOKS = (1, 4, STEPS // 2 - 1, STEPS - 5)
 """Updates behind which the average is looked at: in the heads' head start, and before a save."""
 UNEVEN = {"global_batch": 3, "micro_batch": 1}
 """As when an elastic training has lost a worker: two samples for one rank, one for the other."""
+LOW = {"bfloat16": True, "checkpoint_blocks": True}
+"""The last job of a process: from then on it computes in bfloat16."""
 
 
 def batch_of(step: int) -> tuple[torch.Tensor, Conditioning]:
@@ -53,7 +56,8 @@ def look_at_average(trainer: LaddTrainer, latents: torch.Tensor, text: Condition
     trained = trainer.student_optimizer.param_groups[0]["params"]
     before = [getattr(p, "_local_tensor", p).clone() for p in trained]
     trainer.average.swap_with(trainer.student)
-    trainer.student.velocity(latents, torch.ones(len(latents)), text)
+    with trainer.autocast():
+        trainer.student.velocity(latents, torch.ones(len(latents)), text)
     trainer.average.swap_with(trainer.student)
     for kept, parameter in zip(before, trained, strict=True):
         assert torch.equal(kept, getattr(parameter, "_local_tensor", parameter))
@@ -66,14 +70,21 @@ def train(
     from tests.support.tiny_sd3 import tiny_transformer
 
     torch.manual_seed(0)
-    student, teacher = SD3Backbone(tiny_transformer()), SD3Backbone(tiny_transformer())
-    teacher.requires_grad_(False)
+    is_low = way.get("bfloat16", False)
+    low = torch.bfloat16 if is_low else torch.float32
+    if is_low:
+        precision.cpu_has_bfloat16 = lambda: True  # in a process of its own
+    student, teacher = (
+        SD3Backbone(tiny_transformer(), checkpoint_blocks=way.get("checkpoint_blocks", False))
+        for _ in range(2)
+    )
+    teacher.to(low).requires_grad_(False)
     config = DistillConfig(
         steps=STEPS,
         global_batch=way.get("global_batch", 4),
         micro_batch=way.get("micro_batch"),
         workers=way.get("shard_over", 1),
-        precision="float32",
+        precision="bfloat16" if is_low else "float32",
         # Adam's first steps turn differences of rounding into steps of the whole rate.
         learning_rate=2e-4,
         discriminator={"learning_rate": 2e-4, "head_start_steps": 2, "channels": 8},
@@ -81,9 +92,9 @@ def train(
         objective={"mismatched_share": 0.3},
         shard_over=way.get("shard_over", 1),
     )
-    spread(student, CPU, config.shard_over, torch.float32)
+    spread(student, CPU, config.shard_over, low)
     if way.get("shard_teacher"):
-        spread(teacher, CPU, config.shard_over, torch.float32)
+        spread(teacher, CPU, config.shard_over, low)
     trainer = LaddTrainer(student, teacher, 24, config, CPU)
     if load:
         trainer.load(Path(load))
@@ -127,6 +138,7 @@ def on_two(tmp_path_factory) -> tuple[Path, dict[str, list[dict[str, float]]]]:
         jobs[f"{name}, second half"] = (way, range(HALF, STEPS), saved, "")
     jobs["uneven"] = (UNEVEN, range(HALF), "", "")
     jobs["from one"] = (WAYS["both sharded"], range(HALF, STEPS), str(folder / "one"), "")
+    jobs["low"] = (LOW | WAYS["both sharded"], range(HALF), "", "")
     out = folder / "traces.json"
     on_ranks(2, _rank, jobs, str(out))
     return folder, json.loads(out.read_text())
@@ -149,6 +161,19 @@ def test_two_ranks_repeat_the_losses_of_one(name, on_one, on_two):
 def test_two_ranks_with_uneven_shares_repeat_the_losses_of_one(on_two):
     alone = train(0, 1, {"global_batch": 3}, range(HALF), "", "")
     assert_same_trace(on_two[1]["uneven"], alone)
+
+
+def test_two_sharded_ranks_in_bfloat16_do_as_one(on_two, monkeypatch):
+    """As the presets for eight GPUs train: blocks recomputed, weights gathered in bfloat16. One
+    rank keeps norms and biases in float32, so losses agree to bfloat16's digits.
+    """
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    alone = train(0, 1, LOW, range(HALF), "", "")
+    for found, wanted in zip(on_two[1]["low"], alone, strict=True):
+        losses = {name for name in wanted if name.endswith(("_loss", "_logit"))}
+        assert len(losses) == 4
+        for name in losses:
+            assert found[name] == pytest.approx(wanted[name], rel=0.02, abs=0.01), name
 
 
 @pytest.mark.parametrize("name", WAYS)
