@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.checkpoints import Trained
 from pipeline.base.course import STATE, Course
 from pipeline.base.pins import names_student
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.training import TrainingPlan, train_on_ray
 from pipeline.base.work import Above, Work
@@ -141,7 +142,7 @@ def _finish(context: StageContext, trained: Trained, plan: BatchPlan) -> StageRe
     with (
         chosen(context, trained, course(config)) as (update, checkpoint),
         student_start(context, teacher) as start,
-        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory(prefix=scratch_prefix("student")) as scratch,
     ):
         model = Path(scratch) / "model"
         start.save_student(model, load_average, grid, lora=config.distill.lora)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.course import Course
 from pipeline.base.markers import finished_shards
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, StageResult, files_of
 from pipeline.base.training import TrainingPlan, train_on_ray
@@ -180,7 +181,7 @@ def _save_model(context: StageContext, scale: float) -> dict[str, tuple[int, str
     with (
         student.local_folder("model") as folder,
         local_lora(context.store, context.folder) as lora,
-        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory(prefix=scratch_prefix("student")) as scratch,
     ):
         base = context.config.teacher.model_copy(update={"model": str(folder), "revision": None})
         teacher = open_teacher(base)

@@ -20,6 +20,7 @@ from pipeline.base.addresses import copied, expand, shown
 from pipeline.base.failures import all_kinds, commonest, failed_kinds, recorded
 from pipeline.base.mapping import map_shards, worker_devices
 from pipeline.base.parquet import schema_of, table_bytes
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
@@ -187,7 +188,7 @@ def _write_prompt_lists(
         written[name] = context.store.write(f"{context.folder}/{name}", table)
 
     left: list[tuple[str, str]] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix("texts")) as scratch:
         for part in _by_first_digits(context, done, Path(scratch)):
             texts = pq.read_table(part)
             unique = dict(

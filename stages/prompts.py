@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.failures import Failures, recorded
 from pipeline.base.parquet import Columns, TableWriter
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.work import Above, Phase, Work
 from schemas.bucket import Bucket
@@ -113,7 +114,7 @@ def run(context: StageContext) -> StageResult:
     for bucket in config.bucket_list():
         teacher.check_bucket(bucket)
     counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix("prompts")) as scratch:
         spool = Path(scratch)
         with _Failed(context, spool) as failed:
             total = _clean_into(spool, config, teacher, counts, context, failed)

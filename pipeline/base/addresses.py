@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 from pipeline.base.address_errors import explain
 from pipeline.base.on_objects import fetch
+from pipeline.base.scratch import scratch_prefix
 from schemas.errors import ConfigError, LaddError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def copied(address: str, field: str) -> Iterator[Path]:
         with explained(address, field):
             yield Path(local_path(address))
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix("outside")) as scratch:
         copy = Path(scratch) / (posixpath.basename(without_query(address)) or "file")
         with explained(address, field, opening=True):
             filesystem, path = filesystem_of(address)

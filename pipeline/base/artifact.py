@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.tables import FileList, read_details, read_files
 from schemas.errors import ArtifactError
 from schemas.manifest import FileEntry, Manifest, Table
@@ -100,7 +101,7 @@ class Artifact:
         if self.store.is_local:
             yield Path(self.store.path(self.name(prefix)))
             return
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(prefix=scratch_prefix("model")) as scratch:
             for entry in self.files(f"{prefix}/"):
                 target = Path(scratch) / entry.path
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from pipeline.base.course import (
 from pipeline.base.dropping import dropped
 from pipeline.base.lease import Lease, held
 from pipeline.base.on_objects import fetch
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.stage import StageContext
 from pipeline.base.storage_errors import explained
 from pipeline.base.store import ArtifactStore
@@ -92,7 +93,7 @@ def folder_of(context: StageContext, saved: Saved, takes: str | None = "") -> It
     if store.is_local:
         yield Path(store.path(where))
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix("checkpoint")) as scratch:
         with explained(store.url, "read", where):
             for name in _needed(store, where, takes):
                 target = Path(scratch) / name

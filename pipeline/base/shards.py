@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.markers import marker_of
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.storage_errors import scratch_explained
 from pipeline.base.store import ArtifactStore
 from pipeline.base.tars import read_samples
@@ -59,7 +60,7 @@ class ShardWriter:
         self._artifact_folder = artifact_folder
         self._shard = shard
         with scratch_explained():
-            self._scratch = tempfile.TemporaryDirectory()
+            self._scratch = tempfile.TemporaryDirectory(prefix=scratch_prefix("shard"))
         self._files: list[tuple[str, Path]] = []
         self._started = time.monotonic()
 

@@ -20,6 +20,7 @@ from pipeline.base import on_disk, on_objects, retries
 from pipeline.base.artifact import Artifact as Artifact  # who has a store has artifacts
 from pipeline.base.artifact import file_digest
 from pipeline.base.artifact import require_intact as require_intact
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.storage_errors import explained
 from pipeline.base.tables import split
 from schemas.errors import ArtifactError, ConfigError
@@ -324,8 +325,8 @@ class ArtifactStore:
             path = Path(self.path(name))
             if not self.is_local:
                 with self._explained("read", name):
-                    scratch = stack.enter_context(tempfile.TemporaryDirectory())
-                    path = Path(scratch) / posixpath.basename(name)
+                    scratch = tempfile.TemporaryDirectory(prefix=scratch_prefix("file"))
+                    path = Path(stack.enter_context(scratch)) / posixpath.basename(name)
                     with contextlib.suppress(FileNotFoundError):
                         on_objects.fetch(self.filesystem, self.path(name), path)
             if not path.exists():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,6 +29,7 @@ from pipeline.base.course import Course, Keeping, Saved, Work, saved_in
 from pipeline.base.foreign import innermost, loss, sentence
 from pipeline.base.lease import Lease
 from pipeline.base.resources import Node, Request, cluster_nodes, placed
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.stage import StageContext, enter, entered
 from pipeline.base.store import json_object
 from schemas.config import DistillConfig, DpoConfig
@@ -212,8 +214,12 @@ class TrainingRun:
             tidy_checkpoints(self.context, self._plan.keeping, now)
             # Ranks of a lost start may have left other files there.
             self.context.store.remove(f"{self.context.training_folder}/{saved.name}")
-        folder = tempfile.mkdtemp(prefix="ladd-checkpoint-")
-        fill(Path(folder))
+        folder = tempfile.mkdtemp(prefix=scratch_prefix("checkpoint"))
+        try:
+            fill(Path(folder))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if self.rank == 0:
             hours = (time.monotonic() - self._started) / 3600 * self._devices
             replace(self._work, device_hours=self._work.device_hours + hours).write(Path(folder))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.stage import StageContext
 from pipeline.base.training import TrainingRun
 from schemas.bucket import Bucket
@@ -44,7 +45,7 @@ def train(run: TrainingRun) -> None:
     context, dpo = run.context, run.context.config.dpo
     teacher = open_teacher(context.config.teacher)
     teacher.place(worker_device(run.cpus, run.gpus))
-    with tempfile.TemporaryDirectory(prefix="ladd-pairs-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_prefix("pairs")) as scratch:
         data = PairData(context.inputs["pairs"], Path(scratch), teacher.encode_prompts)
         plan = BatchPlan(data.sizes["train"], dpo.global_batch, dpo.seed)
         net, levels = _tuned_net(teacher, context)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from pipeline.base import metrics
 from pipeline.base.foreign import sentence
+from pipeline.base.scratch import scratch_prefix
 from pipeline.base.stage import StageContext
 from schemas.base import identity_of
 from schemas.config import PipelineConfig
@@ -134,7 +135,7 @@ class TensorBoard:
         if context.store.is_local:
             where = context.store.path(f"{context.folder}/{BOARD}")
         else:
-            self._scratch = tempfile.TemporaryDirectory(prefix="ladd-tensorboard-")
+            self._scratch = tempfile.TemporaryDirectory(prefix=scratch_prefix("tensorboard"))
             where = self._scratch.name
         self._writer = SummaryWriter(where, purge_step=run.done + 1 if run.done else None)
 

@@ -20,9 +20,10 @@ from stages.ladd.heads import DiscriminatorHeads
 from stages.ladd.sampling import Euler, initial_noise, sample_consistency, sample_flow
 from stages.ladd.update import MicroBatch, Nets, accumulate_gradients
 from stages.teachers.sd3_backbone import SD3Backbone
-from tests.put_bugs_in import BUGS, ROOT
+from tests.support.command import ROOT
 from tests.support.context import make_context
 from tests.support.pairs import EVEN
+from tests.support.silent_bugs import BUGS
 from tests.support.tiny_sd3 import make_tiny_config, tiny_transformer
 
 SIGMAS = [1.0, 0.75, 0.5, 0.25]
@@ -280,6 +281,6 @@ def test_10_ranks_draw_different_noise_that_does_not_depend_on_their_number():
 
 
 def test_each_bug_can_still_be_put_in():
-    """Else `tests/put_bugs_in.py` proves nothing any more."""
+    """Else `python -m tests.put_bugs_in` proves nothing any more."""
     for number, name, right, _ in BUGS:
         assert right in (ROOT / name).read_text(), number
