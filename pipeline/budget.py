@@ -56,13 +56,13 @@ class Budget:
         kind = ahead.fleet.device.kind
         if price is None:
             raise ConfigError(
-                f"--max-cost: costs.prices has no price for {kind}, so nobody knows what the run "
-                f"costs; set costs.prices.{kind}"
+                f"--max-cost: costs.prices has no price for {kind}, so the cost of the run is "
+                f"unknown; set costs.prices.{kind}"
             )
         if ahead.price is None:
             raise ConfigError(
-                f"--max-cost: nobody knows what {', '.join(ahead.unknown)} would cost; `ladd-"
-                "pipeline plan` says why"
+                f"--max-cost: the cost of {', '.join(ahead.unknown)} is unknown; `ladd-pipeline "
+                "plan` says why"
             )
         if ahead.price > limit:
             most = max(ahead.stages, key=lambda name: _price(ahead, name))

@@ -128,7 +128,7 @@ def _of_trainings(store: ArtifactStore, busy: Collection[str]) -> Iterator[Lefto
             name = f"{folder}/{path}"
             yield Leftover(f"claim {name}", files[path], partial(store.remove, name))
         whole = whole_checkpoints(store, folder)
-        if whole is None:  # the list is damaged, and the next start mends it
+        if whole is None:  # the list is damaged, and the next start repairs it
             continue
         saved = {path.split("/")[0] for path in files if "/" in path}
         for one in sorted(saved - set(whole)):
