@@ -49,7 +49,7 @@ class Budget:
         if self.limit is not None and self.spent >= self.limit:
             raise CostReached(
                 f"the run has cost {self._amount(self.spent)}, which --max-cost allows; what is "
-                "finished is kept, and the same command with a new --max-cost goes on"
+                "finished is kept, and the same command with a new --max-cost resumes"
             )
 
     def _require_within(self, limit: float, ahead: Outlook, price: float | None) -> None:

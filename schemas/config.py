@@ -516,7 +516,7 @@ class DistillConfig(Frozen):
     """Samples per update, over all workers and accumulation rounds."""
     micro_batch: int | None = retired(None, ge=1)
     """Samples per forward pass; empty means global_batch / workers. Another value only rounds sums
-    differently, so a training goes on with it; the manifest says what was used.
+    differently, so a training can continue with it; the manifest says what was used.
     """
     learning_rate: float = Field(1e-5, gt=0)
     """Learning rate of the student."""
@@ -777,7 +777,7 @@ class DpoConfig(Frozen):
     """Pairs per update, over all workers and accumulation rounds."""
     micro_batch: int | None = retired(None, ge=1)
     """Pairs per forward pass; empty means global_batch / workers. Another value only rounds sums
-    differently, so a training goes on with it; the manifest says what was used.
+    differently, so a training can continue with it; the manifest says what was used.
     """
     beta: float = Field(2000.0, gt=0)
     """Strength of the pull to the reference; it is large because errors are means over elements."""
