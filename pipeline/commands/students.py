@@ -40,10 +40,7 @@ def sample(
     ] = None,
     lora_scale: Annotated[
         float | None,
-        typer.Option(
-            help="Scale of the adapters in --lora, or of this configuration's own if --lora is "
-            "not given."
-        ),
+        typer.Option(help="Scale of the adapters in --lora, or else of this configuration's own."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps: 1, 2 or 4 on the default grid.")] = 4,
     bucket: Annotated[
