@@ -49,8 +49,8 @@ manifests: $(STAMP)
 proofs-storage: $(STAMP)
 	$(call each_once,storage,tests/storage/*.py)
 
-# Known weaknesses of the pinned packages, as PyPI lists them, and a bill of what is installed here. Fails where PyPI does
-# not know a package. In an environment of its own: what audits is no part of what is audited.
+# Known vulnerabilities of the pinned packages, as PyPI lists them, and an SBOM of what is installed here. Fails where PyPI
+# does not know a package. It has a separate environment, so that the auditing tools are not audited themselves.
 AUDIT := .venv-audit
 audit: $(STAMP)
 	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)

@@ -1,4 +1,4 @@
-"""Estimate against fact, for every artifact of a store.
+"""Estimated against measured, for every artifact of a store.
 
     python benchmarks/estimates.py STORE [--by STORE_OF_A_CALIBRATING_RUN]
 
@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--by", help="a store whose newest artifacts give the rates")
     wanted = parser.parse_args()
     names = ["device-s", "ratio", "seconds", "ratio"]
-    columns = ["stage", "work", "device-s, fact", "seconds, fact"]
+    columns = ["stage", "work", "device-s, measured", "seconds, measured"]
     columns += [f"model: {name}" for name in names]
-    columns += [f"measured: {name}" for name in names] if wanted.by else []
+    columns += [f"by the other store: {name}" for name in names] if wanted.by else []
     print(f"| {' | '.join(columns)} |")
     print("|---|---" + (len(columns) - 2) * "|---:" + "|")
     for row in compared(ArtifactStore(wanted.store), wanted.by):

@@ -49,20 +49,20 @@ class Budget:
         if self.limit is not None and self.spent >= self.limit:
             raise CostReached(
                 f"the run has cost {self._amount(self.spent)}, which --max-cost allows; what is "
-                "finished is kept, and the same command with a new --max-cost goes on"
+                "finished is kept, and the same command with a new --max-cost resumes"
             )
 
     def _require_within(self, limit: float, ahead: Outlook, price: float | None) -> None:
         kind = ahead.fleet.device.kind
         if price is None:
             raise ConfigError(
-                f"--max-cost: costs.prices has no price for {kind}, so nobody knows what the run "
-                f"costs; set costs.prices.{kind}"
+                f"--max-cost: costs.prices has no price for {kind}, so the cost of the run is "
+                f"unknown; set costs.prices.{kind}"
             )
         if ahead.price is None:
             raise ConfigError(
-                f"--max-cost: nobody knows what {', '.join(ahead.unknown)} would cost; `ladd-"
-                "pipeline plan` says why"
+                f"--max-cost: the cost of {', '.join(ahead.unknown)} is unknown; `ladd-pipeline "
+                "plan` says why"
             )
         if ahead.price > limit:
             most = max(ahead.stages, key=lambda name: _price(ahead, name))

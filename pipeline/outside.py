@@ -94,7 +94,7 @@ def require_unchanged(stage: Stage, config: PipelineConfig, seen: Seen) -> None:
         if field in seen and isinstance(now, OutsideInput) and now.digest != seen[field].digest:
             raise StageFailed(
                 f"{stage.name}: {field} ({_shown(field, value)}) changed while the stage read it; "
-                "run the command again to use what is there now"
+                "run the command again to use the new contents"
             )
 
 

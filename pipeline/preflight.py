@@ -105,7 +105,7 @@ class _Problems:
             return
         if len(errors) == 1:
             raise errors[0]
-        whole = ConfigError(f"{len(errors)} things must be mended before anything starts:")
+        whole = ConfigError(f"{len(errors)} problems must be fixed before anything starts:")
         for number, error in enumerate(errors, 1):
             whole.add_note(f"  {number}. {error}")
         raise whole
@@ -232,8 +232,8 @@ def _require_space(what: str, folder: Path, needed: float, mend: str) -> None:
 def _require_writable(store: ArtifactStore) -> None:
     if store.is_local and not can_write(Path(store.root)):
         raise ArtifactError(
-            f"store: {store.root} cannot be written; give this user the right to, or name another "
-            "store"
+            f"store: {store.root} cannot be written; grant this user write permission, or name "
+            "another store"
         )
 
 

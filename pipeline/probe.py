@@ -147,8 +147,8 @@ def _require_probing(config: PipelineConfig, fleet: Fleet) -> None:
         )
     if config.encode.external is not None:
         raise ConfigError(
-            "--probe: how long external shards take (encode.external) is known when they are read; "
-            "name a few of them in a store of their own, and plan measures by that run"
+            "--probe cannot time external shards (encode.external); run encode on a few of them in "
+            "this store first, and plan uses that rate"
         )
 
 

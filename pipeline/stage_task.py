@@ -178,8 +178,8 @@ def _begin(
         if left is not None and (known := json_object(left)) != files:
             if known is None:
                 warn(
-                    f"{store.url.rstrip('/')}/{mark} cannot be read, so nobody knows from which "
-                    "inputs an unfinished run made its files; they are made again"
+                    f"{store.url.rstrip('/')}/{mark} cannot be read, so the inputs of an "
+                    "unfinished run are unknown; its files are made again"
                 )
             clear(store, name, made)
         store.write(mark, json.dumps(files, sort_keys=True).encode())

@@ -103,7 +103,7 @@ def traced(
         if refused.count:
             warn(
                 "the OpenTelemetry collector did not take all spans of this run; is "
-                "OTEL_EXPORTER_OTLP_ENDPOINT right? Unset, it is http://localhost:4318"
+                "OTEL_EXPORTER_OTLP_ENDPOINT right? (default http://localhost:4318)"
             )
 
 

@@ -60,7 +60,7 @@ class GrammarSource(Frozen):
 
 class FileSource(Frozen):
     """Prompts from files: txt (one per line), tsv, csv, json, jsonl, ndjson or parquet, each also
-    packed as .gz, .zst or .bz2.
+    compressed as .gz, .zst or .bz2.
     """
 
     kind: Literal["file"]
@@ -310,14 +310,14 @@ class EncodeConfig(Frozen):
     """Whether prompt embeddings are stored, once per prompt, or computed during training."""
     embedding_format: Literal["whole", "packed", "packed_8bit"] = added("whole")
     """How stored embeddings lie in their files: whole; packed, without the zeros that pad CLIP's
-    tokens to T5's width; packed_8bit, besides with the tokens in 8 bits (docs/method.md says what
-    each takes and changes).
+    tokens to T5's width; packed_8bit, which also stores the tokens in 8 bits (docs/method.md says
+    what each takes and changes).
     """
     micro_batch: int = Field(32, ge=1)
     """Pictures encoded together."""
     caption_member: MemberEnding | None = added(None)
-    """Ending of the member that holds an external sample's caption; empty takes the first that is
-    there of txt, caption, text and json.
+    """Ending of the member that holds an external sample's caption; empty takes the first one
+    present of txt, caption, text and json.
     """
     caption_field: str | None = added(None, min_length=1)
     """Field of that json; empty takes the first of caption, prompt and text that is not empty."""
@@ -332,9 +332,9 @@ class EncodeConfig(Frozen):
     background: str = added("#ffffff", pattern="^#[0-9a-f]{6}$")
     """Colour behind transparent parts of a picture, as #rrggbb."""
     min_side: int = added(8, ge=1)
-    """A picture with a shorter side, in pixels, cannot be used."""
+    """A picture with a side shorter than this, in pixels, is refused."""
     max_aspect: float = added(16.0, ge=1, allow_inf_nan=False)
-    """A picture whose longer side is more than so many times its shorter cannot be used."""
+    """A picture with an aspect ratio above this is refused."""
     pool: WorkerPool = runtime(WorkerPool())
 
     @model_validator(mode="after")
@@ -447,8 +447,8 @@ class StudentLoraConfig(LoraConfig):
     """Adapters of the student, on the one copy of the weights that it shares with its teacher."""
 
     base: Literal["shared"] = "shared"
-    """Stands in the key: students with adapters on a float32 copy of their own, as they were
-    trained before, are rounded differently.
+    """Part of the key: older students, with adapters on their own float32 copy of the weights,
+    round differently and keep their keys.
     """
 
 
@@ -494,15 +494,15 @@ class LookConfig(Frozen):
     every: int = Field(500, ge=1)
     """Updates between looks; there is one after each multiple of it."""
     prompts: int = Field(64, ge=2)
-    """Held-out prompts. Those are taken last that an evaluation takes first, so that as few as can
-    be are in both.
+    """Number of held-out prompts, taken from the opposite end of the list to `eval`'s, to minimise
+    overlap.
     """
     scores: list[ScoreConfig] = Field([ScoreConfig(name="clip_score")])
     """Scores whose means are figures of a look."""
     features: ScoreConfig = ScoreConfig(name="dino_features")
     """The feature space of distance and diversity. The distance is KID, in clip_features CMMD."""
     steps: int | None = Field(None, ge=1)
-    """Sampling steps of the student; empty means the most that its grid has."""
+    """Sampling steps of the student; empty means the most its grid allows."""
     micro_batch: int = runtime(8, ge=1)
     """Pictures sampled together on each worker. Another value only rounds sums differently."""
 
@@ -516,7 +516,7 @@ class DistillConfig(Frozen):
     """Samples per update, over all workers and accumulation rounds."""
     micro_batch: int | None = retired(None, ge=1)
     """Samples per forward pass; empty means global_batch / workers. Another value only rounds sums
-    differently, so a training goes on with it; the manifest says what was used.
+    differently, so a training can continue with it; the manifest says what was used.
     """
     learning_rate: float = Field(1e-5, gt=0)
     """Learning rate of the student."""
@@ -549,8 +549,8 @@ class DistillConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     on_collapse: Literal["warn", "stop", "lower_rate"] = added("warn", alike=["stop"])
     """What to do at a sign of a bad run (docs/health.md): warn; end the training; or halve the
-    learning rate that is too high. A training that was ended goes on with another choice than stop,
-    from its last checkpoint if that is warn.
+    learning rate that is too high. With `warn`, a stopped training resumes from its last
+    checkpoint; `lower_rate` starts a new one.
     """
     lora: StudentLoraConfig | None = None
     """Train float32 adapters instead of the student's full weights. Student and teacher then share
@@ -598,8 +598,8 @@ class DistillConfig(Frozen):
     checkpoint_every: int = runtime(500, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
-    """Number of latest checkpoints to keep. Of older ones only those stay from which an artifact
-    was taken, or that `keep_every` names.
+    """Number of latest checkpoints to keep. Older ones stay only if an artifact was taken from them
+    or `keep_every` names them.
     """
     keep_every: int | None = runtime(None, ge=1)
     """Updates between checkpoints that are kept for good, a multiple of `checkpoint_every`: an
@@ -614,11 +614,11 @@ class DistillConfig(Frozen):
     only where a checkpoint is chosen by it.
     """
     choose: Literal["last", "best"] = added("last")
-    """Which checkpoint becomes the artifact: the last, or the one whose look was the best, be it
-    before the decay or in it.
+    """Which checkpoint becomes the artifact: the last, or the one whose look was the best,
+    before or during the decay.
     """
     choose_by: str = runtime_unless("choose", "best", "distance")
-    """By which figure of a look: distance, diversity, or the name of one of its scores. The
+    """The figure of a look that decides: distance, diversity, or the name of one of its scores. The
     checkpoint that is best by it is kept, whichever is chosen.
     """
     log_every: int = runtime(10, ge=1)
@@ -777,7 +777,7 @@ class DpoConfig(Frozen):
     """Pairs per update, over all workers and accumulation rounds."""
     micro_batch: int | None = retired(None, ge=1)
     """Pairs per forward pass; empty means global_batch / workers. Another value only rounds sums
-    differently, so a training goes on with it; the manifest says what was used.
+    differently, so a training can continue with it; the manifest says what was used.
     """
     beta: float = Field(2000.0, gt=0)
     """Strength of the pull to the reference; it is large because errors are means over elements."""
@@ -826,8 +826,8 @@ class DpoConfig(Frozen):
     checkpoint_every: int = runtime(200, ge=1)
     """Updates between checkpoints."""
     checkpoints_kept: int = runtime(2, ge=1)
-    """Number of latest checkpoints to keep. Of older ones only those stay from which an artifact
-    was taken, or that `keep_every` names.
+    """Number of latest checkpoints to keep. Older ones stay only if an artifact was taken from them
+    or `keep_every` names them.
     """
     keep_every: int | None = runtime(None, ge=1)
     """Updates between checkpoints that are kept for good, a multiple of `checkpoint_every`: an

@@ -19,15 +19,15 @@ class CostsConfig(Frozen):
     this machine has.
     """
     devices: int | None = runtime(None, ge=1)
-    """How many of them all workers together may use (of cpu: cores); empty means as many as this
-    machine has.
+    """How many of them all workers together may use (for cpu: cores); empty means all of this
+    machine's.
     """
     prices: dict[str, Price] = runtime({})
     """Price of one device for an hour, by kind: {nvidia-h100: 2.5, cpu: 0.04}."""
     storage_price: Price = runtime(0.0)
     """Price of 1e12 bytes in the store for a month."""
     check_room: bool = runtime(True)
-    """Whether to refuse a run that by the estimates fits neither the memory of its devices nor the
+    """Whether to refuse a run that, by the estimates, does not fit the memory of its devices or the
     disks.
     """
     currency: str = runtime("USD", min_length=1, max_length=8)

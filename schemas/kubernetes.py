@@ -68,22 +68,22 @@ class KubernetesConfig(Frozen):
     """The image of all nodes; empty means `ladd-pipeline:` with this version."""
     use_gpus: bool = runtime(True)
     """What an empty `gpus_per_worker` or `use_gpu` of a stage means here: no node is up when the
-    cluster starts, so nothing can be found out.
+    cluster starts, so it cannot be detected.
     """
     groups: list[WorkerGroup] = runtime([])
     """The kinds of nodes. Empty makes one for each kind that the stages ask for: with or without
     GPUs, by accelerator and by market.
     """
     max_workers: int = runtime(8, ge=1)
-    """For how many workers nodes are made for a stage that does not say how many it has."""
+    """Workers to provide nodes for when a stage does not set a number."""
     cpus_per_gpu: int = runtime(8, ge=1)
-    """CPUs of a node that is made, for each of its GPUs."""
+    """CPUs per GPU in a generated GPU node."""
     memory_gb_per_gpu: float = runtime(64, gt=0)
-    """Memory of a node that is made, for each of its GPUs."""
+    """Memory per GPU in a generated GPU node, in GB."""
     cpus_per_node: int = runtime(8, ge=1)
-    """CPUs of a node without GPUs that is made."""
+    """CPUs of a generated CPU node."""
     memory_gb_per_cpu: float = runtime(4, gt=0)
-    """Memory of a node without GPUs that is made, for each of its CPUs."""
+    """Memory per CPU in a generated CPU node, in GB."""
     accelerators: dict[str, dict[str, str]] = runtime({})
     """For each accelerator that a stage names, the labels of Kubernetes' nodes that have it, such
     as {L4: {cloud.google.com/gke-accelerator: nvidia-l4}}.
@@ -100,7 +100,7 @@ class KubernetesConfig(Frozen):
     retries: int = runtime(3, ge=0)
     """How often a run that ended with an error is started again, on a new cluster: it resumes."""
     deadline_hours: float = runtime(168, gt=0)
-    """Hours after which the job is ended, whatever it does."""
+    """Hours after which the job is ended in any case."""
     idle_minutes: float = runtime(5, gt=0)
     """Minutes after which the autoscaler gives an idle node back."""
     keep_minutes: float = runtime(10, ge=0)

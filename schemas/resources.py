@@ -1,4 +1,4 @@
-"""What the workers of a stage ask of the machines that they run on. No field changes a result."""
+"""What a stage's workers need from the machines they run on. No field changes a result."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _LABEL = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
 class Placement(Frozen):
-    """Which nodes of a cluster a stage's workers run on. A Ray of this machine alone does not heed
-    it, so that one file serves both. No field changes the result.
+    """Which nodes of a cluster a stage's workers run on. A local Ray ignores it, so one file
+    serves both. No field changes the result.
     """
 
     accelerator: str | None = runtime(None, max_length=63, pattern=_LABEL)
@@ -34,8 +34,8 @@ class WorkerPool(Frozen):
     """
     min_workers: int | None = runtime(None, ge=1)
     """Number of actors to begin with on a joined cluster; empty means `workers`, or as many as the
-    cluster has room for. A cluster that grows by itself gets nodes for them at once, for further
-    ones while there is work.
+    cluster has room for. An autoscaling cluster is asked for these at once, and for more while
+    work remains.
     """
     cpus_per_worker: float = runtime(1, gt=0)
     """CPUs (and threads) per actor."""

@@ -1,5 +1,5 @@
 """Exceptions of the libraries that read outside files, in words: which kind of failure it is, and
-what mends it.
+how to fix it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def explain(error: Exception, field: str, what: str, *, opening: bool) -> LaddEr
     if isinstance(cause, ImportError):
         return ConfigError(f"{field}: {what} needs a package that is missing: {_brief(cause)}")
     if isinstance(cause, OSError) or package in _STORAGE or (opening and _is_about_names(cause)):
-        return ConfigError(f"{field}: {what} cannot be opened: {_brief(cause)}; mend the address")
+        return ConfigError(f"{field}: {what} cannot be opened: {_brief(cause)}; fix the address")
     return None
 
 

@@ -2,7 +2,7 @@
 
 Every file that is not ours (prompts, pairs, external shards) is named and opened here, so that each
 failure of a file system or a service becomes one sentence with the configuration's field, the
-address without what is secret in it, and the mend:
+address without its secrets, and the fix:
 
     for address in expand(["s3://bucket/{000..012}.tar"], "encode.external", (".tar",)):
         with copied(address, "encode.external") as path: ...      # a path on this machine

@@ -37,7 +37,7 @@ def mend_checkpoint_list(store: ArtifactStore, folder: str, warn: Callable[[str]
     if whole is None:
         whole = _there(store, folder)
         warn(
-            f"{store.url.rstrip('/')}/{folder}/{_LIST} is damaged; training goes on from the "
+            f"{store.url.rstrip('/')}/{folder}/{_LIST} is damaged; training resumes from the "
             f"{len(whole)} checkpoints in that folder"
         )
     list_checkpoints(store, folder, whole)

@@ -82,7 +82,7 @@ class Failures:
         if self.total >= limits.stop_from and self.failed > limits.stop_above * self.total:
             raise StageFailed(
                 f"{self.context.stage}: {self}. That is more than failures.stop_above "
-                f"({limits.stop_above:.0%}); {self.where} name each one: mend the data, or raise "
+                f"({limits.stop_above:.0%}); {self.where} name each one: fix the data, or raise "
                 "that limit"
             )
 

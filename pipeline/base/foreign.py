@@ -62,7 +62,7 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def sentence(error: BaseException) -> str:
-    """Return what happened, and the mend where it is known, in one line."""
+    """Return what happened, and the fix where it is known, in one line."""
     if isinstance(error, LaddError):
         return str(error)
     if lost := loss(error):

@@ -58,8 +58,8 @@ class GuardedStore(ArtifactStore):
             return None
         stage = self.folder_of.split("/")[1]
         raise ArtifactError(
-            f"{self.url.rstrip('/')}/{name} was made again with other bytes, because other "
-            "software, another machine or a clock had a part in them; all that is sound "
-            "stays as it is: pull the file from a copy of the store, or make the whole artifact "
-            f"anew with `ladd-pipeline run --force {stage}`"
+            f"{self.url.rstrip('/')}/{name} came out with different bytes (other software, "
+            "hardware or timestamps), so it was not written; intact files are unchanged. Restore "
+            "it from a copy of the store, or remake the artifact with `ladd-pipeline run --force "
+            f"{stage}`"
         )

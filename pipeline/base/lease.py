@@ -43,7 +43,7 @@ class Lease:
         if self.is_lost():
             raise Locked(
                 f"{self.what}: another run has taken over its training, because this one gave no "
-                "sign of life for too long; this run stops, the other goes on"
+                "sign of life for too long; this run stops, the other continues"
             )
 
     def content(self, beat: int = 0) -> bytes:
@@ -196,8 +196,8 @@ def _take(lease: Lease, wait: Callable[[str], None] | None) -> None:
         elif take_over(lease, found) and _is_ours_for_sure(lease):
             return
     raise ArtifactError(
-        f"store {store.url}: {name} comes and goes, so nobody can hold it; check the store, and "
-        "that no other program changes its files"
+        f"store {store.url}: {name} keeps appearing and disappearing, so no run can hold it; "
+        "check the store, and that no other program changes its files"
     )
 
 

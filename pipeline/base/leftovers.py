@@ -131,7 +131,7 @@ def _of_trainings(store: ArtifactStore, busy: Collection[str]) -> Iterator[Lefto
             remove = partial(_remove_from_training, store, folder, path)
             yield Leftover(f"claim {name}", files[path], remove)
         whole = whole_checkpoints(store, folder)
-        if whole is None:  # the list is damaged, and the next start mends it
+        if whole is None:  # the list is damaged, and the next start repairs it
             continue
         saved = {path.split("/")[0] for path in files if "/" in path}
         for one in sorted(saved - set(whole)):

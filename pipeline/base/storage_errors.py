@@ -1,5 +1,5 @@
 """What the failures of storage mean to the user: one sentence that names the store, the file and
-the mend, for whatever fsspec, botocore, aiohttp or the operating system raises.
+the fix, for whatever fsspec, botocore, aiohttp or the operating system raises.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _WRONG_URL = {"ParamValidationError", "InvalidBucketName", "InvalidURL", "Invali
 
 @contextlib.contextmanager
 def explained(url: str, verb: str, name: str) -> Iterator[None]:
-    """Turn whatever storage raises into one sentence that names the store and the mend:
+    """Turn whatever storage raises into one sentence that names the store and the fix:
     ServiceUnavailable for failures that may pass, ConfigError for a URL that cannot be used, else
     ArtifactError. FileExistsError passes: it is an answer.
     """

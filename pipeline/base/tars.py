@@ -1,8 +1,8 @@
-"""Reads the samples of any WebDataset tar, whoever packed it.
+"""Reads the samples of any WebDataset tar, whoever made it.
 
-A damaged tar is refused as a whole, and one that unpacks to far more than it is. What is wrong with
-one sample is said for that sample: also a name that leads out of its folder, a link, a device.
-Nothing is ever unpacked to files. Knows nothing of what a sample means.
+A damaged tar, or one that decompresses to far more than its size, is refused as a whole. A problem
+of one sample (also a name that leads out of its folder, a link, a device) is reported for that
+sample alone. Nothing is ever extracted to files. Knows nothing of what a sample means.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LARGEST_SAMPLE = 2**30
 own, a whole tar is one sample.
 """
 LARGEST_RATIO = 200
-"""How many times the bytes of a packed tar its members may have, above those of one sample:
+"""How many times the size of a compressed tar its members may have, above that of one sample:
 pictures and latents hardly shrink.
 """
 _BLOCK = 512
@@ -56,14 +56,14 @@ def read_samples(path: Path, where: str) -> Iterator[Sample]:
 
 def _grouped(tar: tarfile.TarFile, most: int) -> dict[str, list[tuple[str, tarfile.TarInfo]]]:
     """Group the members by key, in order, without their contents. Raises tarfile.ReadError before
-    more than `most` bytes are unpacked.
+    more than `most` bytes are decompressed.
     """
     samples: dict[str, list[tuple[str, tarfile.TarInfo]]] = {}
     for member in tar:
         if member.size < 0:
             raise tarfile.ReadError(f"negative size of {_text(member.name)}")
         if member.offset_data + member.size > most:
-            raise tarfile.ReadError(f"it unpacks to more than {most:,} bytes")
+            raise tarfile.ReadError(f"it decompresses to more than {most:,} bytes")
         folder, _, name = _text(member.name).rpartition("/")
         if not member.isdir() and not _is_foreign(folder, name):
             stem, _, ending = name.partition(".")
@@ -74,7 +74,7 @@ def _grouped(tar: tarfile.TarFile, most: int) -> dict[str, list[tuple[str, tarfi
 
 def _is_foreign(folder: str, name: str) -> bool:
     """Whether an archiver or a file manager put the file there: macOS's `._*`, hidden files,
-    extended headers that were unpacked as files.
+    extended headers that were extracted as files.
     """
     return name.startswith(".") or any(
         part == "__MACOSX" or part.startswith("PaxHeader") for part in folder.split("/")
@@ -101,7 +101,7 @@ def _problem(found: list[tuple[str, tarfile.TarInfo]]) -> str | None:
 def _kind(member: tarfile.TarInfo) -> str:
     if member.islnk() or member.issym():
         return "a link"
-    return "a file with holes" if member.issparse() else "a device or a pipe"
+    return "a sparse file" if member.issparse() else "a device or a pipe"
 
 
 def _read(tar: tarfile.TarFile, key: str, found: list[tuple[str, tarfile.TarInfo]]) -> Sample:

@@ -129,7 +129,7 @@ def _require_same(artifact: Artifact, target: ArtifactStore) -> bool:
     found = target.find(artifact.manifest.stage, artifact.manifest.key)
     if found is not None and found.digest != artifact.digest:
         raise ArtifactError(
-            f"{found.url} is another making of {artifact.url}, and nothing that is committed is "
-            "overwritten; remove the one that you do not want"
+            f"{found.url} and {artifact.url} have the same key but different contents; committed "
+            "artifacts are never overwritten. Delete the one you do not want"
         )
     return found is not None

@@ -90,7 +90,7 @@ def accept_artifact(
     preset: Preset = None,
     set_: Settings = None,
 ) -> None:
-    """Declare an artifact good for this configuration, which would make another one."""
+    """Let an existing artifact stand for the one that this configuration would make."""
     from pipeline.commands.opening import find_artifact, open_plan
     from pipeline.outside import accept, changes_outside
     from pipeline.planning import changed_fields

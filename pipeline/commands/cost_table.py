@@ -116,8 +116,8 @@ def _why_unknown(ahead: Outlook, costs: CostsConfig) -> str:
     if not ahead.fleet.known:
         kind = ahead.fleet.device.kind
         return (
-            f"{names}; nobody here knows how fast the devices ({kind}) are: plan --probe measures "
-            "it; or name their kind in costs.device, and their number in costs.devices"
+            f"{names}; the speed of the devices ({kind}) is unknown: plan --probe measures it; or "
+            "name their kind in costs.device, and their number in costs.devices"
         )
     return (
         f"{names}; that needs prompts.count, and a teacher that is on this machine or a published "

@@ -59,13 +59,13 @@ def render(
         ),
     ] = "RayJob",
     schedule: Annotated[
-        str, typer.Option(help="Of a RayCronJob, in the words of cron: '0 3 * * 1'.")
+        str, typer.Option(help="Cron schedule of a RayCronJob, such as '0 3 * * 1'.")
     ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write a kustomize base into this folder, one file each.")
     ] = None,
 ) -> None:
-    """Print the manifests of a run: the cluster that its stages ask for, and what closes it."""
+    """Print a run's Kubernetes manifests: its cluster, and the policies that lock it down."""
     from pipeline.typed_yaml import to_yaml
 
     wanted, settings = asked_for(until, eval_, from_, only, force, set_)
@@ -89,7 +89,7 @@ def submit(
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
-    """Apply the manifests of a run; `k8s status` and `k8s logs` show what becomes of it."""
+    """Apply a run's manifests; follow it with `k8s status` and `k8s logs`."""
     wanted, settings = asked_for(until, eval_, from_, only, force, set_)
     resolved = _load(config, preset, settings)
     made = _rendered(resolved, wanted, "RayJob", "")
@@ -138,10 +138,10 @@ def logs(
     context: Context = None,
     namespace: Namespace = None,
     follow: Annotated[
-        bool, typer.Option(help="Go on until the job ends; Ctrl-C does not stop the job.")
+        bool, typer.Option(help="Follow the log until the job ends; Ctrl-C does not stop the job.")
     ] = True,
 ) -> None:
-    """Print what the run says."""
+    """Print the log of the run."""
     from pipeline.kuberay.pods import SUBMITTER, labels
 
     resolved = _load(config, preset, set_)

@@ -79,7 +79,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         config: ConfigFile = None,
         preset: Preset = None,
         set_: Settings = None,
-        force: bool = False,
+        force: Annotated[bool, typer.Option(help="Make the artifact again.")] = False,
         on_conflict: OnConflict = None,
         log_format: LogFormat = "text",
     ) -> None:
@@ -102,7 +102,7 @@ def _retrying_command(name: str) -> Callable[..., None]:
         config: ConfigFile = None,
         preset: Preset = None,
         set_: Settings = None,
-        force: bool = False,
+        force: Annotated[bool, typer.Option(help="Make the artifact again.")] = False,
         retry_failed: Annotated[
             bool, typer.Option(help="Make the shards again in which samples have failed.")
         ] = False,
@@ -142,7 +142,7 @@ def _training_commands(name: str) -> typer.Typer:
         config: ConfigFile = None,
         preset: Preset = None,
         set_: Settings = None,
-        force: bool = False,
+        force: Annotated[bool, typer.Option(help="Make the artifact again.")] = False,
         on_conflict: OnConflict = None,
         log_format: LogFormat = "text",
     ) -> None:

@@ -40,13 +40,13 @@ def sample(
     ] = None,
     lora_scale: Annotated[
         float | None,
-        typer.Option(help="The adapters' scale; without --lora, of this configuration's adapters."),
+        typer.Option(help="Scale of the adapters in --lora, or else of this configuration's own."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps: 1, 2 or 4 on the default grid.")] = 4,
     bucket: Annotated[
         str, typer.Option(help="WIDTHxHEIGHT; by default the configuration's first bucket.")
     ] = "",
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Base seed.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
     config: ConfigFile = None,
     preset: Preset = None,

@@ -63,10 +63,10 @@ def submit(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the runs on the cluster.")] = False,
     stop: Annotated[str | None, typer.Option(help="Stop this run.")] = None,
-    logs: Annotated[str | None, typer.Option(help="Print what this run has said.")] = None,
+    logs: Annotated[str | None, typer.Option(help="Print the log of this run.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the pipeline on a Ray cluster that is up; its files go along."""
+    """Run the pipeline on an existing Ray cluster; local input files are uploaded with it."""
     from pipeline.jobs import Jobs
 
     others = {"--attach": attach, "--list": list_, "--stop": stop, "--logs": logs}

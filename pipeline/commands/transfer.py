@@ -35,8 +35,8 @@ def push(
     preset: Preset = None,
     set_: Settings = None,
 ) -> None:
-    """Copy artifacts from this store to another; of what they were made from, all but pictures and
-    latents. Repeated, it copies what is missing.
+    """Copy artifacts to another store: named ones whole, their inputs without pictures and latents.
+    Run it again to copy what is still missing.
     """
     from pipeline.base.store import ArtifactStore
     from pipeline.commands.opening import open_store

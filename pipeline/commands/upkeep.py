@@ -93,8 +93,8 @@ def repair(
     deep: Deep = False,
     log_format: LogFormat = "text",
 ) -> None:
-    """Make again what is missing or damaged in this configuration's artifacts, shard by shard and
-    with the same bytes; of a STAGE also what was dropped.
+    """Rebuild missing or damaged files shard by shard, byte for byte. With STAGE, also rebuild
+    dropped data.
     """
     from pipeline.base.checking import damaged
     from pipeline.commands.opening import open_plan
@@ -138,11 +138,15 @@ def drop(
     set_: Settings = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be removed.")] = False,
     force: Annotated[
-        bool, typer.Option(help="Even if nothing has been made from it, or is being made.")
+        bool,
+        typer.Option(
+            help="Drop even if no stage has used the data yet, or an unfinished one is still "
+            "reading it."
+        ),
     ] = False,
 ) -> None:
-    """Remove pictures or latents that have served; manifest, sidecars and counts stay, so that
-    lineage, held-out proof, model card and report work without them.
+    """Remove pictures or latents that are no longer needed. Manifest, sidecars and counts stay, so
+    lineage, held-out proof, model card and report still work.
     """
     from pipeline.base.dropping import data_of, drop
     from pipeline.commands.opening import find_artifact, open_plan, open_store

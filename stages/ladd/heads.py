@@ -40,8 +40,8 @@ class DiscriminatorHeads(nn.Module):
         return [head(x, sigma_B, pooled_BP) for head, x in zip(self.heads, features, strict=True)]
 
     def calibrate(self, moments_K3D: Tensor) -> None:
-        """Measure, once, the mean and deviation of each channel of the teacher's features, from
-        the `channel_moments` of real data.
+        """Measure, once, the mean and standard deviation of each channel of the teacher's
+        features, from the `channel_moments` of real data.
         """
         if self.last_only:
             moments_K3D = moments_K3D[-1:]
@@ -64,7 +64,7 @@ def _moments(x_DN: Tensor) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """Brings each channel to mean 0 and deviation 1, with statistics that are measured once.
+    """Brings each channel to mean 0 and standard deviation 1, by statistics measured once.
 
     A few channels of a transformer's residual stream dwarf all others, and a norm over the whole
     picture does not change that. This is the data-dependent initialisation of ActNorm (Kingma and

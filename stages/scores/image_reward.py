@@ -33,7 +33,7 @@ class ImageReward:
     card = ScoreCard(
         title="ImageReward",
         explanation="How much people would like the picture for the prompt, predicted with BLIP; "
-        "mean 0 and deviation 1 over ImageReward's validation set.",
+        "mean 0 and standard deviation 1 over ImageReward's validation set.",
         low=None,
         high=None,
         licence="Apache-2.0; BLIP: BSD-3-Clause",

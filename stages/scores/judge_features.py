@@ -12,12 +12,12 @@ from stages.shapes_world.judge import FEATURE_WIDTH, ShapesJudge
 
 
 class JudgeFeatures:
-    """A `FeatureSpace`: mean and deviation of each of the judge's 64 feature maps."""
+    """A `FeatureSpace`: mean and standard deviation of each of the judge's 64 maps."""
 
     card = ScoreCard(
         title="judge features",
-        explanation="Mean and deviation over the picture of each of the 64 feature maps of the "
-        "shapes world's detector.",
+        explanation="Mean and standard deviation over the picture of each of the 64 feature maps "
+        "of the shapes world's detector.",
         low=None,
         high=None,
         licence="Apache-2.0, like this project",

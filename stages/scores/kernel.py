@@ -56,8 +56,8 @@ def kid_of_subsets(
     subset_size: int = 1000,
     seed: int = 2020,
 ) -> tuple[float, float]:
-    """Mean and deviation of `kid` over random subsets, as papers report it. The draw and the seed
-    are torch-fidelity's, so the figures match it.
+    """Mean and standard deviation of `kid` over random subsets, as papers report it. The draw and
+    the seed are torch-fidelity's, so the figures match it.
 
     Raises ValueError when a set has fewer than `subset_size` rows.
     """

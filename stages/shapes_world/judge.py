@@ -114,7 +114,7 @@ class ShapesJudge(nn.Module):
 
     @torch.no_grad()
     def features(self, picture_B3HW: Tensor) -> Tensor:
-        """Mean and deviation of the feature maps over the picture: (B, 128) float32."""
+        """Mean and standard deviation of the feature maps over the picture: (B, 128) float32."""
         maps = self.maps(picture_B3HW)
         return torch.cat([maps.mean((2, 3)), maps.std((2, 3))], dim=1).float()
 

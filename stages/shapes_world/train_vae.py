@@ -116,8 +116,8 @@ def _crops(count: int, rng: random.Random) -> Tensor:
 
 @torch.no_grad()
 def _with_latent_statistics(vae: AutoencoderKL, seed: int) -> AutoencoderKL:
-    """Set shift and scaling so that `(z - shift) * scaling` has mean 0 and deviation 1 over 256
-    scenes.
+    """Set shift and scaling so that `(z - shift) * scaling` has mean 0 and standard deviation 1
+    over 256 scenes.
     """
     rng, _ = step_rng(seed, -1)
     latents = vae.encode(

@@ -117,7 +117,7 @@ class Teacher(Protocol):
 
     def encode_pictures(self, pictures_BHW3: np.ndarray) -> Tensor:
         """Encode uint8 pictures to shifted and scaled latents (B, C, H, W) float32, with mean 0 and
-        deviation 1, roughly.
+        standard deviation 1, roughly.
         """
         ...
 

@@ -122,7 +122,7 @@ def parts_of(folder: Path, *, use_t5: bool) -> list[str]:
     model = ModelFolder(folder, FIELD)
     if not (folder / INDEX).exists():
         raise ConfigError(
-            f"{FIELD}: {folder} is no diffusers pipeline, for it has no {INDEX}: "
+            f"{FIELD}: {folder} is not a diffusers pipeline, because it has no {INDEX}: "
             f"{what_it_is(folder)}"
         )
     index = model.json(INDEX)

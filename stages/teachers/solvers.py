@@ -40,7 +40,7 @@ def multistep_solver(
     for name in _NOT_A_SHIFT:
         if config.get(name):
             raise ConfigError(
-                f"synthesize.sampler: dpmpp_2m knows a shift alone, but the teacher's scheduler "
+                f"synthesize.sampler: dpmpp_2m supports only a shift, but the teacher's scheduler "
                 f"has {name}; set synthesize.sampler to euler"
             )
     if mu is None:

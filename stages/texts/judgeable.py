@@ -45,7 +45,7 @@ def _require_caption(prompt: str, score: str, where: str = "") -> None:
         parse(prompt)
     except CaptionError as error:
         raise ConfigError(
-            f"{score} judges captions of the shapes world alone, and {error}{where}; name another "
+            f"{score} judges only captions of the shapes world, and {error}{where}; name another "
             "score, such as clip_score, or other prompts"
         ) from error
 

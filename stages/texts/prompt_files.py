@@ -30,7 +30,7 @@ ENDINGS = tuple(f".{name}{end}" for name in FORMATS for end in ("", *(f".{p}" fo
 LONGEST_PROMPT = 10_000
 """Characters: longer ones are two files in one, or a page, or a mark that is not closed."""
 LARGEST_UNPACKED, LARGEST_RATIO = 2**30, 1_000
-"""A packed file may unpack to so many bytes, and so many times what was read of it."""
+"""A compressed file may hold this many bytes, and this many times what was read of it."""
 _LONGEST_LINE = 2**26
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16"}
 _MARKS |= {b"\xfe\xff": "utf-16"}
@@ -129,7 +129,7 @@ def _prompt_of(value: Any) -> tuple[str | None, str | None]:
 
 @contextlib.contextmanager
 def _unpacked(packed: IO[bytes], file: _File) -> Iterator[Any]:
-    """Give the stream of what a file holds, packed or not."""
+    """Give the stream of what a file holds, compressed or not."""
     import pyarrow as pa
 
     stream = io.BufferedReader(packed, 1 << 16)  # type: ignore[type-var]
@@ -148,8 +148,8 @@ def _unpacked(packed: IO[bytes], file: _File) -> Iterator[Any]:
     def check(so_far: int) -> None:
         if so_far > LARGEST_UNPACKED + LARGEST_RATIO * counted.bytes:
             raise file.error(
-                f"unpacks to more than {LARGEST_RATIO:,} times its size; unpack it yourself if "
-                "that is right"
+                f"decompresses to more than {LARGEST_RATIO:,} times its size; decompress it "
+                "yourself if that is right"
             )
 
     yield io.BufferedReader(_Counted(unpacked, check), 1 << 16)

@@ -108,7 +108,7 @@ class Trackers:
         except Exception as error:
             self._open.pop(kind, None)
             self._context.warn(
-                f"{kind} gets no more curves of this training, which goes on: "
+                f"{kind} gets no more curves of this training, which continues: "
                 f"{without_secrets(sentence(error))}"
             )
             return None

@@ -89,10 +89,10 @@ def test_every_message_of_these_modules_has_an_entry():
 
 
 @pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
-def test_every_entry_has_a_cause_and_a_mend(page):
+def test_every_entry_has_a_cause_and_a_fix(page):
     for entry in re.split(r"^### ", page.read_text(), flags=re.M)[1:]:
         heading, rest = entry.split("\n", 1)
-        assert rest.startswith("**Cause.** ") and "\n**Mend.** " in rest, heading
+        assert rest.startswith("**Cause.** ") and "\n**Fix.** " in rest, heading
     assert len(set(headings(page))) == len(headings(page))
 
 

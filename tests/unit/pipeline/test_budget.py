@@ -57,7 +57,7 @@ def test_a_limit_needs_a_price_and_an_estimate_of_everything():
     with pytest.raises(ConfigError, match=r"set costs\.prices\.nvidia-h100"):
         Budget(100.0, CostsConfig(), TWO)
     unknown = ahead(synthesize=expected(8, 16.0), pairs=None)
-    with pytest.raises(ConfigError, match="nobody knows what pairs would cost"):
+    with pytest.raises(ConfigError, match="the cost of pairs is unknown"):
         Budget(100.0, PRICED, unknown)
     assert not Budget(None, CostsConfig(), unknown).is_priced
 

@@ -218,7 +218,7 @@ def test_all_that_is_missing_is_said_at_once(
         cli.main()
     said = capsys.readouterr().err
     assert stop.value.code == 2
-    assert "error: 5 things must be mended before anything starts:" in said
+    assert "error: 5 problems must be fixed before anything starts:" in said
     for number, word in enumerate(
         ["there is no file no.txt", "hps.model is empty", "image_reward.model is empty"], 1
     ):

@@ -59,7 +59,7 @@ def test_a_damaged_list_is_written_anew(store, manager, content):
         manager()
     said = []
     mend_checkpoint_list(store, FOLDER, said.append)
-    assert len(said) == 1 and "goes on from the 2 checkpoints" in said[0]
+    assert len(said) == 1 and "resumes from the 2 checkpoints" in said[0]
     found = manager()
     assert [r.checkpoint.path.rpartition("/")[2] for r in found._checkpoint_results] == NAMES
     assert found.latest_checkpoint_result.checkpoint.path.endswith(NAMES[-1])

@@ -1,4 +1,4 @@
-"""Whatever storage raises becomes one sentence with the store, the file and the mend."""
+"""Whatever storage raises becomes one sentence with the store, the file and the fix."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ BEFORE_WORK = {
     ),
     "a single file": (only("sd3.5_medium.safetensors"), "single file sd3.5_medium.*from_single_f"),
     "lora": (only("pytorch_lora_weights.safetensors"), "holds LoRA adapters"),
-    "nothing": (only(), "is no diffusers pipeline, for it has no model_index.json"),
+    "nothing": (only(), "is not a diffusers pipeline, because it has no model_index.json"),
     "controlnet": (
         both(
             only("diffusion_pytorch_model.safetensors"),

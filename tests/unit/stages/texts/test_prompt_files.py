@@ -196,5 +196,5 @@ def test_a_file_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(
     """Bug: fill the memory, or the temporary folder, with what a few kilobytes promise."""
     monkeypatch.setattr(prompt_files, "LARGEST_UNPACKED", 100_000)
     monkeypatch.setattr(prompt_files, "LARGEST_RATIO", 10)
-    with pytest.raises(ConfigError, match="unpacks to more than 10 times its size"):
+    with pytest.raises(ConfigError, match="decompresses to more than 10 times its size"):
         read(f"{name}.{packed}", PACKERS[packed](b"a prompt of five words\n" * 100_000))

@@ -122,7 +122,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning_that_holds_no_key(tmp
     start.close()
     (text,) = said
     assert text == (
-        "wandb gets no more curves of this training, which goes on: "
+        "wandb gets no more curves of this training, which continues: "
         "ConnectionError: no answer from https://host/ today"
     )
 
