@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from schemas.cpus import own_cpus
 from schemas.resources import WorkerPool
 
 
@@ -18,7 +17,7 @@ def worker_device(cpus: float, gpus: float | None) -> torch.device:
     """
     if gpus != 0 and torch.cuda.is_available():
         return torch.device("cuda")
-    torch.set_num_threads(max(1, min(int(cpus), len(os.sched_getaffinity(0)))))
+    torch.set_num_threads(max(1, min(int(cpus), own_cpus())))
     return torch.device("cpu")
 
 
