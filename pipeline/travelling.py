@@ -12,10 +12,12 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.base.addresses import expand, is_local, local_path
 from pipeline.base.pins import is_here
 from pipeline.dag import STAGES
+from schemas.addresses import public_content
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 
@@ -73,6 +75,25 @@ def require_shared_store(store: str, shared: Sequence[Path] = ()) -> None:
             f"store: {store} is a folder of this machine, which the cluster cannot see; name a "
             "bucket, such as --set store=s3://bucket/prefix"
         )
+
+
+def require_public(config: PipelineConfig, place: str, reader: str) -> None:
+    """Raise ConfigError for an address with a secret in it, which would lie in `place`."""
+    if field := next(_secret_addresses(config.model_dump(mode="json")), None):
+        raise ConfigError(
+            f"{field}: an address with a password or a signature would lie in {place}, for all to "
+            f"read; use the plain address, and let {reader} read it"
+        )
+
+
+def _secret_addresses(content: Any, field: str = "") -> Iterator[str]:
+    """Yield the fields of a configuration that hold an address with something secret in it."""
+    if isinstance(content, (dict, list)):
+        parts = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, part in parts:
+            yield from _secret_addresses(part, f"{field}.{name}" if field else str(name))
+    elif public_content(content) != content:
+        yield field
 
 
 def _named(
