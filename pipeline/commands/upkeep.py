@@ -34,7 +34,7 @@ def verify(
 ) -> None:
     """Check the files of one artifact, or of all, against their manifests."""
     from pipeline.base.dropping import dropped
-    from pipeline.base.lineage import survey
+    from pipeline.base.lineage import artifacts_of
     from pipeline.commands.opening import find_artifact, open_store
 
     store = open_store(config, preset, set_)
@@ -42,10 +42,9 @@ def verify(
     chosen = [find_artifact(store, key)] if key else []
     if not key:
         for stage in STAGES:
-            manifests, damages = survey(store, stage)
+            found, damages = artifacts_of(store, stage)
+            chosen += found
             problems += damages
-            found = [store.find(stage, manifest.key) for manifest in manifests]
-            chosen += [artifact for artifact in found if artifact is not None]
     problems += [damage.text for found in _damages(chosen, deep=deep).values() for damage in found]
     if problems:
         more = len(problems) - _MOST_NAMED
