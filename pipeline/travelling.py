@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.base.addresses import expand, is_local, local_path
 from pipeline.base.pins import is_here
+from pipeline.base.sizes import size_text
 from pipeline.dag import STAGES
 from schemas.addresses import public_content
 from schemas.config import PipelineConfig
@@ -56,10 +57,10 @@ def pack(
     root = Path(os.path.commonpath([cwd, *(path.parent for path in found)]))
     sizes = {path: path.stat().st_size for path in found}
     if sum(sizes.values()) > most_bytes:
-        largest = max(found, key=lambda path: sizes[path])
+        largest, size = max(found, key=lambda path: sizes[path]), size_text(sum(sizes.values()))
         raise ConfigError(
-            f"{found[largest]}: the local files are {_size(sum(sizes.values()))} in all, and at "
-            f"most {_size(most_bytes)} go along; put {largest} into a bucket and name its URL"
+            f"{found[largest]}: the local files are {size} in all, and at most "
+            f"{size_text(most_bytes)} go along; put {largest} into a bucket and name its URL"
         )
     folder = cwd.relative_to(root).as_posix()
     files = {path.relative_to(root).as_posix(): path for path in sorted(found)}
@@ -126,7 +127,3 @@ def _require_shared(field: str, path: Path, shared: Sequence[Path]) -> None:
 
 def _below(path: Path, folders: Sequence[Path]) -> bool:
     return any(path == folder or folder in path.parents for folder in folders)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"

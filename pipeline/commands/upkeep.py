@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.base.sizes import size_text
 from pipeline.commands.options import ConfigFile, LogFormat, Preset, Settings, new_group
 from pipeline.dag import STAGES
 from schemas.errors import ArtifactError, ConfigError, Locked
@@ -163,9 +164,8 @@ def drop(
     if not dry_run:
         drop(artifact, patterns)
     verb = "would drop" if dry_run else "dropped"
-    print(
-        f"{verb} {_size(sum(f.size for f in files))} in {len(files):,} files of {_name(artifact)}"
-    )
+    size = size_text(sum(file.size for file in files))
+    print(f"{verb} {size} in {len(files):,} files of {_name(artifact)}")
 
 
 def _require_served(artifact: Artifact) -> None:
@@ -233,9 +233,9 @@ def collect_garbage(
         freed += left.size
         print(f"{'deleted' if delete else 'left over:'} {left.what}")
     if delete:
-        print(f"{_size(freed)} freed")
+        print(f"{size_text(freed)} freed")
     elif freed:
-        print(f"{_size(freed)} would be freed; --delete deletes what is not in use")
+        print(f"{size_text(freed)} would be freed; --delete deletes what is not in use")
 
 
 def _cleared(store: ArtifactStore, stage: str, key: str) -> bool:
@@ -263,11 +263,3 @@ def _stored(store: ArtifactStore) -> dict[tuple[str, str], int]:
 
 def _name(artifact: Artifact) -> str:
     return f"{artifact.manifest.stage}/{artifact.manifest.key}"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
