@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # One image for the head, the workers and the command line. No weights of a hub and no secrets are in it.
 #   docker build --target cpu  -t ladd-pipeline:0.1.0-cpu .
-#   docker build --target cuda -t ladd-pipeline:0.1.0 .
+#   docker build --target cuda -t ladd-pipeline:0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
 # PyPI's torch for Linux brings CUDA along. For another build, name its index:
 #   --build-arg TORCH_CPU_OPTIONS="--index-url URL", --build-arg TORCH_CUDA_OPTIONS="--index-url URL"
 # To pin the base by its digest: --build-arg BASE=python@sha256:…
@@ -49,12 +49,17 @@ LABEL org.opencontainers.image.title="ladd-pipeline" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}"
 RUN groupadd --gid 1000 ladd && useradd --create-home --uid 1000 --gid 1000 ladd
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# Manifests name the commit, and there is no git here.
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LADD_REVISION=${REVISION}
 WORKDIR /home/ladd
 ENTRYPOINT ["ladd-pipeline"]
 CMD ["--help"]
 
 FROM runtime AS cuda
+# Triton builds a stub with it when a compiled block first runs. Of the version that the base's release has: Debian's
+# mirrors keep no others.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=builder-cuda /opt/venv /opt/venv
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # By number: Kubernetes must see that it is not root.

@@ -20,11 +20,12 @@ test-fast: $(STAMP)
 EXAMPLES ?= 10000
 KILLS ?= 100
 
-# $(call each_once,name,files,environment): the test files that have not passed yet under this name.
+# $(call each_once,name,files,environment): the test files that have not passed yet under this name, at this commit.
+COMMIT := $(shell git rev-parse --short HEAD 2>/dev/null || echo none)
 define each_once
 	@mkdir -p .proofs
 	@for file in $(filter-out %/__init__.py %/conftest.py,$(wildcard $(2))); do \
-	  stamp=.proofs/$(1)-$$(basename $$file .py); \
+	  stamp=.proofs/$(1)-$(COMMIT)-$$(basename $$file .py); \
 	  if [ -e $$stamp ]; then echo "$$file has passed before"; continue; fi; \
 	  $(3) $(BIN)/python -m pytest $$file --timeout 0 -rA || exit 1; \
 	  touch $$stamp; done

@@ -7,6 +7,8 @@ names on this machine (`pipeline.travelling`). It resumes from the store like an
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
 import re
@@ -15,7 +17,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,12 @@ _VERSIONS_PATIENCE = 180.0
 _HEAD_PATIENCE = 120.0
 """Seconds for the agent of a head that has just started to be there."""
 _NOT_YET = "No available agent"
+_UNWINDING = 60
+"""Seconds that a stopped run has to end its Ray tasks and give back its leases: Ray's own 3 are too
+few.
+"""
+_STOP_PATIENCE = 120.0
+"""Seconds for a stopped run to have ended."""
 _RECONNECTS = 20
 """How often a lost connection to the log is made again, a second apart and more."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -103,21 +110,19 @@ class Jobs:
         there = config.model_copy(update={"ray": config.ray.model_copy(update={"address": "auto"})})
         plain = re.sub(r"[^A-Za-z0-9_-]+", "-", config.name).strip("-") or "run"
         started = datetime.now(UTC)
-        with tempfile.TemporaryDirectory(prefix="ladd-submit-") as scratch, self._explained():
-            for name, path in luggage.files.items():
-                copy = Path(scratch, name)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-            folder = Path(scratch, luggage.folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _CONFIG_FILE).write_text(config_yaml(there))
-            submitted = self._started(
-                entrypoint=luggage.command("", _CONFIG_FILE, words),
-                submission_id=f"{plain}-{started:%y%m%d-%H%M%S}-{secrets.token_hex(2)}",
-                runtime_env={"working_dir": scratch},
-                metadata={_OURS: config.name},
-            )
-        return submitted
+        with _packing(), tempfile.TemporaryDirectory(prefix="ladd-submit-") as scratch:
+            _fill(Path(scratch), luggage, config_yaml(there))
+            with self._explained(), _packing():  # Ray's client writes a package
+                return self._started(
+                    entrypoint=luggage.command("", _CONFIG_FILE, words),
+                    submission_id=f"{plain}-{started:%y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+                    # Ray's supervisor of the job has them too, and ends it by SIGKILL after this.
+                    runtime_env={
+                        "working_dir": scratch,
+                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_UNWINDING)},
+                    },
+                    metadata={_OURS: config.name},
+                )
 
     def _started(self, **job: Any) -> str:
         """Start a job. The head of a cluster that has just begun refuses for a while."""
@@ -155,10 +160,16 @@ class Jobs:
         return said
 
     def stop(self, job: str) -> None:
-        """Stop a run and wait until it has ended."""
+        """Stop a run and wait until it has ended. Raises ServiceUnavailable if it does not."""
         with self._explained():
             self._client.stop_job(job)
+        deadline = time.monotonic() + _STOP_PATIENCE
         while not self.row(job).has_ended:
+            if time.monotonic() > deadline:
+                raise ServiceUnavailable(
+                    f"submit: {job} has been told to stop and runs on after {_STOP_PATIENCE:.0f} "
+                    "seconds; `ladd-pipeline submit --list` shows whether it has ended since"
+                )
             time.sleep(0.5)
 
     def follow(self, job: str, show: Callable[[str], None]) -> JobRow:
@@ -200,7 +211,7 @@ class Jobs:
             command=job.entrypoint,
         )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Turn the failures of Ray's client, which raises bare errors, into one sentence."""
         import aiohttp
@@ -231,7 +242,32 @@ class Jobs:
             raise ConfigError(f"submit: {self.address} refused: {text}") from error
 
 
-@contextmanager
+@contextlib.contextmanager
+def _packing() -> Iterator[None]:
+    """Turn the failures of this machine's files and disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of a connection
+        raise ConfigError(
+            f"submit: the run's files cannot be packed in {tempfile.gettempdir()} "
+            f"({sentence(error)}); another TMPDIR gives room elsewhere"
+        ) from error
+
+
+def _fill(root: Path, luggage: Luggage, config: str) -> None:
+    """Copy the files of a run, and write its configuration among them."""
+    for name, path in luggage.files.items():
+        copy = root / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    folder = root / luggage.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _CONFIG_FILE).write_text(config)
+
+
+@contextlib.contextmanager
 def _address_of_ray(address: str) -> Iterator[None]:
     """Make Ray's client heed the address that it is given: it prefers its own variables."""
     before = os.environ.get(_VARIABLE)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
+from schemas.cpus import own_cpus
 from schemas.errors import ConfigError
 
 _OBJECT_STORE = 512 << 20
@@ -26,13 +27,13 @@ def usable_cpus(root: Path = Path("/")) -> int:
     of its cgroup. `os.cpu_count()` counts all that the machine has.
     """
     quotas = [quota for group in _groups(root) if (quota := _cpu_quota(group)) is not None]
-    return max(1, int(min([len(os.sched_getaffinity(0)), *quotas])))
+    return max(1, int(min([own_cpus(), *quotas])))
 
 
 def settle_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     """Give libraries no more threads than the quota of CPUs, of which they do not know."""
     cpus = usable_cpus()
-    if cpus < len(os.sched_getaffinity(0)):
+    if cpus < own_cpus():
         environment.setdefault("OMP_NUM_THREADS", str(cpus))
 
 

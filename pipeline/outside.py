@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pipeline.base.fingerprints import Look, Unseen, open_digests
-from pipeline.base.lineage import committed
 from pipeline.base.pins import Pins, without_pins
 from pipeline.base.stage import Stage
 from pipeline.base.store import Artifact, ArtifactStore, json_object, to_json
@@ -32,6 +31,8 @@ class Asked:
     pins: Pins
     store: ArtifactStore
     input_keys: list[str]
+    others: Callable[[str], list[Manifest]]
+    """Returns the manifests of all artifacts of a stage, newest first."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _made_with_retired(asked: Asked, seen: Seen) -> Keyed | None:
     if not retired:
         return None
     identity = asked.stage.identity(asked.config)
-    for manifest in committed(asked.store, asked.stage.name):
+    for manifest in asked.others(asked.stage.name):
         without = {
             section: fields | retired.get(section, {}) if isinstance(fields, dict) else fields
             for section, fields in manifest.identity.items()
@@ -190,7 +191,7 @@ def _taken_over(content: bytes | None) -> Seen:
 def _as_before(asked: Asked, seen: Seen, unseen: Mapping[str, str]) -> Seen:
     """Fill in what cannot be seen from the newest artifact that differs in nothing that can."""
     identity = asked.stage.identity(asked.config)
-    for manifest in committed(asked.store, asked.stage.name):
+    for manifest in asked.others(asked.stage.name):
         before = manifest.outside
         if (
             manifest.identity == identity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from pipeline.base.course import Course, number_list, saved_in
@@ -140,9 +141,14 @@ def make_plan(
     pins, digests = read_pins(config, store), open_digests(notice)
     look = Look(digests)
     keyed: dict[str, Keyed] = {}
+
+    @cache
+    def others(stage: str) -> list[Manifest]:
+        return committed(store, stage)
+
     for name, node in nodes.items():
         above = [keyed[upstream.name].key for upstream in node.upstream]
-        asked = Asked(STAGES[name], config, pins, store, above)
+        asked = Asked(STAGES[name], config, pins, store, above, others)
         keyed[name] = find_keyed(asked, look, forced=name in selection.force, needed=name in needed)
     digests.save()
     found = {name: keyed[name].artifact for name in nodes}
@@ -157,7 +163,7 @@ def make_plan(
             rerun = [above for above in inputs if above in running]
             action, why = "run", "forced"
             if name not in selection.force:
-                why = _why(store, config, name, keyed[name], rerun)
+                why = _why(others(name), config, name, keyed[name], rerun)
                 why += _start(store, config, name, keyed[name].key, training)
         else:
             action, why = ("done", "artifact exists") if found[name] else ("skip", "not needed")
@@ -266,13 +272,13 @@ def _upstream(node: _PlanNode) -> set[str]:
 
 
 def _why(
-    store: ArtifactStore, config: PipelineConfig, name: str, keyed: Keyed, rerun: list[str]
+    others: list[Manifest], config: PipelineConfig, name: str, keyed: Keyed, rerun: list[str]
 ) -> str:
     """Say which identity fields, and which contents outside the store, differ from the nearest
     artifact of this stage, or that the stage has none.
     """
     nearest: list[str] | None = None
-    for manifest in committed(store, name):
+    for manifest in others:
         changes = changed_fields(manifest.identity, STAGES[name].identity(config))
         changes += changes_outside(manifest.outside, keyed.seen, STAGES[name], config)
         if manifest.version != STAGES[name].version:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.base import mapping, training
 from pipeline.base.resources import Node, cluster_nodes, pool_request
+from pipeline.base.sizes import size_text
 from pipeline.base.store import ArtifactStore
 from pipeline.base.training import TrainingPlan
 from pipeline.dag import STAGES
@@ -155,7 +156,7 @@ def _look_at_models(
         with found.noted():
             size = model.to_download()
             if size:
-                tell(f"{model.model}: {size / 1e9:.1f} GB are downloaded from the hub")
+                tell(f"{model.model}: {size_text(size)} are downloaded from the hub")
             missing += size
     return missing
 
@@ -173,8 +174,8 @@ def _look_at_memory(config: PipelineConfig, ahead: Outlook, found: _Problems) ->
             who = f"a {fleet.device.kind}" if fleet.device.is_gpu else "this machine"
             with found.noted():
                 raise ConfigError(
-                    f"{name}: by the estimate its workers need {_gb(needed)} of memory, and {who} "
-                    f"has {_gb(has)}; {_smaller(config, name)}, {_MEND_ROOM}"
+                    f"{name}: by the estimate its workers need {_precise(needed)} of memory, and "
+                    f"{who} has {_precise(has)}; {_smaller(config, name)}, {_MEND_ROOM}"
                 )
 
 
@@ -224,8 +225,8 @@ def _require_space(what: str, folder: Path, needed: float, mend: str) -> None:
     left = disk.free
     if disk.total and needed > left:  # some file systems have no size
         raise ConfigError(
-            f"{what}: by the estimate the run needs {_gb(needed)} in {folder}, whose disk has "
-            f"{_gb(left)} left; make room, {mend}, {_MEND_ROOM}"
+            f"{what}: by the estimate the run needs {_precise(needed)} in {folder}, whose disk has "
+            f"{_precise(left)} left; make room, {mend}, {_MEND_ROOM}"
         )
 
 
@@ -237,5 +238,6 @@ def _require_writable(store: ArtifactStore) -> None:
         )
 
 
-def _gb(number: float) -> str:
-    return f"{number / 1e9:.1f} GB"
+def _precise(number: float) -> str:
+    """Return bytes with four digits: what is needed and what is there may differ in the last."""
+    return size_text(number, 4)

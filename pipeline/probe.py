@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
+from pipeline.base.lease import held
 from pipeline.base.store import ArtifactStore
 from pipeline.devices import Fleet, fleet_of
 from pipeline.estimates import PROBE, Rate
@@ -161,13 +162,16 @@ def _last(config: PipelineConfig, running: list[str]) -> str:
 
 @contextlib.contextmanager
 def _scratch(store: ArtifactStore) -> Iterator[ArtifactStore]:
-    """Give a store for the small run, which is removed at the end: where all workers reach it."""
+    """Give a store for the small run, which is removed at the end: where all workers reach it. In a
+    bucket its lease says that the probe is alive: `artifacts gc` removes what a killed one leaves.
+    """
     if store.is_local:
         with tempfile.TemporaryDirectory(prefix="ladd-probe-") as folder:
             yield ArtifactStore(folder)
         return
     name = f"probes/{uuid4().hex}"
     try:
-        yield ArtifactStore(f"{store.url.rstrip('/')}/{name}")
+        with held(store, name, "plan --probe"):
+            yield ArtifactStore(f"{store.url.rstrip('/')}/{name}")
     finally:
         store.remove(name)

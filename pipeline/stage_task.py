@@ -8,10 +8,12 @@ import os
 import platform
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -42,6 +44,9 @@ _PACKAGES = (
     "pillow",
     "ladd-pipeline",
 )
+
+REVISION = "LADD_REVISION"
+"""The variable by which an image names the commit that it was built from."""
 
 
 @dataclass(frozen=True)
@@ -221,21 +226,28 @@ def _manifest(
 
 
 def environment() -> Environment:
-    """Return the versions of the main packages, and this checkout's commit if it is one."""
+    """Return the versions of the main packages, and the commit of this checkout or this image."""
     packages = {}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
-    here = os.path.dirname(os.path.abspath(__file__))
-    commit = None
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no checkout
-        command = ["git", "rev-parse", "HEAD"]
-        commit = subprocess.check_output(
-            command, cwd=here, stderr=subprocess.DEVNULL, text=True
-        ).strip()
     return Environment(
         python=platform.python_version(),
         packages=packages,
-        git_commit=commit,
+        git_commit=_commit(Path(__file__).resolve().parents[1]) or os.environ.get(REVISION) or None,
         platform=platform.platform(),
     )
+
+
+def _commit(root: Path) -> str | None:
+    """Return the commit of our checkout at `root`. None where it is another's: a repository may
+    hold the virtual environment that we are installed in.
+    """
+    command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
+    with contextlib.suppress(OSError, ValueError, subprocess.CalledProcessError):  # none, no git
+        project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+        said = subprocess.check_output(command, cwd=root, stderr=subprocess.DEVNULL, text=True)
+        top, commit = said.splitlines()
+        if project["name"] == "ladd-pipeline" and root.samefile(top):
+            return commit
+    return None

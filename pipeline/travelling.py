@@ -12,10 +12,13 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.base.addresses import expand, is_local, local_path
 from pipeline.base.pins import is_here
+from pipeline.base.sizes import size_text
 from pipeline.dag import STAGES
+from schemas.addresses import public_content
 from schemas.config import PipelineConfig
 from schemas.errors import ConfigError
 
@@ -54,10 +57,10 @@ def pack(
     root = Path(os.path.commonpath([cwd, *(path.parent for path in found)]))
     sizes = {path: path.stat().st_size for path in found}
     if sum(sizes.values()) > most_bytes:
-        largest = max(found, key=lambda path: sizes[path])
+        largest, size = max(found, key=lambda path: sizes[path]), size_text(sum(sizes.values()))
         raise ConfigError(
-            f"{found[largest]}: the local files are {_size(sum(sizes.values()))} in all, and at "
-            f"most {_size(most_bytes)} go along; put {largest} into a bucket and name its URL"
+            f"{found[largest]}: the local files are {size} in all, and at most "
+            f"{size_text(most_bytes)} go along; put {largest} into a bucket and name its URL"
         )
     folder = cwd.relative_to(root).as_posix()
     files = {path.relative_to(root).as_posix(): path for path in sorted(found)}
@@ -73,6 +76,25 @@ def require_shared_store(store: str, shared: Sequence[Path] = ()) -> None:
             f"store: {store} is a folder of this machine, which the cluster cannot see; name a "
             "bucket, such as --set store=s3://bucket/prefix"
         )
+
+
+def require_public(config: PipelineConfig, place: str, reader: str) -> None:
+    """Raise ConfigError for an address with a secret in it, which would lie in `place`."""
+    if field := next(_secret_addresses(config.model_dump(mode="json")), None):
+        raise ConfigError(
+            f"{field}: an address with a password or a signature would lie in {place}, for all to "
+            f"read; use the plain address, and let {reader} read it"
+        )
+
+
+def _secret_addresses(content: Any, field: str = "") -> Iterator[str]:
+    """Yield the fields of a configuration that hold an address with something secret in it."""
+    if isinstance(content, (dict, list)):
+        parts = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, part in parts:
+            yield from _secret_addresses(part, f"{field}.{name}" if field else str(name))
+    elif public_content(content) != content:
+        yield field
 
 
 def _named(
@@ -105,7 +127,3 @@ def _require_shared(field: str, path: Path, shared: Sequence[Path]) -> None:
 
 def _below(path: Path, folders: Sequence[Path]) -> bool:
     return any(path == folder or folder in path.parents for folder in folders)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"

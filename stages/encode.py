@@ -25,6 +25,7 @@ from pipeline.base.shards import ShardWriter
 from pipeline.base.stage import StageContext, StageResult
 from pipeline.base.store import Artifact, ArtifactStore
 from pipeline.base.tars import Sample, read_samples
+from pipeline.base.threads import in_order
 from pipeline.base.work import Above, Part, Phase, Work, pieces_of
 from schemas.bucket import Bucket
 from schemas.config import EncodeConfig, PipelineConfig
@@ -59,6 +60,8 @@ _BYTES_A_SECOND = 3e8
 """... bytes that it reads, hashes and writes a second."""
 _BYTES = 100.0
 """Of a sample's row in the index."""
+_AT_ONCE = 16
+"""Files of prompts that are fetched at the same time."""
 _DIGITS = 2
 """Leading hexadecimal digits of an id that select its part of the prompts: 256 parts."""
 ROW_COLUMNS = {"key": "string", "prompt_id": "string"}
@@ -219,11 +222,14 @@ def _by_first_digits(
     import pyarrow.parquet as pq
 
     schema = schema_of(PROMPT_COLUMNS)
+
+    def read(stats: ShardStats) -> Any:
+        with context.store.local(f"{context.folder}/{stats.details['prompts_file']}") as path:
+            return pq.read_table(path, schema=schema)
+
     with contextlib.ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
-        for stats in done.values():
-            with context.store.local(f"{context.folder}/{stats.details['prompts_file']}") as path:
-                texts = pq.read_table(path, schema=schema)
+        for texts in in_order(read, list(done.values()), _AT_ONCE):
             digits = pc.utf8_slice_codeunits(texts["prompt_id"], 0, _DIGITS)
             for part in pc.unique(digits).to_pylist():
                 if part not in writers:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,13 @@ from pipeline.base.lease import (
     take_over,
 )
 from pipeline.base.store import ArtifactStore, json_object
+from pipeline.base.threads import in_order
 from schemas.errors import LaddError, Locked
 
 if TYPE_CHECKING:
     from schemas.config import Conflict
 
+_WATCHED_AT_ONCE = 32
 POLL_SECONDS = 1.0
 """Pause between two looks at what another run is doing."""
 
@@ -201,9 +204,12 @@ def runs_in(store: ArtifactStore, folder: str) -> set[str]:
 
 
 def live_runs(store: ArtifactStore, folder: str) -> list[str]:
-    """Return words that name the live runs on an artifact. Takes up to three beats to tell."""
+    """Return words that name the live runs on an artifact. Takes up to three beats to tell: all are
+    watched at once.
+    """
     places = [*(run_folder(folder, run) for run in sorted(runs_in(store, folder))), folder]
-    return [who for place in places if (who := holder_of(store, place)) is not None]
+    found = in_order(partial(holder_of, store), places, min(len(places), _WATCHED_AT_ONCE))
+    return [who for who in found if who is not None]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from pipeline.base.addresses import (
     without_query,
 )
 from pipeline.base.store import json_object
+from schemas.cpus import own_cpus
 from schemas.errors import LaddError
 from schemas.manifest import OutsideInput
 
@@ -87,7 +88,7 @@ class Digests:
         new = sum(stat.st_size for _, stat in missing)
         if new > _WORTH_A_NOTICE:
             self.notice(f"reading {new / 1e9:.1f} GB once, to know later whether they changed")
-        with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as threads:
+        with ThreadPoolExecutor(own_cpus()) as threads:
             read = list(threads.map(lambda row: _read(row[0]), missing))
         fresh: dict[str, list[Any]] = {}
         for (path, stat), (digest, lines) in zip(missing, read, strict=True):

@@ -1,5 +1,5 @@
 """Finds what killed processes leave in a store: half-written files, unfinished uploads, claims of
-the dead, checkpoints that were not saved to the end.
+the dead, checkpoints that were not saved to the end, the small stores of probes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from schemas.errors import Locked
 
 _CLAIM = re.compile(r"lease\.json(\.[0-9a-f]{16}\.claim)+\Z")
 _OURS = re.compile(r"(\.doctor-[0-9a-f]{12}/.*|.*\.[0-9a-f]{12}\.partial)\Z")
+_PROBE = re.compile("[0-9a-f]{32}")
 _AT_ONCE = 32
 """Leases that are watched at the same time."""
 
@@ -72,20 +73,40 @@ def watched(store: ArtifactStore, folders: Sequence[str]) -> list[bool]:
 def leftovers(store: ArtifactStore, hours: float, *, busy: Collection[str]) -> Iterator[Leftover]:
     """Yield what is left over: half-written files and unfinished uploads that are older than
     `hours`; and in the folders of runs and trainings that nobody holds (`busy` are those that are
-    held) leases, claims and checkpoints that were not saved to the end.
+    held) leases, claims and checkpoints that were not saved to the end; and the stores of probes.
     """
     yield from _half_written(store, hours)
     yield from _uploads(store, hours)
     yield from _leases_of_runs(store, busy)
     yield from _of_trainings(store, busy)
     yield from _claims(store, busy)
+    yield from _probes(store)
 
 
 def _half_written(store: ArtifactStore, hours: float) -> Iterator[Leftover]:
     now = datetime.now(UTC).timestamp()
-    for name, size in sorted(store.all_files("").items()):
+    for name, size in sorted(_unfinished(store).items()):
         if _OURS.match(name) and now - store.modified(name) >= 3600 * hours:
             yield Leftover(f"half-written {name}", size, partial(store.remove, name))
+
+
+def _unfinished(store: ArtifactStore) -> dict[str, int]:
+    """List what may be half-written, and more. An object appears whole, so that of object stores,
+    which may hold millions, only the folders of `doctor` are looked at.
+    """
+    if store.is_local:
+        return store.all_files("")
+    tried = [name for name in store.all_folders("") if name.startswith(".doctor-")]
+    return {f"{name}/{path}": n for name in tried for path, n in store.all_files(name).items()}
+
+
+def _probes(store: ArtifactStore) -> Iterator[Leftover]:
+    """Yield the stores of probes (`plan --probe`) that were killed."""
+    names = [f"probes/{name}" for name in store.folders("probes") if _PROBE.fullmatch(name)]
+    for name, is_alive in zip(names, watched(store, names), strict=True):
+        if not is_alive:
+            size = sum(store.all_files(name).values())
+            yield Leftover(f"probe {name}", size, partial(store.remove, name))
 
 
 def _uploads(store: ArtifactStore, hours: float) -> Iterator[Leftover]:

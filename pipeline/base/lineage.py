@@ -7,8 +7,12 @@ from dataclasses import replace
 
 from pipeline.base.stage import digest_of
 from pipeline.base.store import MANIFEST, Artifact, ArtifactStore, json_object
+from pipeline.base.threads import in_order
 from schemas.errors import ArtifactError, ServiceUnavailable
 from schemas.manifest import Manifest
+
+_AT_ONCE = 16
+"""Manifests that are read at the same time."""
 
 
 def ancestors(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
@@ -60,14 +64,22 @@ def survey(store: ArtifactStore, stage: str) -> tuple[list[Manifest], list[str]]
     """Return the manifests of all artifacts of a stage, newest first, and a sentence for each that
     cannot be used.
     """
-    found, damaged = [], []
-    for key in store.folders(f"artifacts/{stage}"):
+    artifacts, damaged = artifacts_of(store, stage)
+    return [artifact.manifest for artifact in artifacts], damaged
+
+
+def artifacts_of(store: ArtifactStore, stage: str) -> tuple[list[Artifact], list[str]]:
+    """Return the artifacts of a stage as `survey` does; manifests are read many at a time."""
+
+    def look(key: str) -> Artifact | str | None:
         try:
-            artifact = store.find(stage, key)
+            return store.find(stage, key)
         except ServiceUnavailable:
             raise
         except ArtifactError as error:
-            damaged.append(str(error))
-        else:
-            found += [artifact.manifest] if artifact is not None else []
-    return sorted(found, key=lambda m: m.started, reverse=True), damaged
+            return str(error)
+
+    seen = list(in_order(look, store.folders(f"artifacts/{stage}"), _AT_ONCE))
+    found = [one for one in seen if isinstance(one, Artifact)]
+    damaged = [one for one in seen if isinstance(one, str)]
+    return sorted(found, key=lambda one: one.manifest.started, reverse=True), damaged

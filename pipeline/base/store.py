@@ -246,14 +246,17 @@ class ArtifactStore:
 
     def folders(self, name: str) -> list[str]:
         """Return the names of the folders directly in a folder, sorted, in one request for each
-        thousand of them, whatever lies in them.
+        thousand of them, whatever lies in them. Leaves out what is not ours, as `list` does.
         """
+        found = self.all_folders(name)
+        return [folder for folder in found if not on_disk.is_foreign(folder)]
+
+    def all_folders(self, name: str) -> list[str]:
+        """List as `folders` does, but whatever is there."""
         with self._explained("list", name):
             if self.is_local:
-                found = on_disk.folders_in(self.path(name))
-            else:
-                found = on_objects.folders_in(self.filesystem, self.path(name))
-        return [folder for folder in found if not on_disk.is_foreign(folder)]
+                return on_disk.folders_in(self.path(name))
+            return on_objects.folders_in(self.filesystem, self.path(name))
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         """Return the bytes of many small files by name, fetched in parallel if the store supports

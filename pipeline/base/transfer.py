@@ -118,10 +118,10 @@ def _send_notes(artifact: Artifact, target: ArtifactStore) -> None:
         for path in artifact.store.list(artifact.folder)
         if path not in listed and _NOTE.search(path)
     ]
-    for start in range(0, len(names), _NOTES_AT_ONCE):
-        part = names[start : start + _NOTES_AT_ONCE]
-        for name, content in artifact.store.read_all(part).items():
-            target.write(name, content)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(names), _NOTES_AT_ONCE):
+            part = artifact.store.read_all(names[start : start + _NOTES_AT_ONCE])
+            list(pool.map(target.write, part.keys(), part.values()))
 
 
 def _require_same(artifact: Artifact, target: ArtifactStore) -> bool:

@@ -49,13 +49,14 @@ def list_artifacts(config: ConfigFile = None, preset: Preset = None, set_: Setti
 
 def _size(store: ArtifactStore, manifest: Manifest) -> str:
     from pipeline.base.dropping import dropped
+    from pipeline.base.sizes import size_text
     from pipeline.base.store import Artifact
 
     size = manifest.total_bytes
     note = dropped(Artifact(store, manifest, "")) if STAGES[manifest.stage].data else None
     if note is None:
-        return f"{size / 1e6:.1f} MB"
-    return f"{(size - note.size) / 1e6:.1f} MB ({note.size / 1e6:.1f} MB dropped)"
+        return size_text(size)
+    return f"{size_text(size - note.size)} ({size_text(note.size)} dropped)"
 
 
 @app.command("show")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.base.sizes import size_text
 from pipeline.devices import price_of
 from pipeline.estimates import MODEL, PROBE, Estimate, Outlook
 from schemas.costs import CostsConfig
-
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def print_costs(ahead: Outlook, costs: CostsConfig) -> None:
@@ -59,9 +58,9 @@ def _cells(found: Estimate, has_price: bool) -> list[str]:
         f"{found.samples:,}",
         _hours(found.device_hours) if found.devices else "",
         duration(found.seconds),
-        size(found.store_bytes),
-        size(found.scratch_bytes),
-        "" if found.device_bytes is None else size(found.device_bytes),
+        size_text(found.store_bytes),
+        size_text(found.scratch_bytes),
+        "" if found.device_bytes is None else size_text(found.device_bytes),
         *([f"{found.price or 0:,.2f}"] if has_price else ()),
     ]
 
@@ -75,7 +74,7 @@ def _sum(ahead: Outlook, costs: CostsConfig) -> list[str]:
     text = f"in all: {most}{duration(ahead.seconds)} on {fleet.text}, {_hours(hours)} device-hours"
     if ahead.price is not None:
         text += f" ({money(ahead.price, costs)})"
-    text += f", {size(stored)} in the store"
+    text += f", {size_text(stored)} in the store"
     if costs.storage_price:
         text += f" ({money(stored / 1e12 * costs.storage_price, costs)} a month)"
     lines = [text]
@@ -132,14 +131,6 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
-
-
-def size(number: float) -> str:
-    """Return a number of bytes with three digits: `28.4 MB`."""
-    step = 0
-    while number >= 999.5 and step < len(_UNITS) - 1:
-        number, step = number / 1000, step + 1
-    return f"{number:.0f} {_UNITS[step]}" if step == 0 else f"{number:.3g} {_UNITS[step]}"
 
 
 def money(price: float, costs: CostsConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +21,6 @@ from pipeline.commands.options import (
     new_group,
     words_of,
 )
-from schemas.addresses import public_content
 from schemas.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -167,31 +165,17 @@ def _load(file: Path | None, preset: str | None, settings: list[str] | None) -> 
 def _rendered(config: PipelineConfig, wanted: Any, kind: str, schedule: str) -> list[Document]:
     from pipeline.kuberay.manifests import manifests
     from pipeline.planning import stages_at_most
-    from pipeline.travelling import pack
+    from pipeline.travelling import pack, require_public
 
     if kind not in _KINDS:
         raise ConfigError(f"--kind {kind!r} is none of {', '.join(_KINDS)}")
     if (kind == "RayCronJob") != bool(schedule):
         raise ConfigError("--schedule says when a RayCronJob runs: give both, or neither")
-    if field := next(_secret_addresses(config.model_dump(mode="json")), None):
-        raise ConfigError(
-            f"{field}: an address with a password or a signature would lie in a ConfigMap, for all "
-            "to read; use the plain address, and let the pods' service account read it"
-        )
+    require_public(config, "a ConfigMap", "the pods' service account")
     stages = stages_at_most(config, wanted)
     words = [*words_of(wanted), "--log-format", "json"]
     luggage = pack(config, stages, _MOST_IN_CONFIG_MAP)
     return manifests(config, stages, words, luggage, kind=kind, schedule=schedule)  # type: ignore[arg-type]
-
-
-def _secret_addresses(content: Any, field: str = "") -> Iterator[str]:
-    """Yield the fields of a configuration that hold an address with something secret in it."""
-    if isinstance(content, (dict, list)):
-        parts = content.items() if isinstance(content, dict) else enumerate(content)
-        for name, part in parts:
-            yield from _secret_addresses(part, f"{field}.{name}" if field else str(name))
-    elif public_content(content) != content:
-        yield field
 
 
 def _write(made: list[Document], folder: Path) -> None:

@@ -112,11 +112,12 @@ def _start(
     from pipeline.jobs import Jobs, require_same_versions
     from pipeline.planning import stages_at_most
     from pipeline.stage_task import environment
-    from pipeline.travelling import pack, require_shared_store
+    from pipeline.travelling import pack, require_public, require_shared_store
 
     config = load_config(file, preset, settings or ())
     everywhere = [folder.absolute() for folder in shared or ()]
     require_shared_store(config.store, everywhere)
+    require_public(config, "the package that Ray keeps on every node", "the nodes' own identity")
     stages = stages_at_most(config, wanted)
     luggage = pack(config, stages, _MOST_BYTES, everywhere)
     jobs = Jobs(address)

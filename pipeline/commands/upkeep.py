@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.base.sizes import size_text
 from pipeline.commands.options import ConfigFile, LogFormat, Preset, Settings, new_group
 from pipeline.dag import STAGES
 from schemas.errors import ArtifactError, ConfigError, Locked
@@ -34,7 +35,7 @@ def verify(
 ) -> None:
     """Check the files of one artifact, or of all, against their manifests."""
     from pipeline.base.dropping import dropped
-    from pipeline.base.lineage import survey
+    from pipeline.base.lineage import artifacts_of
     from pipeline.commands.opening import find_artifact, open_store
 
     store = open_store(config, preset, set_)
@@ -42,10 +43,9 @@ def verify(
     chosen = [find_artifact(store, key)] if key else []
     if not key:
         for stage in STAGES:
-            manifests, damages = survey(store, stage)
+            found, damages = artifacts_of(store, stage)
+            chosen += found
             problems += damages
-            found = [store.find(stage, manifest.key) for manifest in manifests]
-            chosen += [artifact for artifact in found if artifact is not None]
     problems += [damage.text for found in _damages(chosen, deep=deep).values() for damage in found]
     if problems:
         more = len(problems) - _MOST_NAMED
@@ -168,9 +168,8 @@ def drop(
     if not dry_run:
         drop(artifact, patterns)
     verb = "would drop" if dry_run else "dropped"
-    print(
-        f"{verb} {_size(sum(f.size for f in files))} in {len(files):,} files of {_name(artifact)}"
-    )
+    size = size_text(sum(file.size for file in files))
+    print(f"{verb} {size} in {len(files):,} files of {_name(artifact)}")
 
 
 def _require_served(artifact: Artifact) -> None:
@@ -237,9 +236,9 @@ def collect_garbage(
         freed += left.size
         print(f"{'deleted' if delete else 'left over:'} {left.what}")
     if delete:
-        print(f"{_size(freed)} freed")
+        print(f"{size_text(freed)} freed")
     elif freed:
-        print(f"{_size(freed)} would be freed; --delete deletes what is not in use")
+        print(f"{size_text(freed)} would be freed; --delete deletes what is not in use")
 
 
 def _cleared(store: ArtifactStore, stage: str, key: str) -> bool:
@@ -271,11 +270,3 @@ def _stored(store: ArtifactStore) -> dict[tuple[str, str], int]:
 
 def _name(artifact: Artifact) -> str:
     return f"{artifact.manifest.stage}/{artifact.manifest.key}"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"

@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.kuberay.manifests import Document
 from schemas.errors import ArtifactError, ConfigError, LaddError, Locked, ServiceUnavailable
 
-_FINISHED = {"Complete", "Failed", "Suspended", "ValidationFailed"}
-"""States in which a RayJob does nothing more by itself."""
+_FINISHED = {"Complete", "Failed", "ValidationFailed"}
+"""States in which a RayJob does nothing more. One that is suspended may wait in Kueue's queue."""
 _MANAGER = "ladd-pipeline"
 _PATIENCE_SECONDS = 60
 """How long a finished job may take to be deleted."""
@@ -23,8 +23,8 @@ class Kubernetes:
     """One namespace of a cluster."""
 
     def __init__(self, context: str | None, namespace: str | None) -> None:
-        """Open the cluster of the kubeconfig, or inside a pod its own. Raises ConfigError if there
-        is none, or if the client is not installed.
+        """Open the context of the kubeconfig; without a context and a kubeconfig, inside a pod, the
+        pod's own cluster. Raises ConfigError if there is none, or if the client is not installed.
         """
         try:
             from kubernetes import client, config
@@ -40,6 +40,11 @@ class Kubernetes:
             chosen = next((one for one in contexts if one["name"] == context), active)
             default = chosen.get("context", {}).get("namespace")
         except config.ConfigException as error:
+            if context is not None:  # a pod's own cluster would be another one
+                raise ConfigError(
+                    f"k8s: --context {context} cannot be opened ({error}); `kubectl config "
+                    "get-contexts` lists those of the kubeconfig"
+                ) from error
             inside = client.Configuration()
             try:
                 config.load_incluster_config(client_configuration=inside)

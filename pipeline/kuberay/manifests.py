@@ -121,7 +121,7 @@ def _config_map(config: PipelineConfig, luggage: Luggage) -> Document:
     texts, packed = {CONFIG_FILE: config_yaml(config)}, {}
     for number, path in enumerate(luggage.files.values()):
         try:
-            texts[_key(number, path)] = path.read_text("utf-8")
+            texts[_key(number, path)] = path.read_bytes().decode()  # with the line ends it has
         except UnicodeDecodeError:
             packed[_key(number, path)] = luggage.packed(path)
     made["data"] = texts

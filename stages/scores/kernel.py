@@ -48,31 +48,6 @@ def paired_kid(first_NF: np.ndarray, second_NF: np.ndarray) -> float:
     return float((within - 2 * between) / (n * (n - 1)))
 
 
-def kid_of_subsets(
-    first_NF: np.ndarray,
-    second_NF: np.ndarray,
-    *,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 2020,
-) -> tuple[float, float]:
-    """Mean and standard deviation of `kid` over random subsets, as papers report it. The draw and
-    the seed are torch-fidelity's, so the figures match it.
-
-    Raises ValueError when a set has fewer than `subset_size` rows.
-    """
-    first, second = _as_sets(first_NF, second_NF, at_least=subset_size)
-    rng = np.random.RandomState(seed)
-    values = [
-        kid(
-            first[rng.choice(len(first), subset_size, replace=False)],
-            second[rng.choice(len(second), subset_size, replace=False)],
-        )
-        for _ in range(subsets)
-    ]
-    return float(np.mean(values)), float(np.std(values))
-
-
 def cmmd(first_NF: np.ndarray, second_NF: np.ndarray) -> float:
     """CLIP-MMD (Jayasumana et al. 2024): kernel `exp(-|x - y|^2 / 200)`, times 1000, the biased
     estimate of the authors' code; 0 for equal sets, lower is closer.

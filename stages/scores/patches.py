@@ -27,14 +27,6 @@ def patches_of(pictures_BHW3: np.ndarray, side: int | None = None) -> np.ndarray
     return cells.reshape(batch * rows * columns, side, side, 3)
 
 
-def centre_patches(pictures_BHW3: np.ndarray, side: int | None = None) -> np.ndarray:
-    """Cut one crop from the middle of each picture, as SDXL-Lightning does: (B, side, side, 3)."""
-    height, width = pictures_BHW3.shape[1:3]
-    side = side or patch_side(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pictures_BHW3[:, top : top + side, left : left + side]
-
-
 def patch_side(height: int, width: int) -> int:
     """Half the shorter side of a picture, rounded down to a multiple of 8, at most 299.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from schemas.cpus import own_cpus
 from schemas.errors import ConfigError
 from schemas.resources import WorkerPool
 
@@ -34,7 +35,7 @@ def worker_device(cpus: float, gpus: float | None) -> torch.device:
             "install a build of torch for CUDA and a driver that is new enough, or set use_gpu: "
             "false (trainings) or gpus_per_worker: 0 (pools) for CPUs"
         )
-    torch.set_num_threads(max(1, min(int(cpus), len(os.sched_getaffinity(0)))))
+    torch.set_num_threads(max(1, min(int(cpus), own_cpus())))
     return torch.device("cpu")
 
 

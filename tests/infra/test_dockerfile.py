@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.stage_task import REVISION
 from tests.support.command import ROOT
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -80,6 +81,17 @@ def test_each_target_runs_the_command_as_nobody_special(steps, target):
     rest = list(steps[begin + 1 :])
     ends = next((n for n, (word, _) in enumerate(rest) if word == "FROM"), len(rest))
     assert rest[:ends][-2:] == [("USER", "1000:1000"), ("RUN", '["ladd-pipeline", "version"]')]
+
+
+def test_a_run_knows_the_commit_of_its_image(steps):
+    assert any(word == "ENV" and f"{REVISION}=${{REVISION}}" in rest for word, rest in steps)
+
+
+def test_what_torch_compiles_finds_a_compiler_on_gpus(steps):
+    """Triton builds a stub with gcc when a compiled block first runs; slim images have none."""
+    begin = steps.index(("FROM", "runtime AS cuda"))
+    (line,) = [rest for word, rest in steps[begin:] if word == "RUN" and "apt-get install" in rest]
+    assert {"gcc", "libc6-dev", "--no-install-recommends"} <= set(line.split())
 
 
 def test_both_targets_install_the_same_by_our_constraints(steps):

@@ -26,10 +26,13 @@ class FakeJobs:
     """How often the connection to a log is lost after its first part."""
     exit_code: int | None = 0
     """Of a run; None runs until it is stopped."""
+    ignores_stop: bool = False
     token: str = ""
     refusals: int = 0
     """How often a job is refused before one is taken."""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    """Of the environment in which the last job was to run."""
     packages: dict[str, bytes] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     address: str = ""
@@ -107,6 +110,7 @@ def _application(fake: FakeJobs) -> web.Application:
             return web.Response(status=500, text="No available agent to submit job, try later")
         asked = await request.json()
         job = asked.get("submission_id") or f"raysubmit_{len(fake.jobs)}"
+        fake.variables = asked["runtime_env"].get("env_vars", {}) if asked["runtime_env"] else {}
         fake.start(asked["entrypoint"], job, asked.get("metadata") or {})
         return web.json_response({"job_id": job, "submission_id": job})
 
@@ -123,7 +127,8 @@ def _application(fake: FakeJobs) -> web.Application:
     async def stop(request: web.Request) -> web.Response:
         job = request.match_info["job"]
         fake.stopped.append(job)
-        fake.jobs[job] |= {"status": "STOPPED", "end_time": int(time.time() * 1000)}
+        if not fake.ignores_stop:
+            fake.jobs[job] |= {"status": "STOPPED", "end_time": int(time.time() * 1000)}
         return web.json_response({"stopped": True})
 
     async def logs(request: web.Request) -> web.Response:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
+import ladd_pipeline
 from pipeline import machine
 from schemas.errors import ConfigError
 
@@ -79,6 +81,21 @@ def test_affinity_counts_without_a_cgroup(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3})
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert machine.usable_cpus(tmp_path) == 1
+
+
+def test_where_there_is_no_affinity_all_cpus_count(monkeypatch, tmp_path):
+    """macOS has no os.sched_getaffinity."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert machine.usable_cpus(tmp_path) == 6
+    machine.settle_threads({})
+
+
+def test_windows_is_refused_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="2"):
+        ladd_pipeline.main()
+    assert capsys.readouterr().err.startswith("error: ladd-pipeline runs on Linux and macOS")
 
 
 def test_a_quota_limits_the_threads_of_libraries(monkeypatch, eight_cpus):

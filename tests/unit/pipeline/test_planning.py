@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from pipeline.base.lineage import survey
+from pipeline.base.store import ArtifactStore
 from pipeline.dag import STAGES
 from pipeline.planning import Selection, changed_fields, make_plan
 from schemas.errors import ArtifactError
@@ -127,6 +130,25 @@ def test_a_damaged_manifest_of_another_artifact_stops_no_plan(config, store, con
     assert actions(config, store)["synthesize"] == "run"
     manifests, damaged = survey(store, "synthesize")
     assert manifests == [] and len(damaged) == 1 and "artifacts/synthesize/" in damaged[0]
+
+
+def test_manifests_of_a_stage_are_read_at_once_and_once(config, store, monkeypatch):
+    """Bug: a request after another for each artifact of a stage, for each question about it."""
+    commit(store, config, "prompts")
+    for number in range(4):
+        store.commit(manifest_of("synthesize", key=f"{number:016x}"))
+    met, read = threading.Barrier(4), []
+
+    def meet(self, stage, key):
+        if key.startswith("0" * 15):
+            read.append(key)
+            met.wait(20)
+        return find(self, stage, key)
+
+    find = ArtifactStore.find
+    monkeypatch.setattr(ArtifactStore, "find", meet)
+    assert actions(config, store)["synthesize"] == "run"
+    assert len(read) == 4
 
 
 def test_copies_and_files_of_systems_among_the_artifacts_are_no_artifacts(config, store):

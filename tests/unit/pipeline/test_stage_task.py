@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
+from pipeline import stage_task
 from pipeline.base.store import ArtifactStore
+from pipeline.config import load_config
 from pipeline.stage_task import _begin, environment
 from tests.support.manifests import manifest_of
 
@@ -14,6 +18,26 @@ def test_a_manifest_needs_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert environment().git_commit is None
     assert environment().packages["torch"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "project", "named"),
+    [("", "ladd-pipeline", "checkout"), ("", "other", ""), (".venv/site-packages", "other", "")],
+)
+def test_a_commit_is_that_of_our_own_code(tmp_path, monkeypatch, installed, project, named):
+    """Bug: ask git in site-packages; it answers for whatever repository holds them."""
+    git = ["git", "-C", tmp_path, "-c", "user.name=me", "-c", "user.email=me@here"]
+    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "{project}"\n')
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / installed / "pipeline").mkdir(parents=True)
+    monkeypatch.setattr(stage_task, "__file__", f"{tmp_path / installed}/pipeline/stage_task.py")
+    monkeypatch.setenv("LADD_REVISION", "image")
+    load_config(None, "shapes")  # reads LADD_… too
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert environment().git_commit == (commit if named else "image")
+    monkeypatch.setenv("LADD_REVISION", "")  # as an image without the argument has it
+    assert environment().git_commit == (commit if named else None)
 
 
 HALF = ("artifacts/synthesize/k/shards/64x64/000000.tar", "training/synthesize/k/checkpoint")

@@ -103,7 +103,7 @@ def test_what_is_too_large_is_named(work):
     with pytest.raises(ConfigError) as refused:
         pack(configured("a.txt", "more/b.txt"), ["prompts"], 1000)
     assert str(refused.value).startswith(
-        "prompts.sources.0.url: the local files are 0.2 MB in all, and at most 1.0 kB go along; "
+        "prompts.sources.0.url: the local files are 200 kB in all, and at most 1 kB go along; "
     )
 
 

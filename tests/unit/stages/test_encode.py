@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.base.parquet import table_bytes
 from pipeline.base.shards import write_tar
 from pipeline.base.store import ArtifactStore
 from pipeline.executor import make
 from pipeline.observe import Observer
 from pipeline.planning import Selection
 from schemas.errors import ArtifactError, ServiceUnavailable
+from schemas.records import ShardStats
 from stages import encode
 from stages.data.latent_batches import LatentData
 from stages.pictures.files import encode_image
 from stages.texts.identity import split_of
+from tests.support.context import make_context
 from tests.support.picture_files import file_of
 from tests.support.samples import samples_of
 from tests.support.tiny_sd3 import make_tiny_config
@@ -44,6 +48,26 @@ def test_each_prompt_is_stored_once_in_lists_sorted_by_id(chain, monkeypatch, li
     assert ids == sorted(set(ids))
     texts = {members["txt"].decode() for members in samples_of(artifacts["synthesize"]).values()}
     assert {row["prompt"] for rows in lists for row in rows} == texts
+
+
+def test_prompts_of_shards_are_fetched_at_once_and_come_in_order(tmp_path, monkeypatch):
+    """Bug: fetch the file of each of a hundred thousand shards by itself, on each resume."""
+    store, names = ArtifactStore(str(tmp_path / "store")), ["000c", "000a", "000b"]
+    for name in names:
+        rows = [{"prompt_id": name, "prompt": name}]
+        store.write(f"artifacts/encode/k/{name}", table_bytes(rows, encode.PROMPT_COLUMNS))
+    met, local = threading.Barrier(3), ArtifactStore.local
+
+    def meet(self, name):
+        met.wait(20)
+        return local(self, name)
+
+    monkeypatch.setattr(ArtifactStore, "local", meet)
+    fields = {"counts": {}, "files": {}, "sizes": {}, "seconds": 0}
+    done = {n: ShardStats(shard=n, **fields, details={"prompts_file": n}) for n in names}
+    (tmp_path / "parts").mkdir()
+    (part,) = encode._by_first_digits(make_context("encode", None, store), done, tmp_path / "parts")
+    assert pq.read_table(part)["prompt"].to_pylist() == names
 
 
 def test_samples_whose_prompts_are_held_out_are_not_trained_on(chain, tmp_path):

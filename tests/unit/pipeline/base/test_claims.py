@@ -247,6 +247,16 @@ def test_a_forced_run_takes_no_commit_for_its_own(store):
         crew.finish()
 
 
+def test_the_beats_of_all_runs_are_awaited_at_once(store, monkeypatch):
+    """Bug: half a minute for each run that was killed on another machine."""
+    monkeypatch.setattr(lease_module, "BEAT_SECONDS", 1.0)
+    for number in range(8):
+        run_of(store, f"dead{number}", machine="other boot")
+    began = time.monotonic()
+    assert live_runs(store, FOLDER) == []
+    assert time.monotonic() - began < 2 * 3
+
+
 def test_what_dead_runs_left_is_tidied_unless_one_may_be_alive(store):
     run_of(store, "dead", born=0.0).take(NAMES[0])
     live = run_of(store, "elsewhere", machine="other boot")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipeline.commands.cost_table import duration, size
+from pipeline.commands.cost_table import duration
 from tests.support.command import call_here
 
 H100S = ("--set", "costs.device=nvidia-h100", "--set", "costs.devices=8")
@@ -73,11 +73,3 @@ def test_a_machine_of_which_a_part_is_used_may_cost_more(tmp_path):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(12, "12 B"), (2.84e7, "28.4 MB"), (999_999, "1 MB"), (3.2e13, "32 TB")],
-)
-def test_sizes(number, text):
-    assert size(number) == text

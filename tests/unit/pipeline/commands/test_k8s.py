@@ -56,10 +56,11 @@ def test_a_run_is_applied_with_its_job_last(kubernetes):
 
 
 def test_a_job_that_runs_is_not_replaced_and_one_that_ended_is(kubernetes):
-    kubernetes.objects[JOBS] = {"status": {"jobDeploymentStatus": "Running"}}
-    result = call_here("k8s", "submit", *CONFIG)
-    assert result.returncode == 5
-    assert "RayJob ladd/ladd-pipeline is Running; wait for it, delete it" in error(result)
+    for state in ("Running", "Suspended"):  # Kueue suspends a job until its turn comes
+        kubernetes.objects[JOBS] = {"status": {"jobDeploymentStatus": state}}
+        result = call_here("k8s", "submit", *CONFIG)
+        assert result.returncode == 5
+        assert f"RayJob ladd/ladd-pipeline is {state}; wait for it, delete it" in error(result)
     assert not kubernetes.applied  # its configuration is mounted in the job that runs
     kubernetes.objects[JOBS] = {"status": {"jobDeploymentStatus": "Failed"}}
     assert call_here("k8s", "submit", *CONFIG).returncode == 0
@@ -99,6 +100,15 @@ def test_logs_are_those_of_the_last_attempt(kubernetes):
     kubernetes.logs = {"second": "prompts 1/2\nprompts 2/2\nlast without an end"}
     result = call_here("k8s", "logs", *CONFIG)
     assert result.stdout.splitlines() == ["prompts 1/2", "prompts 2/2", "last without an end"]
+
+
+def test_a_wrong_context_is_named_inside_a_pod_too(kubernetes, monkeypatch):
+    """Bug: go on with the pod's own cluster, which is not the one that was asked for."""
+    from kubernetes import config
+
+    monkeypatch.setattr(config, "load_incluster_config", lambda client_configuration: None)
+    result = call_here("k8s", "status", *CONFIG, "--context", "elsewhere")
+    assert result.returncode == 2 and "k8s: --context elsewhere cannot be opened" in error(result)
 
 
 @pytest.mark.parametrize(

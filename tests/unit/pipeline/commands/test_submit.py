@@ -4,6 +4,7 @@ is followed, left, found again and stopped.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from tests.support.command import COMMAND, call_here
 from tests.support.job_server import FakeJobs, serve
 
 pytestmark = pytest.mark.slow
+SIGNED = "https://bucket.example/a.tar?X-Amz-Signature=5ec4e7&X-Amz-Expires=60"
 
 
 @pytest.fixture
@@ -108,6 +110,7 @@ def test_a_cluster_without_our_command_is_named(cluster, tmp_path):
         (("--set", "store=./here"), "store: "),
         (("--set", "teacher={family: sd3, model: /models/sd3}"), ""),
         (("--set", "prompts.sources=[{kind: file, url: /data/p.txt}]"), "/data/p.txt is a path of"),
+        (("--set", f"encode.external=['{SIGNED}']"), "would lie in the package that Ray keeps"),
         (("--attach", "latest", "--list"), "--attach and --list do different things"),
         (("--attach", "other"), "knows no run 'other'"),
     ],
@@ -120,7 +123,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(cluster, tmp_path, set
         said = f"teacher.model: {model} is a path of this machine"
     result = call_here("submit", "-c", "pipeline.yaml", *settings, cwd=tmp_path)
     assert result.returncode in (2, 4) and said in error(result)
-    assert not cluster.jobs
+    assert not cluster.jobs and "5ec4e7" not in error(result)
 
 
 def test_a_token_and_a_dead_cluster_are_named(cluster, tmp_path, monkeypatch):
@@ -153,6 +156,30 @@ def test_runs_are_listed_read_and_stopped(cluster, tmp_path):
     assert call_here("submit", "--logs", "latest").stdout == "prompts 1/2\nprompts 2/2\n"
     stopped = call_here("submit", "--stop", job)
     assert stopped.returncode == 0 and cluster.stopped == [job]
+
+
+def test_a_stopped_run_has_time_to_unwind_and_is_not_waited_for_without_end(
+    cluster, tmp_path, monkeypatch
+):
+    """Bug: leave the run Ray's 3 seconds, and poll a run that does not end for ever."""
+    cluster.exit_code, cluster.ignores_stop = None, True
+    assert call_here("submit", "-c", "pipeline.yaml", "--detach", cwd=tmp_path).returncode == 0
+    assert cluster.variables == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    monkeypatch.setattr("pipeline.jobs._STOP_PATIENCE", 0.0)
+    result = call_here("submit", "--stop", "latest")
+    assert result.returncode == 4 and "has been told to stop and runs on" in error(result)
+
+
+@pytest.mark.parametrize("failing", ["shutil.copyfile", "zipfile.ZipFile.write"])
+def test_a_full_disk_is_not_a_dead_cluster(cluster, tmp_path, monkeypatch, failing):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(failing, full)
+    result = call_here("submit", "-c", "pipeline.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert error(result).startswith("submit: the run's files cannot be packed in /")
+    assert "no space left" in error(result)
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,13 @@ def node_terms(group: dict) -> list:
 
 
 def test_local_files_come_where_the_configuration_names_them(tmp_path, monkeypatch):
-    """A ConfigMap has no folders; its volume has."""
+    """A ConfigMap has no folders; its volume has.
+
+    Bug: read texts with newlines translated; the fingerprints of files from Windows differ there.
+    """
     (tmp_path / "work").mkdir()
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists/ä b.txt").write_text("a cat\n")
+    (tmp_path / "lists/ä b.txt").write_bytes(b"a cat\r\na dog\r\n")
     (tmp_path / "work/p.parquet").write_bytes(b"\xff\xfe\x00")
     monkeypatch.chdir(tmp_path / "work")
     sources = "prompts.sources=[{kind: file, url: ['../lists/ä b.txt', p.parquet]}]"
@@ -79,7 +82,7 @@ def test_local_files_come_where_the_configuration_names_them(tmp_path, monkeypat
     contents = {**files["data"], **{k: base64.b64decode(v) for k, v in files["binaryData"].items()}}
     found = {item["path"]: contents[item["key"]] for item in volume["items"]}
     assert found.pop("work/pipeline.yaml")
-    assert found == {"lists/ä b.txt": "a cat\n", "work/p.parquet": b"\xff\xfe\x00"}
+    assert found == {"lists/ä b.txt": "a cat\r\na dog\r\n", "work/p.parquet": b"\xff\xfe\x00"}
     assert made[-1]["spec"]["entrypoint"].startswith("ladd-pipeline -C /etc/ladd/work run --config")
 
 

@@ -1,18 +1,13 @@
-"""KID and CMMD against torchmetrics and scikit-learn.
-
-By hand: on such features torch-fidelity 0.4's KID of subsets (mean and deviation) agrees to seven
-digits.
-"""
+"""KID and CMMD against torchmetrics and scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics.pairwise import rbf_kernel
-from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
+from torchmetrics.image.kid import KernelInceptionDistance
 
-from stages.scores.kernel import cmmd, kid, kid_of_subsets, paired_kid
+from stages.scores.kernel import cmmd, kid, paired_kid
 from tests.support.metrics import Given, by_torchmetrics
 
 
@@ -22,17 +17,6 @@ def test_kid_equals_torchmetrics_on_the_whole_sets(sets):
     mean, deviation = by_torchmetrics(metric, first, second)
     assert deviation < 1e-9
     assert kid(first, second) == pytest.approx(mean.item(), rel=1e-6)
-
-
-def test_kid_of_subsets_equals_torchmetrics_on_the_same_subsets(sets):
-    rng = np.random.RandomState(2020)
-    expected = []
-    for _ in range(20):
-        parts = [x[rng.choice(len(x), 100, replace=False)] for x in sets]
-        expected.append(poly_mmd(*(torch.from_numpy(part) for part in parts)).item())
-    mean, deviation = kid_of_subsets(*sets, subsets=20, subset_size=100)
-    assert mean == pytest.approx(np.mean(expected), rel=1e-6)
-    assert deviation == pytest.approx(np.std(expected), rel=1e-6)
 
 
 def test_kid_of_sets_of_unequal_size_is_unbiased():
@@ -65,7 +49,6 @@ def test_too_few_pictures_for_a_kernel_are_said_so():
     few = np.zeros((3, 2))
     for call in (
         lambda: kid(few[:1], few),
-        lambda: kid_of_subsets(few, few, subset_size=4),
         lambda: cmmd(few, few[:0]),
     ):
         with pytest.raises(ValueError, match=TOO_FEW):
