@@ -79,6 +79,8 @@ class Outlook:
     stages: dict[str, Estimate | None]
     """Of the stages that would run; None where the work cannot be counted."""
     remarks: list[str] = field(default_factory=list)
+    counts: dict[str, Counts] = field(default_factory=dict)
+    """What each stage has made, or is expected to make."""
 
     def expected(self) -> dict[str, Expected]:
         """What the manifests keep of it."""
@@ -125,7 +127,7 @@ def outlook(
             remarks += work.remarks
             rate = rates.get(stage.name, Rate())
             found[stage.name] = estimate(work, fleet, config.costs, rate)
-    return Outlook(fleet, found, remarks)
+    return Outlook(fleet, found, remarks, counts)
 
 
 def work_of(stage: str, config: PipelineConfig, above: Mapping[str, Counts]) -> Work | None:

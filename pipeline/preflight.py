@@ -19,6 +19,7 @@ from pipeline.base.resources import Node, cluster_nodes, pool_request
 from pipeline.base.sizes import size_text
 from pipeline.base.store import ArtifactStore
 from pipeline.base.training import TrainingPlan
+from pipeline.batch_fit import Fit, largest_fit
 from pipeline.dag import STAGES
 from pipeline.devices import machine_memory, machine_of
 from pipeline.estimates import Outlook
@@ -169,24 +170,28 @@ def _look_at_memory(config: PipelineConfig, ahead: Outlook, found: _Problems) ->
     for name, expected in ahead.stages.items():
         if expected is None or expected.device_bytes is None or not has:
             continue
-        needed = expected.device_bytes * (1 if fleet.device.is_gpu else expected.workers)
+        sharing = 1 if fleet.device.is_gpu else expected.workers
+        needed = expected.device_bytes * sharing
         if needed > has:
+            fit = largest_fit(config, name, ahead.counts, has / sharing)
             who = f"a {fleet.device.kind}" if fleet.device.is_gpu else "this machine"
             with found.noted():
                 raise ConfigError(
                     f"{name}: by the estimate its workers need {_precise(needed)} of memory, and "
-                    f"{who} has {_precise(has)}; {_smaller(config, name)}, {_MEND_ROOM}"
+                    f"{who} has {_precise(has)}; {_smaller(config, name, fit)}, {_MEND_ROOM}"
                 )
 
 
-def _smaller(config: PipelineConfig, stage: str) -> str:
-    """Say how a stage takes less memory."""
-    if stage == "distill":
-        ways = ["distill.micro_batch"]
-        if not config.distill.checkpoint_blocks:
-            return "set distill.checkpoint_blocks, lower distill.micro_batch"
-        return f"lower {ways[0]}, set distill.lora, shard over more workers (distill.shard_over)"
-    return f"lower {stage}.micro_batch, or the number of workers on one machine"
+def _smaller(config: PipelineConfig, stage: str, fit: Fit | None) -> str:
+    """Say how a stage takes less memory; `fit` is the largest micro-batch that would do."""
+    ways = []
+    if fit is not None:
+        ways = [f"lower {stage}.micro_batch to {fit.micro_batch}"]
+    if stage in ("distill", "dpo") and not getattr(config, stage).checkpoint_blocks:
+        ways = [f"set {stage}.checkpoint_blocks", *ways]
+    elif stage == "distill":
+        ways += ["set distill.lora", "shard over more workers (distill.shard_over)"]
+    return ", ".join(ways or ["use devices with more memory, or fewer workers on one machine"])
 
 
 def _needs(

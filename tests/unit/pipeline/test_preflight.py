@@ -112,6 +112,24 @@ def test_memory_of_the_card(config, store):
     ready(changed(small, costs={"device": "nvidia-l4", "check_room": False}), store)
 
 
+def test_the_largest_micro_batch_that_fits_is_named(config, store):
+    """And it fits, and the next larger one does not."""
+    wide = {"global_batch": 60_000, "checkpoint_blocks": True}
+    small = changed(config, costs={"device": "nvidia-l4"}, distill=wide)
+    with pytest.raises(ConfigError) as refused:
+        ready(small, store)
+    size = int(
+        re.search(r"lower distill\.micro_batch to (\d+), set distill", str(refused.value))[1]
+    )
+    larger = next(n for n in range(size + 1, 60_001) if 60_000 % n == 0)
+    ready(changed(small, distill=wide | {"micro_batch": size}), store)
+    with pytest.raises(ConfigError, match=f"lower distill.micro_batch to {size},"):
+        ready(changed(small, distill=wide | {"micro_batch": larger}), store)
+    pool = changed(config, costs={"device": "nvidia-l4"}, eval={"micro_batch": 200_000})
+    with pytest.raises(ConfigError, match=r"eval: .* lower eval\.micro_batch to \d+, or set"):
+        ready(pool, store)
+
+
 def test_memory_of_this_machine(config, store, monkeypatch):
     monkeypatch.setattr(devices, "gpu_names", lambda: [])
     monkeypatch.setattr(preflight, "machine_memory", lambda: 400_000_000)
