@@ -60,5 +60,5 @@ def test_a_file_for_the_evaluation_is_looked_at(configured, tmp_path):
 def test_what_plan_did_not_look_at_is_found_when_the_stage_begins():
     require_judged("eval.scores", ["clip_score", "layout"], SHAPES)
     require_judged("eval.scores", ["clip_score"], CATS)
-    with pytest.raises(ConfigError, match=r"eval\.scores: layout judges captions"):
+    with pytest.raises(ConfigError, match=r"eval\.scores: layout judges only captions"):
         require_judged("eval.scores", ["clip_score", "layout"], [*SHAPES, *CATS])
