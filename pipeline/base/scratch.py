@@ -27,7 +27,7 @@ def scratch_prefix(what: str) -> str:
 @cache
 def _mine(process: int) -> str:
     remove_left_over()
-    return f"{_place()}-{process}-{birth(process) or 0:.2f}"
+    return f"{_place()}-{process}-{birth(process) or 0.0!r}"
 
 
 def remove_left_over() -> None:

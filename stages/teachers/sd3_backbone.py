@@ -2,7 +2,8 @@
 
 Without T5, SD3 appends 256 rows of zeros to the text, which has no positions: equal rows stay equal
 through every block, and m of them act exactly as one with its attention logit raised by log(m).
-Exact, for SD3.5 too (dual attention, QK norm); several times cheaper for short sequences.
+Exact in float32, for SD3.5 too (dual attention, QK norm); several times cheaper for short
+sequences. In bfloat16 log(256) rounds to 5.53125, so that one token weighs as much as 252.5 rows.
 """
 
 from __future__ import annotations
