@@ -83,7 +83,9 @@ class LaddTrainer:
         train_student = turn >= 0 and turn % config.discriminator.updates_per_student == 0
         batches = self._micro_batches(
             x0_BCHW.to(self.device).float(),
-            conditioning.to(self.device).to(self.device, torch.float32),
+            conditioning.to(self.device).to(
+                self.device, torch.float32
+            ),  # it travels as it is stored
             student_step,
         )
         if not self.heads_optimizer.state:  # no update so far, or none that was finite

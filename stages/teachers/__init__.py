@@ -10,7 +10,7 @@ import importlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +62,18 @@ class Family:
 
 
 EMBEDDED = Path(__file__).parents[1] / "shapes_world" / "weights"
-_SD3 = (
-    "stages.teachers.sd3_costs:model_costs",
-    "stages.teachers.sd3_folder:check_teacher",
-    "stages.teachers.sd3_folder:hub_model",
-    "stages.teachers.sd3_folder:check_start",
+_SD3 = Family(
+    teacher="stages.teachers.sd3:SD3Teacher",
+    pipeline="StableDiffusion3Pipeline",
+    costs="stages.teachers.sd3_costs:model_costs",
+    check="stages.teachers.sd3_folder:check_teacher",
+    hub="stages.teachers.sd3_folder:hub_model",
+    start="stages.teachers.sd3_folder:check_start",
 )
-_SD3_PIPELINE = "StableDiffusion3Pipeline"
 
 FAMILIES = {
-    "sd3": Family("stages.teachers.sd3:SD3Teacher", _SD3_PIPELINE, *_SD3),
-    "shapes": Family("stages.teachers.shapes:ShapesTeacher", _SD3_PIPELINE, *_SD3, EMBEDDED),
+    "sd3": _SD3,
+    "shapes": replace(_SD3, teacher="stages.teachers.shapes:ShapesTeacher", embedded=EMBEDDED),
 }
 
 
