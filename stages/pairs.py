@@ -27,14 +27,7 @@ from schemas.config import PipelineConfig
 from schemas.errors import StageFailed, UnusableSample
 from schemas.records import ShardStats
 from stages.data.pair_files import Part, SourcePair, parts_of, read_part, require_pair_files
-from stages.estimates.pictures import (
-    MEMBERS_BYTES,
-    drawn,
-    file_bytes,
-    largest,
-    latent_bytes,
-    writing_seconds,
-)
+from stages.estimates.pictures import drawn, largest, pair_bytes, writing_seconds
 from stages.estimates.scores import judged, weight_bytes
 from stages.pictures.files import encode_image, fit_to_bucket
 from stages.pictures.student import check_steps, pairs_sampler, pairs_student
@@ -109,7 +102,7 @@ def work(config: PipelineConfig, above: Above) -> Work | None:
     pictures = prompts * wanted.pictures_per_prompt
     how = config.synthesize.at(steps=wanted.teacher_steps, guidance_scale=wanted.guidance_scale)
     passes = how.passes if wanted.model == "teacher" else wanted.student_steps
-    kept = 2 * (file_bytes(config, "png") + latent_bytes(config, costs)) + MEMBERS_BYTES
+    kept = pair_bytes(config, costs)
     drawing = Phase(
         "pairs",
         (

@@ -89,6 +89,11 @@ def latent_bytes(config: PipelineConfig, costs: ModelCosts | None, number: int =
     return 0.0 if costs is None else number * mean(config, costs.latents)
 
 
+def pair_bytes(config: PipelineConfig, costs: ModelCosts) -> float:
+    """Bytes of a preference pair in the store: two pictures with their latents."""
+    return 2 * (file_bytes(config, "png") + latent_bytes(config, costs)) + MEMBERS_BYTES
+
+
 def sum_of(*parts: tuple[Part, ...]) -> tuple[Part, ...]:
     """Return one part for each kind."""
     found: dict[str, Part] = {}

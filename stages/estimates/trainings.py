@@ -5,7 +5,15 @@ from __future__ import annotations
 from pipeline.base.training import TrainingPlan
 from pipeline.base.work import Above, Part, Phase, Work
 from schemas.config import PipelineConfig
-from stages.estimates.pictures import drawn, embedding_bytes, largest, latent_bytes, mean, sum_of
+from stages.estimates.pictures import (
+    drawn,
+    embedding_bytes,
+    largest,
+    latent_bytes,
+    mean,
+    pair_bytes,
+    sum_of,
+)
 from stages.estimates.scores import judged, weight_bytes
 from stages.ladd.passes import head_passes, passes
 from stages.teachers import model_costs
@@ -65,12 +73,23 @@ def distilling(config: PipelineConfig, above: Above) -> Work | None:
 
 def _cached(config: PipelineConfig, costs: ModelCosts, above: Above) -> float:
     """Bytes that a worker keeps of latents and embeddings of a remote store."""
-    if "://" not in config.store or config.store.startswith(("file://", "local://", "memory://")):
+    if not _is_remote(config):
         return 0.0
     made, number = above.get("encode", {}), 2 if config.encode.dtype == "float16" else 4
     whole = made.get("ok", 0) * latent_bytes(config, costs, number)
     whole += made.get("prompts", 0) * embedding_bytes(config, costs)
     return min(config.distill.cache_gb * 1e9, whole)
+
+
+def _pairs_here(config: PipelineConfig, costs: ModelCosts) -> float:
+    """Bytes of the embeddings that a worker of the tuning keeps, and of its copy of the pairs."""
+    kept = 2 * costs.embedding() + (pair_bytes(config, costs) if _is_remote(config) else 0)
+    return config.pairs.prompts * kept
+
+
+def _is_remote(config: PipelineConfig) -> bool:
+    local = ("file://", "local://", "memory://")
+    return "://" in config.store and not config.store.startswith(local)
 
 
 def _seen(config: PipelineConfig, costs: ModelCosts) -> tuple[Part, ...]:
@@ -139,7 +158,7 @@ def tuning(config: PipelineConfig) -> Work | None:
         ),
         counts={"updates": dpo.steps},
         store_bytes=dpo.checkpoints_kept * checkpoint + student + costs.adapter_bytes(dpo.lora),
-        scratch_bytes=2 * student + 2 * checkpoint,
+        scratch_bytes=2 * student + 2 * checkpoint + _pairs_here(config, costs),
         device_bytes=max(
             costs.tuning_bytes(config) + costs.text_bytes(),
             costs.sampling_bytes(largest(config), pairs.micro_batch, in_float32=in_float32)
