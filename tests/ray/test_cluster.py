@@ -18,7 +18,7 @@ from tests.support.job_cluster import detached, job_cluster, join, submit, wait_
 from tests.support.scraping import scraping
 from tests.support.tiny_sd3 import build_pipeline, make_tiny_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 24
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "pink", "orange")
 THINGS = ("circle", "square", "ring", "cross", "boat", "house", "tree", "fish")
