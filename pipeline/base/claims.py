@@ -207,8 +207,16 @@ def live_runs(store: ArtifactStore, folder: str) -> list[str]:
     """Return words that name the live runs on an artifact. Takes up to three beats to tell: all are
     watched at once.
     """
-    places = [*(run_folder(folder, run) for run in sorted(runs_in(store, folder))), folder]
-    found = in_order(partial(holder_of, store), places, min(len(places), _WATCHED_AT_ONCE))
+    return _holders(store, [*_run_folders(store, folder), folder])
+
+
+def _run_folders(store: ArtifactStore, folder: str) -> list[str]:
+    return [run_folder(folder, run) for run in sorted(runs_in(store, folder))]
+
+
+def _holders(store: ArtifactStore, places: list[str]) -> list[str]:
+    """Words that name the live holders of the leases in some folders."""
+    found = in_order(partial(holder_of, store), places, _WATCHED_AT_ONCE)
     return [who for who in found if who is not None]
 
 
@@ -219,9 +227,9 @@ def alone_on(store: ArtifactStore, stage: str, key: str) -> Iterator[None]:
     """
     folder = claims_folder(stage, key)
     with held(store, folder, stage):
-        for run in sorted(runs_in(store, folder)):
-            if (who := holder_of(store, run_folder(folder, run))) is not None:
-                raise Locked(f"{stage}/{key}: a run is at work on it ({who}); wait until it ends")
+        who = next(iter(_holders(store, _run_folders(store, folder))), None)
+        if who is not None:
+            raise Locked(f"{stage}/{key}: a run is at work on it ({who}); wait until it ends")
         yield
     store.remove_empty(folder)
 
