@@ -107,6 +107,25 @@ def worker_share(plan: TrainingPlan, nodes: Sequence[Node]) -> Request:
     return best if best is not None and best.room(nodes) else share(1.0)
 
 
+def worker_count(
+    plan: TrainingPlan, share: Request, nodes: Sequence[Node], *, grows: bool
+) -> int | tuple[int, int]:
+    """Return the number of workers, or its bounds if the plan has a minimum and nodes may join. A
+    cluster that never grows gets as many as fit.
+    """
+    least = plan.min_workers
+    if least is None or least == plan.workers:
+        return plan.workers
+    if grows:
+        return least, plan.workers
+    return min(plan.workers, share.room(nodes))
+
+
+def is_joined(context: StageContext) -> bool:
+    """Whether the run has joined a cluster, to which nodes may be added."""
+    return context.config.ray.address is not None
+
+
 def _own_share(context: StageContext, plan: TrainingPlan) -> Request:
     """Return the share of this training's workers.
 
@@ -114,8 +133,8 @@ def _own_share(context: StageContext, plan: TrainingPlan) -> Request:
     cluster may grow: then a warning says what the training waits for. Another says that CPUs train
     if the cluster has no GPU.
     """
-    nodes, joined = cluster_nodes(), context.config.ray.address is not None
-    if not joined:
+    nodes = cluster_nodes()
+    if not is_joined(context):
         return require_room(context.stage, plan, nodes)
     share = worker_share(plan, nodes)
     if not share.gpus and plan.use_gpu is None:
@@ -278,9 +297,6 @@ def _trainer(
     from ray import train
     from ray.train.torch import TorchTrainer
 
-    workers: Any = plan.workers
-    if plan.min_workers not in (None, plan.workers):
-        workers = (plan.min_workers, plan.workers)
     return TorchTrainer(
         _entry,
         train_loop_config={
@@ -293,7 +309,7 @@ def _trainer(
             "cwd": entered(),
         },
         scaling_config=train.ScalingConfig(
-            num_workers=workers,
+            num_workers=worker_count(plan, share, cluster_nodes(), grows=is_joined(context)),
             use_gpu=bool(share.gpus),
             resources_per_worker=share.bundle(),
             label_selector=dict(share.labels) or None,

@@ -77,6 +77,16 @@ def test_parts_of_a_cpu_fit_as_often_as_they_go_into_it():
     assert Request(0.1).room([Node({"CPU": 1.0}), Node({"CPU": 0.35})]) == 13
 
 
+@pytest.mark.parametrize(
+    ("min_workers", "grows", "count"),
+    [(None, False, 4), (None, True, 4), (2, True, (2, 4)), (4, True, 4), (2, False, 3)],
+)
+def test_a_machine_that_never_grows_gets_as_many_workers_as_fit(min_workers, grows, count):
+    """Bug: let Ray Train wait for nodes that cannot join."""
+    plan, nodes = plan_for(4, min_workers=min_workers), [Node({"CPU": 3.0})]
+    assert training.worker_count(plan, Request(1), nodes, grows=grows) == count
+
+
 @pytest.mark.parametrize(("share", "devices"), [(Request(3), 6), (Request(3, 1), 2)])
 @pytest.mark.slow
 def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypatch):
