@@ -43,12 +43,19 @@ COVERED = ("schemas", "stages/ladd", "stages/training", "stages/test_distill.py"
 """What in `tests/unit` runs the lines of coverage's sources."""
 
 
+FIRST = "test_lives.py"
+"""A long test that does not need the `smoke_store`: it runs while another process makes that."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Measure the coverage of some tests only: it adds half to the time of a test."""
+    """Measure the coverage of some tests only: it adds half to the time of a test. And let no
+    process wait for a store that another makes.
+    """
     unit = Path(__file__).parent / "unit"
     for item in items:
         if not any(item.path.is_relative_to(unit / name) for name in COVERED):
             item.add_marker("no_cover")
+    items.sort(key=lambda item: item.path.name != FIRST)
 
 
 @pytest.fixture(autouse=True, scope="session")

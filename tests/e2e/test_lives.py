@@ -1,7 +1,7 @@
-"""The life of a training on Ray: killed, gone on with, cut short, decayed, and begun again from its
-student. The decayed result, killed in trunk and tail, and the one begun again, killed too, have the
-bytes of those that were left alone, without Ray; tests/unit/stages/test_distill.py compares the
-others.
+"""The life of a training: killed on Ray, gone on with there, cut short, decayed, and begun again
+from its student. The decayed result, killed in trunk and tail, and the one begun again, killed too,
+have the bytes of those that were left alone, without Ray; tests/unit/stages/test_distill.py
+compares the others.
 """
 
 from __future__ import annotations
@@ -59,22 +59,21 @@ def planned(config: Path, store: Path, *values: str) -> str:
     return next(row["why"] for row in json.loads(result.stdout) if row["stage"] == "distill")
 
 
-def run(config: Path, *options: object) -> None:
-    result = call_here("distill", *options, "-c", config, ray=True)
+def run(config: Path, *options: object, ray: bool = False) -> None:
+    result = call_here("distill", *options, "-c", config, ray=ray)
     assert result.returncode == 0, result.stderr
 
 
-def train_without_ray(config: Path, *options: object, lives: int = 0) -> int:
-    """Train in a process that SIGKILL ends right after so many checkpoints; 0 is never. Returns its
-    exit code.
-    """
+def train_and_die(config: Path, *options: object, lives: int) -> None:
+    """Train without Ray in a process that SIGKILL ends right after so many checkpoints."""
     command = [sys.executable, "-m", "tests.support.without_ray", "distill", *options, "-c", config]
-    return subprocess.run(
+    died = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
         env=os.environ | {"LIVES": str(lives)},
         timeout=600,
-    ).returncode
+    )
+    assert died.returncode == -signal.SIGKILL
 
 
 def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path):
@@ -94,16 +93,15 @@ def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path)
     )
     assert not made(parts)
     assert re.search(r"; continues at update ([2468]|10) of 12$", planned(config, parts, *WHOLE))
-    run(config, *settings(parts, *WHOLE))
+    run(config, *settings(parts, *WHOLE), ray=True)
     assert "; takes update 10 of the training " in planned(config, parts, *HALF)
     run(config, "export", "--step", 9, *settings(parts))
     # The first two checkpoints are the trunk's.
-    died = train_without_ray(config, *settings(parts, *DECAYED), lives=3)
-    assert died == -signal.SIGKILL
+    train_and_die(config, *settings(parts, *DECAYED), lives=3)
     assert re.search(r"; continues at update 8 of 12$", planned(config, parts, *DECAYED))
-    run(config, *settings(parts, *DECAYED))
+    run(config, *settings(parts, *DECAYED), ray=True)
     begun_again = settings(parts, "distill.steps=5", "distill.init=latest")
-    assert train_without_ray(config, *begun_again, lives=1) == -signal.SIGKILL
+    train_and_die(config, *begun_again, lives=1)
     run(config, *begun_again)
     refused = call_here("distill", "export", "--step", 4, "-c", config, *settings(parts))
     assert refused.returncode == 4 and "for 4 steps, but for 3, " in refused.stderr
@@ -111,7 +109,7 @@ def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path)
     alone = tmp_path / "alone"
     shutil.copytree(tmp_path / "store", alone)
     for values in (DECAYED, ("distill.steps=5", "distill.init=latest")):
-        assert train_without_ray(config, *settings(alone, *values)) == 0
+        run(config, *settings(alone, *values))
     undisturbed = made(alone)
     assert len(undisturbed) == 2 and len(made(parts)) == 4
     for key, folder in undisturbed.items():

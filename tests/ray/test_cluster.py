@@ -69,6 +69,7 @@ def test_nodes_come_and_go(head, bucket, tmp_path, scraped):
         synthesize={"pool": {"gpus_per_worker": 1}},
         distill={
             **{"steps": STEPS, "workers": 2, "shard_over": 2, "sample_every": STEPS},
+            "checkpoint_every": 4,
             **{"use_gpu": False},
         },
     )

@@ -63,12 +63,21 @@ def call_here(*arguments: Any, cwd: Path = ROOT, ray: bool = False) -> subproces
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
 
 
+_ray = contextlib.ExitStack()
+"""The Ray of this process, where one runs."""
+
+
 @functools.cache
 def start_ray() -> None:
     """Start the Ray of this process, unless it runs already."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(ray_cluster(open_config(None, "shapes-smoke", (), {})))
-    atexit.register(stack.close)
+    _ray.enter_context(ray_cluster(open_config(None, "shapes-smoke", (), {})))
+    atexit.register(stop_ray)
+
+
+def stop_ray() -> None:
+    """Stop the Ray of this process, if one runs: even idle it takes its share of the cores."""
+    _ray.close()
+    start_ray.cache_clear()
 
 
 def start_until(

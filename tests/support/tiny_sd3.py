@@ -113,6 +113,10 @@ def build_pipeline(
     return folder
 
 
+ALONE = {"workers": 1}
+"""A pool of the stage's own process: actors take longer to start than such small work takes."""
+
+
 def make_tiny_config(model: Path, store: Path, **sections) -> PipelineConfig:
     content = {
         "name": "tiny",
@@ -126,7 +130,14 @@ def make_tiny_config(model: Path, store: Path, **sections) -> PipelineConfig:
             "buckets": {"32x32": 1, "48x16": 1},
             "samples_per_shard": 4,
         },
-        "synthesize": {"steps": 2, "guidance_scale": 3.0, "micro_batch": 4, "flat_below": 0.0},
+        "synthesize": {
+            "steps": 2,
+            "guidance_scale": 3.0,
+            "micro_batch": 4,
+            "flat_below": 0.0,
+            "pool": ALONE,
+        },
+        "encode": {"pool": ALONE},
         "distill": {
             "steps": 4,
             "global_batch": 4,
@@ -139,9 +150,13 @@ def make_tiny_config(model: Path, store: Path, **sections) -> PipelineConfig:
             "student_time": {"warmup_steps": 1},
             "discriminator": {"channels": 8, "head_start_steps": 1},
         },
-        "pairs": {"reward": {"name": "layout"}},
+        "pairs": {"reward": {"name": "layout"}, "pool": ALONE},
         "dpo": {"chooser": {"name": "attributes"}},
-        "eval": {"scores": [{"name": "attributes"}], "features": {"name": "judge_features"}},
+        "eval": {
+            "scores": [{"name": "attributes"}],
+            "features": {"name": "judge_features"},
+            "pool": ALONE,
+        },
     }
     for name, values in sections.items():
         content[name] = {**content.get(name, {}), **values} if isinstance(values, dict) else values

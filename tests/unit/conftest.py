@@ -10,8 +10,15 @@ import pytest
 import yaml
 
 from pipeline import cli
+from tests.support.command import stop_ray
 from tests.support.tiny_sd3 import make_tiny_config
 from tests.support.without_ray import without_ray
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_ray():
+    """The Ray that earlier tests have started is not needed here."""
+    stop_ray()
 
 
 @pytest.fixture(autouse=True)

@@ -88,7 +88,6 @@ def test_a_machine_that_never_grows_gets_as_many_workers_as_fit(min_workers, gro
 
 
 @pytest.mark.parametrize(("share", "devices"), [(Request(3), 6), (Request(3, 1), 2)])
-@pytest.mark.slow
 def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypatch):
     """Bug: take the time of the last start alone."""
     place = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 2)
@@ -105,6 +104,8 @@ def test_device_hours_are_those_of_all_starts(share, devices, tmp_path, monkeypa
 
     monkeypatch.setattr("ray.train.get_context", lambda: place)
     monkeypatch.setattr("ray.train.report", report)
+    # Asked without a Ray, it would start one.
+    monkeypatch.setattr("ray.util.get_current_placement_group", lambda: None)
     monkeypatch.setattr("ray.train.get_all_reported_checkpoints", lambda: reported)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     clock = SimpleNamespace(monotonic=lambda: 0.0)
