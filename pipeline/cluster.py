@@ -105,6 +105,8 @@ def _local(
     """Return the options of a Ray that fits on this machine."""
     # No cloud takes this machine back: a process less in each training.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # How often Ray Train looks at its workers. A small training waits for that at each checkpoint.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     machine.settle_token()
     folder, remark = machine.ray_folder()
     if remark:

@@ -34,6 +34,7 @@ def job_cluster(patch: pytest.MonkeyPatch, nodes: int = 0) -> Iterator[Any]:
     patch.chdir(ROOT)
     patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     patch.setenv("RAY_metrics_report_interval_ms", "1000")
+    patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     port, agent = free_ports(2)  # other Rays on this machine have the usual ones
     options = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
     options |= {"dashboard_agent_listen_port": agent}
