@@ -91,8 +91,7 @@ def test_a_cluster_without_room_for_a_later_training_is_warned_of(config, monkey
     nodes = [Node({"CPU": 8.0, "GPU": 2.0})]
     monkeypatch.setattr(preflight, "cluster_nodes", lambda: nodes)
     said: list[tuple[str, str]] = []
-    workers = {"workers": 4, "min_workers": None}
-    wide = changed(config, distill=workers | {"global_batch": 32})
+    wide = changed(config, distill={"workers": 4, "global_batch": 32})
     running = ("synthesize", "distill", "dpo")
     preflight.tell_of_cluster(wide, running, lambda *text: said.append(text))
     assert not said  # this machine's Ray is checked otherwise
@@ -115,7 +114,7 @@ def test_memory_of_the_card(config, store):
 
 def test_the_largest_micro_batch_that_fits_is_named(config, store):
     """And it fits, and the next larger one does not."""
-    wide = {"global_batch": 60_000, "workers": 1, "checkpoint_blocks": True}
+    wide = {"global_batch": 60_000, "checkpoint_blocks": True}
     small = changed(config, costs={"device": "nvidia-l4"}, distill=wide)
     with pytest.raises(ConfigError) as refused:
         ready(small, store)
@@ -229,7 +228,6 @@ def test_all_that_is_missing_is_said_at_once(
         "dpo.chooser.name=clip_score",
         "eval.scores=[{name: clip_score}, {name: image_reward}]",
         "distill.workers=64",
-        "distill.min_workers=null",
         "distill.global_batch=64",
     ):
         arguments += ["--set", setting]
