@@ -39,7 +39,7 @@ def ray_cluster(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
-    with_others = config.ray.address is not None
+    with_others = config.ray.is_joined
     if not with_others:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     with contextlib.ExitStack() as stack:

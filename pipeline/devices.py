@@ -121,7 +121,7 @@ class Fleet:
 def fleet_of(config: PipelineConfig) -> Fleet:
     """Return the devices that `costs` names, else those of this machine."""
     costs, here = config.costs, machine_of(config)
-    if costs.device is None and config.ray.address is None:
+    if costs.device is None and not config.ray.is_joined:
         return here if costs.devices is None else _resized(here, costs.devices)
     device, known = _named(costs, here)
     count = costs.devices or (here.count if device.kind == here.device.kind else 1)

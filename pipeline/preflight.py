@@ -53,7 +53,7 @@ def require_ready(
         if check := getattr(STAGES[name].module(), "check", None):
             with found.noted():
                 check(config)
-    if config.ray.address is None:
+    if not config.ray.is_joined:
         _look_at_workers(config, running, found)
     missing = _look_at_models(config, running, found, hub) if hub is not None else 0
     with found.noted():
@@ -72,7 +72,7 @@ def tell_of_cluster(
     """Warn, before the first sample, of trainings for which a joined cluster has no room as it is:
     it may grow until then.
     """
-    if config.ray.address is None:
+    if not config.ray.is_joined:
         return
     nodes = cluster_nodes()
     for name in running:
@@ -207,7 +207,7 @@ def _needs(
         made = sum(_there(store, stage) for stage in stages if stage.name in known)
         whole = sum(found.store_bytes for found in known.values())
         yield "store", Path(store.root), whole - made, "name another store"
-    if config.ray.address is None and ahead.fleet.is_here and known:
+    if not config.ray.is_joined and ahead.fleet.is_here and known:
         most = max(found.scratch_bytes * found.workers for found in known.values())
         yield "TMPDIR", Path(tempfile.gettempdir()), most, "set TMPDIR to a larger disk"
     if download:

@@ -135,7 +135,7 @@ def _trainings(config: PipelineConfig, pairs: int) -> dict[str, dict[str, Any]]:
 
 
 def _require_probing(config: PipelineConfig, fleet: Fleet) -> None:
-    is_cluster = config.ray.address is not None
+    is_cluster = config.ray.is_joined
     if config.costs.device is not None and not is_cluster:
         raise ConfigError(
             "--probe measures this machine, but costs.device says what to plan for; leave it out, "

@@ -942,6 +942,11 @@ class RayConfig(Frozen):
     stage_retries: int = runtime(2, ge=0)
     """How often to try a stage again whose process was lost, and to start a local Ray again."""
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether runs join a cluster, to which nodes may be added, and start no Ray here."""
+        return self.address is not None
+
 
 class PipelineConfig(Frozen):
     """The whole configuration of `ladd-pipeline`."""

@@ -212,7 +212,7 @@ def _made(
     """
     if not missing:
         return
-    nodes, joined = cluster_nodes(), context.config.ray.address is not None
+    nodes, joined = cluster_nodes(), context.config.ray.is_joined
     pool = pool if joined else pool.model_copy(update={"placement": Placement()})
     request = pool_request(pool, nodes)
     room = request.room(nodes)

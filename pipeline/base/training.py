@@ -121,11 +121,6 @@ def worker_count(
     return min(plan.workers, share.room(nodes))
 
 
-def is_joined(context: StageContext) -> bool:
-    """Whether the run has joined a cluster, to which nodes may be added."""
-    return context.config.ray.address is not None
-
-
 def _own_share(context: StageContext, plan: TrainingPlan) -> Request:
     """Return the share of this training's workers.
 
@@ -134,7 +129,7 @@ def _own_share(context: StageContext, plan: TrainingPlan) -> Request:
     if the cluster has no GPU.
     """
     nodes = cluster_nodes()
-    if not is_joined(context):
+    if not context.config.ray.is_joined:
         return require_room(context.stage, plan, nodes)
     share = worker_share(plan, nodes)
     if not share.gpus and plan.use_gpu is None:
@@ -297,6 +292,8 @@ def _trainer(
     from ray import train
     from ray.train.torch import TorchTrainer
 
+    grows = context.config.ray.is_joined
+    workers: Any = worker_count(plan, share, cluster_nodes(), grows=grows)
     return TorchTrainer(
         _entry,
         train_loop_config={
@@ -309,7 +306,7 @@ def _trainer(
             "cwd": entered(),
         },
         scaling_config=train.ScalingConfig(
-            num_workers=worker_count(plan, share, cluster_nodes(), grows=is_joined(context)),
+            num_workers=workers,
             use_gpu=bool(share.gpus),
             resources_per_worker=share.bundle(),
             label_selector=dict(share.labels) or None,

@@ -105,7 +105,7 @@ def _expects_gpu(config: PipelineConfig, training: DistillConfig | DpoConfig) ->
         return training.use_gpu
     if config.costs.device is not None:
         return config.costs.device != "cpu"
-    return config.ray.address is not None or shutil.which("nvidia-smi") is not None
+    return config.ray.is_joined or shutil.which("nvidia-smi") is not None
 
 
 def _cpu_has_bfloat16() -> bool:

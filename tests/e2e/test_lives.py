@@ -40,6 +40,7 @@ LENGTHS = {
 WHOLE, HALF = ("distill.steps=11",), ("distill.steps=9",)
 """12 updates, and 10: the sample grid behind the last is drawn only for this length."""
 DECAYED = (*WHOLE, "distill.decay_share=0.5")
+BEGUN_AGAIN = ("distill.steps=5", "distill.init=latest")
 
 
 def settings(store: Path, *values: str) -> list[str]:
@@ -100,15 +101,14 @@ def test_a_training_killed_and_divided_has_the_bytes_of_one_left_alone(tmp_path)
     train_and_die(config, *settings(parts, *DECAYED), lives=3)
     assert re.search(r"; continues at update 8 of 12$", planned(config, parts, *DECAYED))
     run(config, *settings(parts, *DECAYED), ray=True)
-    begun_again = settings(parts, "distill.steps=5", "distill.init=latest")
-    train_and_die(config, *begun_again, lives=1)
-    run(config, *begun_again)
+    train_and_die(config, *settings(parts, *BEGUN_AGAIN), lives=1)
+    run(config, *settings(parts, *BEGUN_AGAIN))
     refused = call_here("distill", "export", "--step", 4, "-c", config, *settings(parts))
     assert refused.returncode == 4 and "for 4 steps, but for 3, " in refused.stderr
 
     alone = tmp_path / "alone"
     shutil.copytree(tmp_path / "store", alone)
-    for values in (DECAYED, ("distill.steps=5", "distill.init=latest")):
+    for values in (DECAYED, BEGUN_AGAIN):
         run(config, *settings(alone, *values))
     undisturbed = made(alone)
     assert len(undisturbed) == 2 and len(made(parts)) == 4

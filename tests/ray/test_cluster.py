@@ -68,9 +68,8 @@ def test_nodes_come_and_go(head, bucket, tmp_path, scraped):
         prompts={"sources": [{"kind": "file", "url": "prompts.txt"}]},
         synthesize={"pool": {"gpus_per_worker": 1}},
         distill={
-            **{"steps": STEPS, "workers": 2, "shard_over": 2, "sample_every": STEPS},
-            "checkpoint_every": 4,
-            **{"use_gpu": False},
+            **{"steps": STEPS, "checkpoint_every": 4, "sample_every": STEPS},
+            **{"workers": 2, "shard_over": 2, "use_gpu": False},
         },
     )
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))

@@ -190,7 +190,7 @@ def made(store: ArtifactStore) -> dict[str, dict[str, str]]:
 
 def left_over(store: ArtifactStore, arguments: list[Any]) -> list[str]:
     """What stays after `artifacts gc` though no finished chain may leave it: claims, live leases,
-    half-written files. By default `gc` leaves those alone for a day; `arguments` name the store.
+    half-written files, which `gc` leaves alone for a day by default. `arguments` name the store.
     """
     gone = call_here("artifacts", "gc", "--delete", "--older-than", "0", *arguments)
     assert gone.returncode == 0, gone.stderr
