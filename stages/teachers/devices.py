@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from schemas.errors import ConfigError
 from schemas.resources import WorkerPool
 
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_MALLOC = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_KEPT_MEMORY = {-3: 32 << 20, -1: 1 << 30}
+"""`M_MMAP_THRESHOLD` and `M_TRIM_THRESHOLD` of `mallopt(3)`, in bytes."""
 _DRIVER = Path("/dev/nvidiactl")
 
 
@@ -36,7 +40,24 @@ def worker_device(cpus: float, gpus: float | None) -> torch.device:
             "false (trainings) or gpus_per_worker: 0 (pools) for CPUs"
         )
     torch.set_num_threads(max(1, min(int(cpus), own_cpus())))
+    keep_freed_memory()
     return torch.device("cpu")
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 1 GiB of freed memory, in blocks of at most 32 MiB, for the next
+    activations. Otherwise it returns them to the system after each layer, and takes them again page
+    by page: a tenth of a small teacher's sampling.
+
+    Only the GNU C library has these settings, and the user's own in the environment stay. Returns
+    whether they were made.
+    """
+    if any(name in os.environ for name in _MALLOC):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(
+        mallopt(option, size) for option, size in _KEPT_MEMORY.items()
+    )
 
 
 def pool_device(pool: WorkerPool) -> torch.device:

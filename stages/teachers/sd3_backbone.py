@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.ladd.backbone import Backbone, Conditioning
+from stages.teachers.sd3_gelu import use_fast_gelu
 from stages.teachers.sd3_lora import as_in_forward
 
 
@@ -33,6 +34,7 @@ class SD3Backbone(Backbone):
     ) -> None:
         super().__init__()
         transformer.set_attn_processor(FoldedJointAttention())
+        use_fast_gelu(transformer)
         self.transformer = transformer
         self.checkpoint_blocks = checkpoint_blocks
         self.tap_widths = [transformer.inner_dim] * len(transformer.transformer_blocks)
@@ -132,8 +134,10 @@ class FoldedJointAttention:
         attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         def split(x_BND: Tensor, norm: nn.Module | None) -> Tensor:
-            x_BHND = x_BND.unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            return x_BHND if norm is None else norm(x_BHND)
+            x_BNHD = x_BND.unflatten(2, (attn.heads, -1))
+            if norm is not None:
+                x_BNHD = norm(x_BNHD).to(x_BND.dtype)  # under autocast, it may come in float32
+            return x_BNHD.transpose(1, 2)
 
         query = split(attn.to_q(hidden_states), attn.norm_q)
         key = split(attn.to_k(hidden_states), attn.norm_k)
@@ -148,14 +152,19 @@ class FoldedJointAttention:
             key = torch.cat([key, text_key], dim=2)
             value = torch.cat([value, text_value], dim=2)
         mixed = _attend(query, key, value, attention_mask)
-        mixed_BND = mixed.transpose(1, 2).flatten(2).to(query.dtype)
+
+        def merge(x_BHND: Tensor) -> Tensor:
+            return x_BHND.transpose(1, 2).flatten(2)
+
         if encoder_hidden_states is None:
-            return attn.to_out[0](mixed_BND)
-        image_BND, text_BLD = mixed_BND.split(
-            [hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1
+            return attn.to_out[0](merge(mixed))
+        # Each part is made contiguous by itself: a linear layer is slow on a view into both.
+        image_BHND, text_BHND = mixed.split(
+            [hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=2
         )
-        return attn.to_out[0](image_BND), text_BLD if attn.context_pre_only else attn.to_add_out(
-            text_BLD
+        text_BLD = merge(text_BHND)
+        return attn.to_out[0](merge(image_BHND)), text_BLD if attn.context_pre_only else (
+            attn.to_add_out(text_BLD)
         )
 
 
@@ -167,7 +176,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=None if bias is None else bias.to(query.dtype)
         )
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    return scores.softmax(-1) @ value
+    (batch, heads), scale = query.shape[:2], query.shape[-1] ** -0.5
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    if bias is None:
+        scores = (query * scale) @ key.transpose(1, 2)
+    else:
+        added = bias.view(1, 1, -1).to(value.dtype)
+        scores = torch.baddbmm(added, query, key.transpose(1, 2), alpha=scale)
+    return (scores.softmax(-1) @ value).unflatten(0, (batch, heads))

@@ -369,7 +369,9 @@ class _Activations:
         if is_low and shapes.on_gpu:  # there layer norms run in float32 too
             every += 8 if kind == "trained" else 4
         scores = second_scores = 0
-        if not shapes.on_gpu:  # a CPU keeps the attention weights, see `sd3_backbone._attend`
+        if not shapes.on_gpu:
+            every += 4 * number  # the MLP's gate, see `sd3_gelu`
+            # And the attention weights, see `sd3_backbone._attend`.
             each = self.batch * transformer["num_attention_heads"] * number
             tokens = shapes.rows * shapes.columns
             scores, second_scores = each * (tokens + shapes.text) ** 2, each * tokens**2
