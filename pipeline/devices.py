@@ -38,9 +38,7 @@ _CPU_SHARES = {
     "text": 0.14,
     "scores": 0.50,
 }
-"""Of a core's peak, what the embedded teacher reaches: the middle of two machines of one kind,
-which were 1.8 times apart (docs/scale.md).
-"""
+"""Of a core's peak, what the embedded teacher reaches (docs/scale.md)."""
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ class FoldedJointAttention:
 
         if encoder_hidden_states is None:
             return attn.to_out[0](merge(mixed))
-        # Each part is made contiguous by itself: a linear layer is slow on a view into both.
+        # On a CPU, the parts are then copied one by one: linear layers are slow on views into both.
         image_BHND, text_BHND = mixed.split(
             [hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=2
         )
