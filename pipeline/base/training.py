@@ -182,7 +182,6 @@ class TrainingRun:
         self._devices = self.world * (self.gpus or self.cpus)
         self._started = time.monotonic()
         self._work = Work().on(0, plan.micro_batch)
-        _note_places(context)
 
     def checkpoint_folders(self) -> Generator[Path, None, None]:
         """Yield the folders of the checkpoints that the artifact can go on from, the best first.
@@ -266,7 +265,7 @@ def train_on_ray(
         return
     share = _own_share(context, plan)
     with hold_training(context, course) as lease:
-        _free_places(context)
+        free_lost_places()
         trainer = _trainer(context, worker, plan, course, share, lease)
         try:
             result = trainer.fit()
@@ -347,32 +346,26 @@ def _entry(loop: dict[str, Any]) -> None:
             raise
 
 
-def _note_places(context: StageContext) -> None:
-    """Note in the cluster which placement group this training's workers hold."""
-    from ray.experimental import internal_kv
-    from ray.util import get_current_placement_group
-
-    if (group := get_current_placement_group()) is not None:
-        internal_kv._internal_kv_put(_places(context), group.id.hex())
-
-
-def _free_places(context: StageContext) -> None:
-    """Give back what the workers of an earlier start hold. Ray does so for a controller that ends
-    by itself; for one that is killed only where the dashboard runs, and the next start would wait
-    for ever.
+def free_lost_places() -> None:
+    """Give back what this job's controllers that were lost hold for their workers. Ray does so for
+    a controller that ends by itself; for one that is killed only where the dashboard runs, and the
+    next start would wait for ever.
     """
+    import ray
     from ray import PlacementGroupID
-    from ray.experimental import internal_kv
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    noted = internal_kv._internal_kv_get(_places(context))
-    if noted:
-        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(noted.decode())))
-        internal_kv._internal_kv_del(_places(context))
-
-
-def _places(context: StageContext) -> str:
-    return f"ladd/{context.stage}/{context.training}/places"
+    job = ray.get_runtime_context().get_job_id()
+    # Ray's public table does not say who made a group, nor whether he lives.
+    for row in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(row)
+        is_held = group.state != PlacementGroupTableData.REMOVED
+        by_actor = any(byte != 0xFF for byte in group.creator_actor_id)  # not by a task or driver
+        is_ours = group.creator_job_id.hex() == job and by_actor
+        if is_held and is_ours and group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def _verdict(context: StageContext) -> str:
