@@ -37,7 +37,7 @@ def test_only_places_of_lost_controllers_are_freed():
 
         class Controller:
             def hold(self) -> None:
-                # The second one is too large: it waits, and would take what becomes free.
+                # The second one waits, as that of a start behind a lost one does.
                 self.groups = [placement_group([{"CPU": cpus}]) for cpus in (1, 4)]
                 ray.get(self.groups[0].ready())
 
